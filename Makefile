@@ -1,0 +1,95 @@
+# The front door. `make demo` and `make test` set up `.venv` from the lock by themselves.
+SHELL := bash
+CORES ?= all
+
+.PHONY: help demo test lint lock clean
+help:
+	@echo 'make demo   run the study of config/demo.yaml on this machine (CORES=2 limits it), show its table and report'
+	@echo 'make test   all tests, the quick ones first'
+	@echo 'make lint   formatting, linting and types only'
+	@echo 'make lock   resolve requirements*.in into the lock files (UPGRADE=--upgrade takes newer versions)'
+	@echo 'make clean  remove what the demo and the tools made; downloads and other studies stay'
+
+# --- The environment -------------------------------------------------------------------------------------------------
+
+# Nothing of the user's own Python may leak in; all that is run comes from .venv.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+export PYTHONNOUSERSITE := 1
+PY := .venv/bin/python
+RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m
+
+# A candidate counts only if it runs (a pyenv shim may not), can make environments, and has a version that the lock covers.
+SUITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+
+.venv/lock-installed: requirements.lock
+	@set -euo pipefail; \
+	if ! $(PY) -c '$(SUITS)' 2>/dev/null; then \
+	  python=''; \
+	  for name in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+	    if "$$name" -c '$(SUITS)' >/dev/null 2>&1; then python="$$name"; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then $(MAKE) --no-print-directory .venv-bootstrap/python3.11; python=.venv-bootstrap/python3.11; fi; \
+	  echo "Setting up .venv with $$("$$python" --version) from requirements.lock (some minutes, several GB on Linux) ..."; \
+	  rm -rf .venv; "$$python" -m venv .venv; \
+	fi
+	$(PY) -m pip install --disable-pip-version-check --progress-bar off -r requirements.lock
+	@touch $@
+
+.venv/lock-dev-installed: .venv/lock-installed requirements-dev.lock
+	$(PY) -m pip install --disable-pip-version-check --progress-bar off -r requirements-dev.lock
+	@touch $@
+
+# Only where no Python from 3.11 to 3.13 is installed: any older one with pip brings uv, and uv a Python of its own.
+.venv-bootstrap/python3.11:
+	@echo 'No Python 3.11, 3.12 or 3.13 (with venv) is installed; trying to bring one with uv ...'
+	@set -uo pipefail; export UV_PYTHON_INSTALL_DIR="$(CURDIR)/.venv-bootstrap/pythons" UV_CACHE_DIR="$(CURDIR)/.venv-bootstrap/cache"; \
+	python3 -m venv .venv-bootstrap \
+	&& .venv-bootstrap/bin/python -m pip install --quiet --disable-pip-version-check uv \
+	&& .venv-bootstrap/bin/uv python install --no-bin --no-config 3.11 \
+	&& ln -sf "$$(.venv-bootstrap/bin/uv python find --no-config --no-project --managed-python 3.11)" $@ \
+	|| { rm -rf .venv-bootstrap; \
+	  echo 'Error: this workflow needs Python 3.11, 3.12 or 3.13 with the venv module, and none could be found or downloaded.' >&2; \
+	  echo 'Install one (Debian: apt install python3 python3-venv; or python.org, conda, pyenv), then: make PYTHON=/path/to/python3.11' >&2; \
+	  exit 1; }
+
+# --- What one comes for ----------------------------------------------------------------------------------------------
+
+DEMO := results/demo
+
+demo: .venv/lock-installed
+	$(RUN) snakemake --cores $(CORES)
+	@if [ ! -e $(DEMO)/report.zip ] || [ -n "$$(find $(DEMO)/tables $(DEMO)/figures $(DEMO)/notebooks -type f -newer $(DEMO)/report.zip)" ]; then \
+	  $(RUN) snakemake --report $(DEMO)/report.zip || { rm -f $(DEMO)/report.zip; exit 1; }; \
+	fi
+	@echo; cat $(DEMO)/tables/comparison.md; echo
+	@echo 'Report: $(DEMO)/report.zip (unpack it and open report.html)'
+
+test: .venv/lock-dev-installed
+	$(RUN) pytest
+
+lint: .venv/lock-dev-installed
+	$(RUN) pytest tests/workflow/test_format_and_lint.py
+
+# uv only resolves (for all machines of [tool.uv] in pyproject.toml at once); the markers that hold for all of them are dropped.
+MACHINES := ((platform_machine == 'arm64' and sys_platform == 'darwin') or (platform_machine == 'aarch64' and sys_platform == 'linux') or (platform_machine == 'x86_64' and sys_platform == 'linux'))
+LINUX := ((platform_machine == 'aarch64' and sys_platform == 'linux') or (platform_machine == 'x86_64' and sys_platform == 'linux'))
+UV_COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-emit-index-url --no-header $(UPGRADE)
+SHORTEN = sed -e "s/ and platform_python_implementation != 'PyPy'//g" -e "s/ and implementation_name == 'cpython'//" \
+  -e "s/python_full_version < '3.14' and //" -e "s/ and $(MACHINES)//" -e "s/ ; $(MACHINES)//" -e "s/$(LINUX)/sys_platform == 'linux'/"
+
+lock: .venv-lock/bin/uv
+	$(UV_COMPILE) requirements.in --output-file requirements.lock >/dev/null
+	$(UV_COMPILE) requirements-dev.in --constraints requirements.lock --output-file requirements-dev.lock >/dev/null
+	@for kind in requirements requirements-dev; do \
+	  { echo "# Exact versions of everything, for Python 3.11-3.13 on Linux and macOS (arm64). Made by 'make lock' from $$kind.in."; \
+	    $(SHORTEN) $$kind.lock; } > $$kind.new && mv $$kind.new $$kind.lock; \
+	done
+
+.venv-lock/bin/uv: .venv/lock-installed
+	$(PY) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+clean:
+	rm -rf results/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis .venv-lock
+	rm -rf resources/archives/Task99_BrainTissue.tar resources/msd/Task99_BrainTissue
+	rm -rf resources/nnUNet_raw/Dataset099_BrainTissue resources/nnUNet_preprocessed/Dataset099_BrainTissue

@@ -1,0 +1,42 @@
+"""Reproduce Progressive Growing of Patch Size (Fischer et al., MICCAI 2024) with nnU-Net."""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+# Only without --configfile: Snakemake merges configurations key by key.
+if not workflow.configfiles:
+
+    configfile: "config/demo.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/plan.smk"
+include: "rules/train.smk"
+include: "rules/results.smk"
+include: "rules/figures.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        TABLES,
+        FIGURES,
+        NOTEBOOKS,
+
+
+rule tables:
+    input:
+        TABLES,
+
+
+rule figures:
+    input:
+        FIGURES,
+
+
+rule notebooks:
+    input:
+        NOTEBOOKS,

@@ -1,0 +1,84 @@
+"""
+This part of the workflow brings a task's data into nnU-Net's raw format.
+
+REQUIRED INPUTS:
+
+    config/datasets.tsv (read as MSD in common.smk), and either `archives`/{task}.tar or a network;
+    for the demo task the ICBM 2009 template that the package nilearn contains
+
+OUTPUTS:
+
+    resources/archives/{task}.tar                 checksum verified; a link if found in `archives`
+    resources/msd/{task}/                         unpacked and checked, removed after conversion
+    resources/nnUNet_raw/{dataset}/dataset.json   and beside it imagesTr/, labelsTr/
+
+STEPS: download_task or make_demo_task, extract_task, convert_task
+"""
+
+
+rule download_task:
+    output:
+        archive="resources/archives/{task}.tar",
+    log:
+        "logs/download_task/{task}.log",
+    wildcard_constraints:
+        task="|".join(MSD),
+    localrule: True
+    conda:
+        "../envs/nnunet.yaml"
+    params:
+        url=lambda wildcards: MSD[wildcards.task]["url"],
+        md5=lambda wildcards: MSD[wildcards.task]["md5"],
+    message:
+        "Fetching the archive of {wildcards.task}"
+    script:
+        "../workflow_scripts/download_task.py"
+
+
+rule make_demo_task:
+    output:
+        archive="resources/archives/Task99_BrainTissue.tar",
+    log:
+        "logs/make_demo_task/Task99_BrainTissue.log",
+    localrule: True
+    conda:
+        "../envs/nnunet.yaml"
+    params:
+        cases=config["demo_task"]["cases"],
+        seed=config["demo_task"]["seed"],
+    message:
+        "Making the demo task"
+    script:
+        "../workflow_scripts/make_demo_task.py"
+
+
+rule extract_task:
+    input:
+        archive="resources/archives/{task}.tar",
+    output:
+        folder=temp(directory("resources/msd/{task}")),
+    log:
+        "logs/extract_task/{task}.log",
+    conda:
+        "../envs/nnunet.yaml"
+    threads: 4
+    message:
+        "Unpacking and checking {wildcards.task}"
+    script:
+        "../workflow_scripts/extract_task.py"
+
+
+rule convert_task:
+    input:
+        folder=lambda wildcards: f"resources/msd/{TASK_OF[wildcards.dataset]}",
+    output:
+        dataset="resources/nnUNet_raw/{dataset}/dataset.json",
+    log:
+        "logs/convert_task/{dataset}.log",
+    conda:
+        "../envs/nnunet.yaml"
+    threads: 4
+    message:
+        "Converting {wildcards.dataset} for nnU-Net"
+    script:
+        "../workflow_scripts/convert_task.py"

@@ -1,0 +1,248 @@
+"""The configuration: a closed, described schema, the shipped studies, the answers to mistakes."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from config_tools import ConfigError, check_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA_PATH = ROOT / "config" / "schemas" / "config.schema.yaml"
+SCHEMA = yaml.safe_load(SCHEMA_PATH.read_text())
+STUDIES = sorted({*ROOT.glob("config/*.yaml")} - {ROOT / "config" / "plotting.yaml"})
+
+
+def load(name):
+    return yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+
+
+def problems(config):
+    with pytest.raises(ConfigError) as caught:
+        check_config(config, SCHEMA_PATH)
+    return str(caught.value).splitlines()
+
+
+def faults(node, path="schema", *, optional=False):
+    """Walk a schema; yield open objects, keys without a description, options without a default."""
+    if "$ref" in node:
+        return
+    if "object" in node.get("type", ""):
+        values = node.get("additionalProperties", True)
+        if values is True or (values is not False and "propertyNames" not in node):
+            yield f"{path} is open"
+        if values not in (True, False):
+            yield from faults(values, f"{path}.*")
+    for key, value in node.get("properties", {}).items():
+        here = f"{path}.{key}"
+        if not value.get("description"):
+            yield f"{here} has no description"
+        if not optional and "default" not in value and key not in node.get("required", []):
+            yield f"{here} has neither a default nor is it required"
+        if "object" in value.get("type", "") and "default" in value and value["default"] != {}:
+            yield f"{here}: nested defaults are filled only into {{}}"
+        # What is left out of an override or of a trainer's attributes stays as it is: no default.
+        yield from faults(value, here, optional=key == "parameters")
+    for name, value in node.get("$defs", {}).items():
+        yield from faults(value, f"{path}.{name}", optional=name == "override")
+    if "items" in node:
+        yield from faults(node["items"], f"{path}[]")
+
+
+def test_schema_is_closed_described_and_has_defaults():
+    assert list(faults(SCHEMA)) == []
+
+
+@pytest.mark.parametrize("change", ["description", "additionalProperties", "default"])
+def test_the_walk_finds_faults(change):
+    broken = copy.deepcopy(SCHEMA)
+    target = broken["properties"]["planning"]
+    (target["properties"]["planner"] if change == "default" else target).pop(change)
+    assert len(list(faults(broken))) == 1
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_shipped_studies_are_valid(path):
+    config = yaml.safe_load(path.read_text())
+    check_config(config, SCHEMA_PATH)
+    assert set(config) == set(SCHEMA["properties"])
+
+
+def test_the_paper_is_ten_tasks_five_folds_three_arms():
+    config = load("config")
+    assert len(config["tasks"]) == 10
+    assert config["folds"] == [0, 1, 2, 3, 4]
+    assert list(config["arms"]) == ["constant", "progressive", "random"]
+    assert config["training"]["epochs"] * config["training"]["iterations_per_epoch"] == 250_000
+
+
+def test_defaults_are_filled_at_every_level_and_not_shared():
+    first, second = load("config"), load("config")
+    check_config(first, SCHEMA_PATH)
+    check_config(second, SCHEMA_PATH)
+    assert first["reference_arm"] == "constant"
+    assert first["energy"] == {"country": "DEU", "tracking_mode": "machine", "pue": 1.0}
+    assert first["training"]["seed"] == 12345
+    assert first["arms"]["random"]["parameters"] == {}
+    first["planning"]["overrides"]["all"] = {"batch_size": 4}
+    assert second["planning"]["overrides"] == {}
+
+
+def test_texts_of_the_command_line_are_read_as_numbers():
+    config = load("hippocampus")
+    config["folds"] = ["0", "3"]
+    config["training"]["epochs"] = "7"
+    config["validation"] = {"mirroring": "false"}
+    config["planning"]["gpu_memory_target_gb"] = "null"
+    config["planning"]["overrides"]["all"]["batch_size"] = "4"
+    check_config(config, SCHEMA_PATH)
+    assert config["folds"] == [0, 3]
+    assert config["training"]["epochs"] == 7
+    assert config["validation"]["mirroring"] is False
+    assert config["planning"]["gpu_memory_target_gb"] is None
+    assert config["planning"]["overrides"]["all"]["batch_size"] == 4
+
+
+MISTAKES = {
+    "misspelt key": (
+        {"training": {"epoch": 3}},
+        "config: training.epoch is not a key; did you mean training.epochs?",
+    ),
+    "key of another section": (
+        {"epochs": 3},
+        "config: epochs is not a key; did you mean training.epochs?",
+    ),
+    "unknown task": (
+        {"tasks": ["Task04_Hipocampus"]},
+        "config: tasks[0]: 'Task04_Hipocampus' is unknown; did you mean Task04_Hippocampus?",
+    ),
+    "fold 5": ({"folds": [5]}, "config: folds[0]: 5 is not one of 0, 1, 2, 3, 4"),
+    "fold as a number": (
+        {"folds": 0},
+        "config: folds: 0 is not a list. "
+        "Which of nnU-Net's five cross-validation folds are trained.",
+    ),
+    "fold twice": ({"folds": [1, 1]}, "config: folds: 1 is listed twice"),
+    "fold that names a folder 1.0": (
+        {"folds": [1.0]},
+        "config: folds[0]: 1.0 is not a whole number.",
+    ),
+    "no epochs": (
+        {"training": {"epochs": 0}},
+        "config: training.epochs: 0 is less than the minimum of 1",
+    ),
+    "empty section": (
+        {"training": None},
+        "config: training: null (nothing) is not a section with keys. "
+        "Length and circumstances of every training; the same for all arms.",
+    ),
+    "name of an arm": (
+        {"arms": {"My arm": {"trainer": "x"}}},
+        "config: arms.My arm: the name 'My arm' does not match ^[a-z][a-z0-9_]*$",
+    ),
+    "parameter of an arm": (
+        {"arms": {"constant": {"trainer": "x", "parameters": {"intial_lr": 1}}}},
+        "config: arms.constant.parameters.intial_lr is not a key; "
+        "did you mean arms.constant.parameters.initial_lr?",
+    ),
+    "arm without trainer": (
+        {"arms": {"constant": {}}},
+        "config: arms.constant.trainer is missing. Name of the trainer class. "
+        "nnU-Net names its result folder after it, so no two arms share one.",
+    ),
+    "two arms, one trainer": (
+        {"arms": {"constant": {"trainer": "X"}, "other": {"trainer": "X"}}},
+        "config: arms.other: X is the trainer of arms.constant already; "
+        "nnU-Net names its folder after the class, so give each arm a class of its own",
+    ),
+    "reference arm": (
+        {"reference_arm": "constnat"},
+        "config: reference_arm: 'constnat' is unknown; did you mean constant?",
+    ),
+    "override of a task that is not in the study": (
+        {"planning": {"overrides": {"Task05_Prostate": {"batch_size": 2}}}},
+        "config: planning.overrides: 'Task05_Prostate' is not among the study's tasks",
+    ),
+    "misspelt name of an override": (
+        {"planning": {"overrides": {"al": {"batch_size": 2}}}},
+        "config: planning.overrides: 'al' is unknown; did you mean all?",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_clear_line(change, message):
+    assert problems({**load("hippocampus"), **change}) == [message]
+
+
+def test_all_problems_are_listed():
+    lines = problems({**load("hippocampus"), "folds": [7], "zzz": 1, "study": "No spaces"})
+    assert len(lines) == 3
+
+
+def test_what_is_missing_is_named():
+    assert [line.split()[1] for line in problems({})] == [
+        "arms",
+        "folds",
+        "study",
+        "tasks",
+        "training",
+    ]
+
+
+KEYS = (
+    st.sampled_from([*SCHEMA["properties"], "trainer", "all", "Task04_Hippocampus", "x"])
+    | st.integers()
+)
+LEAVES = st.none() | st.booleans() | st.integers(-1, 9) | st.floats() | st.text(max_size=4)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.dictionaries(st.sampled_from([*SCHEMA["properties"], "zzz"]), VALUES, min_size=1, max_size=3)
+)
+def test_whatever_is_written_gives_a_config_error_or_a_complete_config(change):
+    config = {**load("hippocampus"), **copy.deepcopy(change)}
+    try:
+        check_config(config, SCHEMA_PATH)
+    except ConfigError as error:
+        assert all(line.startswith("config: ") for line in str(error).splitlines())
+    else:
+        assert set(config) == set(SCHEMA["properties"])
+
+
+def dry_run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", "-n", "--quiet", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_snakemake_answers_a_mistake_with_these_lines_only():
+    study = ["--configfile", "config/hippocampus.yaml"]
+    run = dry_run(*study, "--config", "folds=[5]", "training={epoch: 3}")
+    assert run.returncode != 0
+    assert run.stdout == ""
+    said = [line for line in run.stderr.splitlines() if "specific profile" not in line]
+    assert said == [
+        "config: folds[0]: 5 is not one of 0, 1, 2, 3, 4",
+        "config: training.epoch is not a key; did you mean training.epochs?",
+    ]
+
+
+def test_one_key_on_the_command_line_changes_the_demo():
+    run = dry_run("--config", "folds=[2]")
+    assert run.returncode == 0, run.stderr

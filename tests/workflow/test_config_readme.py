@@ -1,0 +1,26 @@
+"""config/README.md is what the schema says today."""
+
+from pathlib import Path
+
+import yaml
+
+from document_config import PAGE, SCHEMA, render
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+
+
+def test_page_is_current():
+    page = render(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+    assert PAGE.read_text(encoding="utf-8") == page, (
+        "run: python workflow_scripts/document_config.py"
+    )
+
+
+def test_every_key_and_every_file_is_in_the_page():
+    page = PAGE.read_text(encoding="utf-8")
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    for key, section in schema["properties"].items():
+        for name in (key, *section.get("properties", {})):
+            assert f"`{name}`" in page
+    for path in (*CONFIG.glob("*.yaml"), *CONFIG.glob("*.tsv")):
+        assert f"`{path.name}`" in page

@@ -1,0 +1,119 @@
+"""Energy of consecutive pieces of work, read by codecarbon's offline tracker."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the meter read over one piece of work. Energies are NaN where `error` tells why.
+
+    Attributes:
+        kwh, cpu_kwh, gpu_kwh, ram_kwh: energy, times the power usage effectiveness.
+        kg_co2eq: emissions at the carbon intensity of the country.
+    """
+
+    kwh: float = math.nan
+    cpu_kwh: float = math.nan
+    gpu_kwh: float = math.nan
+    ram_kwh: float = math.nan
+    kg_co2eq: float = math.nan
+    error: str = ""
+
+
+@dataclass
+class EnergyMeter:
+    """Meters pieces of work that follow each other without a gap.
+
+    Always offline: without a network codecarbon's online tracker silently reports Canada.
+
+    Attributes:
+        country: ISO 3166-1 alpha-3, for the carbon intensity.
+        tracking_mode: `machine` (everything that runs on it) or `process` (this one's share).
+        pue: power usage effectiveness of the site, multiplies every energy.
+    """
+
+    country: str
+    tracking_mode: str = "machine"
+    pue: float = 1.0
+    error: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        """Find the sensors; a failure is kept in `error` and in every reading, never as zero."""
+        self._pieces = 0
+        self._tracker: Any = None
+        try:
+            from codecarbon import OfflineEmissionsTracker
+
+            self._tracker = OfflineEmissionsTracker(
+                country_iso_code=self.country,
+                tracking_mode=self.tracking_mode,
+                pue=self.pue,
+                save_to_file=False,
+                allow_multiple_runs=True,
+                log_level="error",
+            )
+            self._begin()
+        except Exception as error:
+            self._fail(error)
+
+    def read(self) -> Reading:
+        """End the present piece of work, begin the next and return what the ended one took."""
+        if self.error:
+            return Reading(error=self.error)
+        try:
+            data = self._tracker.stop_task(self._name)
+            self._begin()
+            if data is None or not data.energy_consumed > 0:
+                return Reading(error="codecarbon returned no energy for this piece of work")
+            return Reading(
+                kwh=data.energy_consumed,
+                cpu_kwh=data.cpu_energy,
+                gpu_kwh=data.gpu_energy,
+                ram_kwh=data.ram_energy,
+                kg_co2eq=data.emissions,
+            )
+        except Exception as error:
+            self._fail(error)
+            return Reading(error=self.error)
+
+    def describe(self) -> dict[str, object]:
+        """Return how the energy is known: sensors, mode, country, its intensity, hardware."""
+        described: dict[str, object] = {
+            "sensors": "",
+            "tracking_mode": self.tracking_mode,
+            "country": self.country,
+            "pue": self.pue,
+            "cpu_model": "",
+            "gpu_model": "",
+            "codecarbon": "",
+        }
+        if self._tracker is None:
+            return described
+        import codecarbon
+
+        hardware = self._tracker.get_detected_hardware()
+        described |= {
+            "sensors": "; ".join(sorted(_sensor(device) for device in self._tracker._hardware)),
+            "cpu_model": hardware["cpu_model"],
+            "gpu_model": hardware["gpu_model"],
+            "codecarbon": codecarbon.__version__,
+        }
+        return described
+
+    def _begin(self) -> None:
+        self._pieces += 1
+        self._name = f"piece_{self._pieces}"
+        self._tracker.start_task(self._name)
+
+    def _fail(self, error: Exception) -> None:
+        self.error = f"{type(error).__name__}: {error}".replace("\n", " ")
+
+
+def _sensor(device: object) -> str:
+    """Name a codecarbon device and what its power is read from, such as `CPU: cpu_load`."""
+    kind = type(device).__name__
+    if kind == "CPU":
+        return f"CPU: {getattr(device, '_mode', 'unknown')} ({getattr(device, '_tdp', '?')} W TDP)"
+    return {"GPU": "GPU: nvml", "RAM": "RAM: estimate"}.get(kind, kind)

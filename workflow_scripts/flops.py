@@ -1,0 +1,41 @@
+"""FLOPs of nnU-Net's network, counted by torch on the meta device: no weights, no computation."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class FlopTable:
+    """Floating point operations of one training or validation step, by training size.
+
+    A multiplication and an addition count as two, convolutions and matrix products only (what
+    `torch.utils.flop_counter` counts), forward and backward pass for a training step.
+    """
+
+    def __init__(self, network: torch.nn.Module, channels: int) -> None:
+        """Take an (uncompiled) network on any device; `channels` is its number of inputs."""
+        import copy
+
+        self._network = copy.deepcopy(network).to("meta")
+        self._channels = channels
+        self.training_step = lru_cache(None)(self._training_step)
+        self.validation_step = lru_cache(None)(self._validation_step)
+
+    def _training_step(self, batch_size: int, patch_size: Sequence[int]) -> int:
+        self._network.train()
+        with FlopCounterMode(display=False) as counter:
+            outputs = self._network(self._input(batch_size, patch_size))
+            outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+            sum(output.sum() for output in outputs).backward()
+        return counter.get_total_flops()
+
+    def _validation_step(self, batch_size: int, patch_size: Sequence[int]) -> int:
+        self._network.eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self._network(self._input(batch_size, patch_size))
+        return counter.get_total_flops()
+
+    def _input(self, batch_size: int, patch_size: Sequence[int]) -> torch.Tensor:
+        return torch.empty((batch_size, self._channels, *patch_size), device="meta")

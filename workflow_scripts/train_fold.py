@@ -1,0 +1,311 @@
+"""Train one arm on one fold of one task, or go on where it was interrupted, and validate it.
+
+nnU-Net's own fold folder keeps all that must survive an interruption: checkpoints, the ledger and
+the identity of the training. It is no output of the rule, since Snakemake deletes the outputs of a
+failed job. The outputs are derived from it.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nnunet
+import training
+from log import UserError, redirect
+
+Entries = list[dict[str, Any]]
+
+
+def train_fold(
+    *,
+    run: dict[str, Any],
+    trainer_parameters: dict[str, Any],
+    settings: dict[str, Any],
+    energy: dict[str, Any],
+    mirroring: bool,
+    results: Path,
+    plans_file: Path,
+    splits_file: Path,
+    outputs: dict[str, Path],
+    threads: int,
+) -> None:
+    """Bring the training to its end and write the files of the run.
+
+    Args:
+        run: study, task, dataset, arm, trainer, fold, configuration, plans (names).
+        trainer_parameters: attributes that the arm sets on its trainer.
+        settings: the config's `training` section.
+        energy: the config's `energy` section.
+        mirroring: test-time mirroring in the final validation.
+        results: nnU-Net's results folder of the study.
+        plans_file, splits_file: nnU-Net's plans and splits of the dataset.
+        outputs: where to write run, epochs, stages, energy and summary.
+        threads: cores to use.
+
+    Raises:
+        UserError: the folder holds a training of another kind, or the device cannot be used.
+    """
+    device = training.find_device(settings["device"])
+    precision = training.find_precision(settings["precision"], device)
+    nnunet.configure(
+        processes=max(1, threads // 2),
+        augmentation_workers=training.augmentation_workers(device, threads),
+        results=results,
+    )
+    import torch
+
+    from energy import EnergyMeter
+    from flops import FlopTable
+    from training_record import Ledger, Recorder
+
+    torch.set_num_threads(1 if device == "cuda" else threads)
+    if device == "cpu":
+        training.keep_freed_memory()
+    torch.backends.cudnn.benchmark = device == "cuda"
+    meter = EnergyMeter(**energy)
+    plans = json.loads(plans_file.read_text())
+    split = json.loads(splits_file.read_text())[run["fold"]]
+    identity = {
+        **{key: run[key] for key in ("task", "trainer", "fold", "configuration")},
+        "parameters": trainer_parameters,
+        "plans_hash": nnunet.json_hash(plans),
+        "splits_hash": nnunet.json_hash(split),
+        **{
+            key: settings[key]
+            for key in (
+                "epochs",
+                "iterations_per_epoch",
+                "validation_iterations_per_epoch",
+                "seed",
+            )
+        },
+        "precision": precision,
+        "trainer_code": training.trainer_code_hash(),
+        **training.versions(),
+    }
+    identity.pop("codecarbon")
+    folder = (
+        results
+        / run["dataset"]
+        / f"{run['trainer']}__{run['plans']}__{run['configuration']}"
+        / f"fold_{run['fold']}"
+    )
+    final, latest = folder / "checkpoint_final.pth", folder / "checkpoint_latest.pth"
+    summary = folder / "validation" / "summary.json"
+    ledger = Ledger(folder / "ledger.jsonl")
+    training.check_identity(
+        identity,
+        folder / "identity.json",
+        started=final.exists() or latest.exists(),
+        finished=final.exists(),
+    )
+
+    def write_tables(entries: Entries) -> None:
+        from training_record import energy_table, epochs_table, stages_table, write_csv
+
+        epochs = epochs_table(entries)
+        write_csv(epochs, outputs["epochs"])
+        write_csv(stages_table(epochs), outputs["stages"])
+        write_csv(energy_table(entries), outputs["energy"])
+
+    if not (final.exists() and summary.exists() and _validated(ledger.read())):
+        trainer = _make_trainer(
+            run, trainer_parameters, settings, plans, plans_file, device, latest.exists()
+        )
+        network = getattr(trainer.network, "_orig_mod", trainer.network)
+        flops = FlopTable(network, trainer.num_input_channels)
+        if final.exists() or latest.exists():
+            trainer.load_checkpoint(str(final if final.exists() else latest))
+        if precision == "bf16":
+            training.autocast_network(network)
+        done = settings["epochs"] if final.exists() else trainer.current_epoch
+        attempt = 1 + sum(entry["entry"] == "attempt" for entry in ledger.read())
+        ledger.append(
+            {
+                "entry": "attempt",
+                "attempt": attempt,
+                "started": training.now(),
+                "resumed_at": done,
+                "host_threads": threads,
+                "device": device,
+                "precision": precision,
+                "git_commit": _git_commit(),
+                "trainer_code": identity["trainer_code"],
+                "versions": training.versions(),
+                "gpu_model": torch.cuda.get_device_name() if device == "cuda" else None,
+                "meter": meter.describe(),
+            }
+        )
+        progress = training.Progress(f"{run['task']} {run['arm']} fold {run['fold']}")
+
+        def after_epoch(entries: Entries) -> None:
+            write_tables(entries)
+            last = entries[-1]
+            note = f", patch {last['patch_size']}, pseudo Dice {last['pseudo_dice']:.3f}"
+            progress.show(last["epoch"] + 1, note)
+
+        recorder = Recorder(ledger, meter, flops, attempt, after_epoch)
+        try:
+            if not final.exists():
+                recorder.attach(trainer)
+                progress.start(done, settings["epochs"], "epoch")
+                trainer.run_training()
+            recorder.finish("setup" if done == settings["epochs"] else "end of training")
+            progress.start(0, len(split["val"]), "validation case")
+            if not mirroring:
+                trainer.inference_allowed_mirroring_axes = None
+            with training.counted_predictions(trainer, progress.show):
+                trainer.perform_actual_validation(False)
+            recorder.finish("validation")
+        except BaseException:
+            recorder.finish("interrupted")
+            raise
+
+    entries = ledger.read()
+    write_tables(entries)
+    shutil.copyfile(summary, outputs["summary"])
+    record = _describe_run(run, identity, settings, plans, entries, plans_file, folder, summary)
+    nnunet.write_json(record, outputs["run"])
+
+
+def _validated(entries: Entries) -> bool:
+    return any(entry.get("phase") == "validation" for entry in entries)
+
+
+def _make_trainer(
+    run: dict[str, Any],
+    parameters: dict[str, Any],
+    settings: dict[str, Any],
+    plans: dict[str, Any],
+    plans_file: Path,
+    device: str,
+    resume: bool,
+) -> Any:
+    import torch
+
+    trainer_class = training.find_trainer(run["trainer"])
+    dataset = json.loads((plans_file.parent / "dataset.json").read_text())
+    training.seed_everything(settings["seed"])
+    trainer = trainer_class(
+        plans={**plans, "continue_training": resume},
+        configuration=run["configuration"],
+        fold=run["fold"],
+        dataset_json=dataset,
+        device=torch.device(device),
+    )
+    trainer.num_epochs = settings["epochs"]
+    trainer.num_iterations_per_epoch = settings["iterations_per_epoch"]
+    trainer.num_val_iterations_per_epoch = settings["validation_iterations_per_epoch"]
+    trainer.batch_seed = settings["seed"]
+    trainer.checkpoint_seconds = 60 * settings["checkpoint_minutes"]
+    for name, value in parameters.items():
+        if not hasattr(trainer, name):
+            raise UserError(f"arms.{run['arm']}.parameters: {run['trainer']} has no {name}")
+        setattr(trainer, name, value)
+    trainer.initialize()
+    return trainer
+
+
+def _describe_run(
+    run: dict[str, Any],
+    identity: dict[str, Any],
+    settings: dict[str, Any],
+    plans: dict[str, Any],
+    entries: Entries,
+    plans_file: Path,
+    folder: Path,
+    summary_file: Path,
+) -> dict[str, Any]:
+    """Return the content of `run.json`."""
+    import math
+
+    from training_record import energy_table, epochs_table
+
+    summary = json.loads(summary_file.read_text())
+    dataset = json.loads((plans_file.parent / "dataset.json").read_text())
+    attempts = [entry for entry in entries if entry["entry"] == "attempt"]
+    trained = [a for a in attempts if a["resumed_at"] < settings["epochs"]][-1]
+    energy, epochs = energy_table(entries), epochs_table(entries)
+    validation = energy[energy["phase"] == "validation"].iloc[-1]
+    configuration = plans["configurations"][run["configuration"]]
+    dice = {label: scores["Dice"] for label, scores in summary["mean"].items()}
+    per_case = [
+        scores["Dice"] for case in summary["metric_per_case"] for scores in case["metrics"].values()
+    ]
+    hardware = trained["meter"]
+    return {
+        **run,
+        "parameters": identity["parameters"],
+        **{key: settings[key] for key in ("seed", "epochs", "iterations_per_epoch")},
+        "validation_iterations_per_epoch": settings["validation_iterations_per_epoch"],
+        "plans_hash": identity["plans_hash"],
+        "splits_hash": identity["splits_hash"],
+        "patch_size": configuration["patch_size"],
+        "batch_size": configuration["batch_size"],
+        "stages": int(epochs["stage"].nunique()),
+        "device": trained["device"],
+        "precision": trained["precision"],
+        "threads": trained["host_threads"],
+        "cpu_model": hardware["cpu_model"],
+        "gpu_model": trained["gpu_model"],
+        "versions": trained["versions"],
+        "git_commit": trained["git_commit"],
+        "trainer_code": trained["trainer_code"],
+        "attempts": len(attempts),
+        "started": attempts[0]["started"],
+        "finished": training.now(),
+        **{f"training_{name}": epochs[name].sum(skipna=False) for name in ("seconds", "kwh")},
+        "training_kg_co2eq": epochs["kg_co2eq"].sum(skipna=False),
+        **{f"validation_{name}": validation[name] for name in ("seconds", "kwh", "kg_co2eq")},
+        **{
+            f"total_{name}": energy[name].sum(skipna=False)
+            for name in ("seconds", "kwh", "kg_co2eq")
+        },
+        "training_gflop": epochs["train_gflop"].sum(),
+        "dice_foreground_mean": summary["foreground_mean"]["Dice"],
+        "dice_per_label": dice,
+        "label_names": {str(v): k for k, v in dataset["labels"].items() if str(v) in dice},
+        "cases": len(summary["metric_per_case"]),
+        "nan_dice": sum(math.isnan(value) for value in per_case),
+        "results_folder": str(folder),
+    }
+
+
+def _git_commit() -> str | None:
+    """Return the workflow's commit, marked where files differ from it; None outside of git."""
+    command = [
+        "git",
+        "-C",
+        str(training.TRAINERS),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+    # A scheduler's SIGTERM then passes through `finally` and `except` as any other way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    train_fold(
+        run=snakemake.params.run,
+        trainer_parameters=snakemake.params.parameters,
+        settings=snakemake.params.training,
+        energy=snakemake.params.energy,
+        mirroring=snakemake.params.mirroring,
+        results=Path(snakemake.params.results),
+        plans_file=Path(snakemake.input.plans),
+        splits_file=Path(snakemake.input.splits),
+        outputs={name: Path(path) for name, path in snakemake.output.items()},
+        threads=snakemake.threads,
+    )

@@ -1,0 +1,256 @@
+"""What a training leaves behind: a ledger that survives a kill, and the tables made from it.
+
+The ledger (`ledger.jsonl` in nnU-Net's fold folder) gets one line a piece of work as it ends: every
+attempt's start, its set-up, each epoch, the final validation. Everything in `epochs.csv`,
+`stages.csv` and `energy.csv` is derived from it.
+"""
+
+import json
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from energy import EnergyMeter
+from flops import FlopTable
+
+EPOCH_COLUMNS = [
+    "epoch", "stage", "patch_size", "batch_size", "lr", "train_loss", "val_loss", "pseudo_dice",
+    "seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds", "train_gflop",
+    "voxels_per_iteration", "attempt",
+]  # fmt: skip
+SUMMED = ["seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds", "train_gflop"]
+ENERGIES = ["kwh", "kg_co2eq", "cpu_kwh", "gpu_kwh", "ram_kwh"]
+ENERGY_COLUMNS = [
+    "attempt", "phase", "stage", "epochs", "seconds", "kwh", "kg_co2eq", "kwh_kept",
+    "kg_co2eq_kept", "cpu_kwh", "gpu_kwh", "ram_kwh", "sensors", "tracking_mode", "country",
+    "g_co2eq_per_kwh", "pue", "cpu_model", "gpu_model", "codecarbon", "error",
+]  # fmt: skip
+
+
+class Ledger:
+    """Append-only lines of JSON; a line that a kill cut short is ignored."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the ledger at `path`, which need not exist yet."""
+        self.path = path
+
+    def read(self) -> list[dict]:
+        """Return all whole entries in the order in which they were written."""
+        if not self.path.exists():
+            return []
+        entries = []
+        for line in self.path.read_text().splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return entries
+
+    def append(self, entry: dict) -> None:
+        """Write one entry through to the disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Recorder:
+    """Watches a trainer from outside: the same lines meter nnU-Net's stock trainer and every arm.
+
+    Args:
+        ledger, meter, flops: where to write, and what to read energy and work from.
+        attempt: number of this attempt, 1 for the first.
+        after_epoch: called with the ledger's entries after every epoch.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        meter: EnergyMeter,
+        flops: FlopTable,
+        attempt: int,
+        after_epoch: Callable[[list[dict]], None],
+    ) -> None:
+        self._ledger, self._meter, self._flops = ledger, meter, flops
+        self._attempt, self._after_epoch = attempt, after_epoch
+        self._batches: dict[str, Counter] = {"train": Counter(), "val": Counter()}
+        self._seconds = {"train": 0.0, "val": 0.0}
+        self._last = time.monotonic()
+
+    def attach(self, trainer) -> None:
+        """Observe the trainer's steps; its results are passed through untouched."""
+        self._trainer = trainer
+        self._wrap("on_train_start", after=lambda: self.finish("setup"))
+        self._wrap("on_epoch_end", before=self._end_epoch)
+        for phase, step, begin, end in (
+            ("train", "train_step", "on_train_epoch_start", "on_train_epoch_end"),
+            ("val", "validation_step", "on_validation_epoch_start", "on_validation_epoch_end"),
+        ):
+            self._wrap(begin, before=partial(self._clock, phase, -1))
+            self._wrap(end, after=partial(self._clock, phase, 1))
+            self._count(step, self._batches[phase])
+
+    def finish(self, phase: str, **fields: object) -> dict:
+        """Close the present piece of work as one ledger entry and begin the next."""
+        now = time.monotonic()
+        entry = {"entry": "work", "attempt": self._attempt, "phase": phase, **fields}
+        entry |= {"seconds": now - self._last, **asdict(self._meter.read())}
+        self._last = now
+        self._ledger.append(entry)
+        return entry
+
+    def _end_epoch(self) -> None:
+        trainer, log = self._trainer, self._trainer.logger
+        epoch = trainer.current_epoch
+        train, val = (dict(self._batches[phase]) for phase in ("train", "val"))
+        voxels = sum(math.prod(shape) * count for shape, count in train.items())
+        train_gflop = _gflop(train, self._flops.training_step)
+        sizes = {shape[1:] for shape in train}
+        batches = {shape[0] for shape in train}
+        self.finish(
+            "training",
+            epoch=epoch,
+            stage=_stage_of(trainer, epoch),
+            patch_size=_size_label(next(iter(sizes))) if len(sizes) == 1 else "random",
+            batch_size=next(iter(batches)) if len(batches) == 1 else None,
+            lr=float(trainer.optimizer.param_groups[0]["lr"]),
+            train_loss=float(log.get_value("train_losses", step=-1)),
+            val_loss=float(log.get_value("val_losses", step=-1)),
+            pseudo_dice=float(log.get_value("mean_fg_dice", step=-1)),
+            gflop=train_gflop + _gflop(val, self._flops.validation_step),
+            train_seconds=self._seconds["train"],
+            val_seconds=self._seconds["val"],
+            train_gflop=train_gflop,
+            voxels_per_iteration=voxels / sum(train.values()),
+        )
+        for phase in ("train", "val"):
+            self._batches[phase].clear()
+            self._seconds[phase] = 0.0
+        self._after_epoch(self._ledger.read())
+
+    def _clock(self, phase: str, sign: int) -> None:
+        self._seconds[phase] += sign * time.monotonic()
+
+    def _count(self, name: str, shapes: Counter) -> None:
+        step = getattr(self._trainer, name)
+
+        def counted(batch: dict) -> dict:
+            data = batch["data"]
+            shapes[(data.shape[0], *data.shape[2:])] += 1
+            return step(batch)
+
+        setattr(self._trainer, name, counted)
+
+    def _wrap(
+        self,
+        name: str,
+        before: Callable[[], object] | None = None,
+        after: Callable[[], object] | None = None,
+    ) -> None:
+        method = getattr(self._trainer, name)
+
+        def observed(*args: object, **kwargs: object) -> object:
+            if before:
+                before()
+            result = method(*args, **kwargs)
+            if after:
+                after()
+            return result
+
+        setattr(self._trainer, name, observed)
+
+
+def kept_epochs(entries: Iterable[dict]) -> dict[int, dict]:
+    """Return the ledger's entry of each epoch that the final weights come from, by epoch.
+
+    An attempt that resumed at epoch r threw away what an earlier one did from r on.
+    """
+    kept: dict[int, dict] = {}
+    for entry in entries:
+        if entry["entry"] == "attempt":
+            kept = {n: row for n, row in kept.items() if n < entry["resumed_at"]}
+        elif entry["phase"] == "training":
+            kept[entry["epoch"]] = entry
+    return dict(sorted(kept.items()))
+
+
+def epochs_table(entries: Iterable[dict]) -> pd.DataFrame:
+    """Return one row a kept epoch (columns `EPOCH_COLUMNS`)."""
+    table = pd.DataFrame(kept_epochs(entries).values(), columns=EPOCH_COLUMNS)
+    return table.astype({"stage": "Int64", "batch_size": "Int64"})
+
+
+def stages_table(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Return the epochs summed a stage; losses and pseudo Dice are those of its last epoch."""
+    groups = epochs.groupby(["stage", "patch_size"], sort=False, dropna=False)
+    table = groups.agg(
+        batch_size=("batch_size", "first"),
+        epochs=("epoch", "size"),
+        first_epoch=("epoch", "min"),
+        **{column: (column, lambda values: values.sum(skipna=False)) for column in SUMMED},
+        voxels_per_iteration=("voxels_per_iteration", "mean"),
+        train_loss=("train_loss", "last"),
+        pseudo_dice=("pseudo_dice", "last"),
+    )
+    return table.reset_index()
+
+
+def energy_table(entries: list[dict]) -> pd.DataFrame:
+    """Return one row an attempt, phase and stage (columns `ENERGY_COLUMNS`).
+
+    `*_kept` is the part that the result rests on: kept epochs and the final validation that
+    succeeded. A piece of work whose meter failed makes its row's energies empty, with the reason.
+    """
+    meters = {e["attempt"]: e["meter"] for e in entries if e["entry"] == "attempt"}
+    kept = {id(entry) for entry in kept_epochs(entries).values()}
+    validations = [e for e in entries if e.get("phase") == "validation"]
+    kept |= {id(entry) for entry in validations[-1:]}
+    work = pd.DataFrame(
+        [{"stage": None, "error": "", **e, "kept": id(e) in kept} for e in entries
+         if e["entry"] == "work"]
+    )  # fmt: skip
+    rows = []
+    for key, group in work.groupby(["attempt", "phase", "stage"], sort=False, dropna=False):
+        row = dict(zip(["attempt", "phase", "stage"], key, strict=True))
+        row["epochs"] = len(group) if row["phase"] == "training" else None
+        row |= {name: group[name].sum(skipna=False) for name in ["seconds", *ENERGIES]}
+        part = group[group["kept"]]
+        row |= {f"{name}_kept": part[name].sum(skipna=False) for name in ENERGIES[:2]}
+        row["g_co2eq_per_kwh"] = 1000 * row["kg_co2eq"] / row["kwh"] if row["kwh"] else None
+        row["error"] = "; ".join(sorted({error for error in group["error"] if error}))
+        rows.append(row | meters[row["attempt"]])
+    table = pd.DataFrame(rows, columns=ENERGY_COLUMNS)
+    return table.astype({"stage": "Int64", "epochs": "Int64"})
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table atomically, so that a reader never meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.partial")
+    table.to_csv(unfinished, index=False)
+    unfinished.replace(path)
+
+
+def _gflop(shapes: dict[tuple[int, ...], int], count: Callable[..., int]) -> float:
+    return sum(times * count(shape[0], shape[1:]) for shape, times in shapes.items()) / 1e9
+
+
+def _size_label(size: Iterable[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _stage_of(trainer, epoch: int) -> int | None:
+    schedule = getattr(trainer, "schedule", None)
+    return schedule().stage_of_epoch(epoch) if schedule else 0
