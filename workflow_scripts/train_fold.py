@@ -8,7 +8,6 @@ failed job. The outputs are derived from it.
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,7 @@ def train_fold(
 
     from energy import EnergyMeter
     from flops import FlopTable
+    from run_record import describe_run, energy_table, epochs_table, stages_table, write_csv
     from training_record import Ledger, Recorder
 
     torch.set_num_threads(1 if device == "cuda" else threads)
@@ -105,8 +105,6 @@ def train_fold(
     )
 
     def write_tables(entries: Entries) -> None:
-        from training_record import energy_table, epochs_table, stages_table, write_csv
-
         epochs = epochs_table(entries)
         write_csv(epochs, outputs["epochs"])
         write_csv(stages_table(epochs), outputs["stages"])
@@ -130,10 +128,10 @@ def train_fold(
                 "attempt": attempt,
                 "started": training.now(),
                 "resumed_at": done,
-                "host_threads": threads,
+                "threads": threads,
                 "device": device,
                 "precision": precision,
-                "git_commit": _git_commit(),
+                "git_commit": training.git_commit(),
                 "trainer_code": identity["trainer_code"],
                 "versions": training.versions(),
                 "gpu_model": torch.cuda.get_device_name() if device == "cuda" else None,
@@ -168,7 +166,10 @@ def train_fold(
     entries = ledger.read()
     write_tables(entries)
     shutil.copyfile(summary, outputs["summary"])
-    record = _describe_run(run, identity, settings, plans, entries, plans_file, folder, summary)
+    names = json.loads((plans_file.parent / "dataset.json").read_text())["labels"]
+    plan = plans["configurations"][run["configuration"]]
+    scores = json.loads(summary.read_text())
+    record = describe_run({**run, **identity}, plan, names, entries, scores, folder)
     nnunet.write_json(record, outputs["run"])
 
 
@@ -208,89 +209,6 @@ def _make_trainer(
         setattr(trainer, name, value)
     trainer.initialize()
     return trainer
-
-
-def _describe_run(
-    run: dict[str, Any],
-    identity: dict[str, Any],
-    settings: dict[str, Any],
-    plans: dict[str, Any],
-    entries: Entries,
-    plans_file: Path,
-    folder: Path,
-    summary_file: Path,
-) -> dict[str, Any]:
-    """Return the content of `run.json`."""
-    import math
-
-    from training_record import energy_table, epochs_table
-
-    summary = json.loads(summary_file.read_text())
-    dataset = json.loads((plans_file.parent / "dataset.json").read_text())
-    attempts = [entry for entry in entries if entry["entry"] == "attempt"]
-    trained = [a for a in attempts if a["resumed_at"] < settings["epochs"]][-1]
-    energy, epochs = energy_table(entries), epochs_table(entries)
-    validation = energy[energy["phase"] == "validation"].iloc[-1]
-    configuration = plans["configurations"][run["configuration"]]
-    dice = {label: scores["Dice"] for label, scores in summary["mean"].items()}
-    per_case = [
-        scores["Dice"] for case in summary["metric_per_case"] for scores in case["metrics"].values()
-    ]
-    hardware = trained["meter"]
-    return {
-        **run,
-        "parameters": identity["parameters"],
-        **{key: settings[key] for key in ("seed", "epochs", "iterations_per_epoch")},
-        "validation_iterations_per_epoch": settings["validation_iterations_per_epoch"],
-        "plans_hash": identity["plans_hash"],
-        "splits_hash": identity["splits_hash"],
-        "patch_size": configuration["patch_size"],
-        "batch_size": configuration["batch_size"],
-        "stages": int(epochs["stage"].nunique()),
-        "device": trained["device"],
-        "precision": trained["precision"],
-        "threads": trained["host_threads"],
-        "cpu_model": hardware["cpu_model"],
-        "gpu_model": trained["gpu_model"],
-        "versions": trained["versions"],
-        "git_commit": trained["git_commit"],
-        "trainer_code": trained["trainer_code"],
-        "attempts": len(attempts),
-        "started": attempts[0]["started"],
-        "finished": training.now(),
-        **{f"training_{name}": epochs[name].sum(skipna=False) for name in ("seconds", "kwh")},
-        "training_kg_co2eq": epochs["kg_co2eq"].sum(skipna=False),
-        **{f"validation_{name}": validation[name] for name in ("seconds", "kwh", "kg_co2eq")},
-        **{
-            f"total_{name}": energy[name].sum(skipna=False)
-            for name in ("seconds", "kwh", "kg_co2eq")
-        },
-        "training_gflop": epochs["train_gflop"].sum(),
-        "dice_foreground_mean": summary["foreground_mean"]["Dice"],
-        "dice_per_label": dice,
-        "label_names": {str(v): k for k, v in dataset["labels"].items() if str(v) in dice},
-        "cases": len(summary["metric_per_case"]),
-        "nan_dice": sum(math.isnan(value) for value in per_case),
-        "results_folder": str(folder),
-    }
-
-
-def _git_commit() -> str | None:
-    """Return the workflow's commit, marked where files differ from it; None outside of git."""
-    command = [
-        "git",
-        "-C",
-        str(training.TRAINERS),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

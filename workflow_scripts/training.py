@@ -5,7 +5,7 @@ import importlib
 import json
 import platform
 import random
-import sys
+import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,8 +16,6 @@ from log import UserError, tell
 from nnunet import json_hash
 
 TRAINERS = Path(__file__).parent / "trainers"
-if str(TRAINERS) not in sys.path:
-    sys.path.insert(0, str(TRAINERS))
 DISTRIBUTIONS = ("torch", "nnunetv2", "batchgeneratorsv2", "codecarbon")
 
 
@@ -124,7 +122,7 @@ def find_trainer(name: str) -> type:
 
     Raises UserError for an unknown name.
     """
-    trainer = getattr(importlib.import_module("curricula.arms"), name, None)
+    trainer = getattr(importlib.import_module("trainers.curricula.arms"), name, None)
     if trainer is not None:
         return trainer
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -184,6 +182,16 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide the numbers."""
     found = {"python": platform.python_version()}
     return found | {name: version(name) for name in DISTRIBUTIONS}
+
+
+def git_commit() -> str | None:
+    """Return the workflow's commit, marked where files differ from it; None outside of git."""
+    command = ["git", "-C", str(TRAINERS), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def now() -> str:

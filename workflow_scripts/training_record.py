@@ -1,8 +1,8 @@
-"""What a training leaves behind: a ledger that survives a kill, and the tables made from it.
+"""A ledger of a training that survives a kill, and the recorder that writes it.
 
 The ledger (`ledger.jsonl` in nnU-Net's fold folder) gets one line a piece of work as it ends: every
-attempt's start, its set-up, each epoch, the final validation. Everything in `epochs.csv`,
-`stages.csv` and `energy.csv` is derived from it.
+attempt's start, its set-up, each epoch, the final validation. `run_record` derives the files of a
+run from it.
 """
 
 import json
@@ -15,23 +15,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
 from energy import EnergyMeter
 from flops import FlopTable
-
-EPOCH_COLUMNS = [
-    "epoch", "stage", "patch_size", "batch_size", "lr", "train_loss", "val_loss", "pseudo_dice",
-    "seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds", "train_gflop",
-    "voxels_per_iteration", "attempt",
-]  # fmt: skip
-SUMMED = ["seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds", "train_gflop"]
-ENERGIES = ["kwh", "kg_co2eq", "cpu_kwh", "gpu_kwh", "ram_kwh"]
-ENERGY_COLUMNS = [
-    "attempt", "phase", "stage", "epochs", "seconds", "kwh", "kg_co2eq", "kwh_kept",
-    "kg_co2eq_kept", "cpu_kwh", "gpu_kwh", "ram_kwh", "sensors", "tracking_mode", "country",
-    "g_co2eq_per_kwh", "pue", "cpu_model", "gpu_model", "codecarbon", "error",
-]  # fmt: skip
 
 
 class Ledger:
@@ -170,77 +155,6 @@ class Recorder:
             return result
 
         setattr(self._trainer, name, observed)
-
-
-def kept_epochs(entries: Iterable[dict]) -> dict[int, dict]:
-    """Return the ledger's entry of each epoch that the final weights come from, by epoch.
-
-    An attempt that resumed at epoch r threw away what an earlier one did from r on.
-    """
-    kept: dict[int, dict] = {}
-    for entry in entries:
-        if entry["entry"] == "attempt":
-            kept = {n: row for n, row in kept.items() if n < entry["resumed_at"]}
-        elif entry["phase"] == "training":
-            kept[entry["epoch"]] = entry
-    return dict(sorted(kept.items()))
-
-
-def epochs_table(entries: Iterable[dict]) -> pd.DataFrame:
-    """Return one row a kept epoch (columns `EPOCH_COLUMNS`)."""
-    table = pd.DataFrame(kept_epochs(entries).values(), columns=EPOCH_COLUMNS)
-    return table.astype({"stage": "Int64", "batch_size": "Int64"})
-
-
-def stages_table(epochs: pd.DataFrame) -> pd.DataFrame:
-    """Return the epochs summed a stage; losses and pseudo Dice are those of its last epoch."""
-    groups = epochs.groupby(["stage", "patch_size"], sort=False, dropna=False)
-    table = groups.agg(
-        batch_size=("batch_size", "first"),
-        epochs=("epoch", "size"),
-        first_epoch=("epoch", "min"),
-        **{column: (column, lambda values: values.sum(skipna=False)) for column in SUMMED},
-        voxels_per_iteration=("voxels_per_iteration", "mean"),
-        train_loss=("train_loss", "last"),
-        pseudo_dice=("pseudo_dice", "last"),
-    )
-    return table.reset_index()
-
-
-def energy_table(entries: list[dict]) -> pd.DataFrame:
-    """Return one row an attempt, phase and stage (columns `ENERGY_COLUMNS`).
-
-    `*_kept` is the part that the result rests on: kept epochs and the final validation that
-    succeeded. A piece of work whose meter failed makes its row's energies empty, with the reason.
-    """
-    meters = {e["attempt"]: e["meter"] for e in entries if e["entry"] == "attempt"}
-    kept = {id(entry) for entry in kept_epochs(entries).values()}
-    validations = [e for e in entries if e.get("phase") == "validation"]
-    kept |= {id(entry) for entry in validations[-1:]}
-    work = pd.DataFrame(
-        [{"stage": None, "error": "", **e, "kept": id(e) in kept} for e in entries
-         if e["entry"] == "work"]
-    )  # fmt: skip
-    rows = []
-    for key, group in work.groupby(["attempt", "phase", "stage"], sort=False, dropna=False):
-        row = dict(zip(["attempt", "phase", "stage"], key, strict=True))
-        row["epochs"] = len(group) if row["phase"] == "training" else None
-        row |= {name: group[name].sum(skipna=False) for name in ["seconds", *ENERGIES]}
-        part = group[group["kept"]]
-        row |= {f"{name}_kept": part[name].sum(skipna=False) for name in ENERGIES[:2]}
-        row["g_co2eq_per_kwh"] = 1000 * row["kg_co2eq"] / row["kwh"] if row["kwh"] else None
-        row["error"] = "; ".join(sorted({error for error in group["error"] if error}))
-        rows.append(row | meters[row["attempt"]])
-    table = pd.DataFrame(rows, columns=ENERGY_COLUMNS)
-    return table.astype({"stage": "Int64", "epochs": "Int64"})
-
-
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table atomically, so that a reader never meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.partial")
-    table.to_csv(unfinished, index=False)
-    unfinished.replace(path)
 
 
 def _gflop(shapes: dict[tuple[int, ...], int], count: Callable[..., int]) -> float:

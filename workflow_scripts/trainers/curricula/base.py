@@ -40,6 +40,7 @@ class nnUNetTrainerPatchCurriculum(nnUNetTrainer):
     checkpoint_seconds = 600.0
     plot_seconds = 60.0
 
+    save_every: int
     _last_checkpoint = 0.0
 
     @cached_property

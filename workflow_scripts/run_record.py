@@ -1,0 +1,156 @@
+"""The files of a run, derived from its ledger: `run.json` and three tables."""
+
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+EPOCH_COLUMNS = [
+    "epoch", "stage", "patch_size", "batch_size", "lr", "train_loss", "val_loss", "pseudo_dice",
+    "seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds", "train_gflop",
+    "voxels_per_iteration", "attempt",
+]  # fmt: skip
+RUN_KEYS = [
+    "study", "task", "dataset", "arm", "trainer", "fold", "configuration", "plans", "parameters",
+    "seed", "epochs", "iterations_per_epoch", "validation_iterations_per_epoch", "plans_hash",
+    "splits_hash",
+]  # fmt: skip
+TRAINED_KEYS = [
+    "device", "precision", "threads", "gpu_model", "versions", "git_commit", "trainer_code",
+]  # fmt: skip
+SUMMED = ["seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds", "train_gflop"]
+ENERGIES = ["kwh", "kg_co2eq", "cpu_kwh", "gpu_kwh", "ram_kwh"]
+ENERGY_COLUMNS = [
+    "attempt", "phase", "stage", "epochs", "seconds", "kwh", "kg_co2eq", "kwh_kept",
+    "kg_co2eq_kept", "cpu_kwh", "gpu_kwh", "ram_kwh", "sensors", "tracking_mode", "country",
+    "g_co2eq_per_kwh", "pue", "cpu_model", "gpu_model", "codecarbon", "error",
+]  # fmt: skip
+
+
+def kept_epochs(entries: Iterable[dict]) -> dict[int, dict]:
+    """Return the ledger's entry of each epoch that the final weights come from, by epoch.
+
+    An attempt that resumed at epoch r threw away what an earlier one did from r on.
+    """
+    kept: dict[int, dict] = {}
+    for entry in entries:
+        if entry["entry"] == "attempt":
+            kept = {n: row for n, row in kept.items() if n < entry["resumed_at"]}
+        elif entry["phase"] == "training":
+            kept[entry["epoch"]] = entry
+    return dict(sorted(kept.items()))
+
+
+def epochs_table(entries: Iterable[dict]) -> pd.DataFrame:
+    """Return one row a kept epoch (columns `EPOCH_COLUMNS`)."""
+    table = pd.DataFrame(kept_epochs(entries).values(), columns=EPOCH_COLUMNS)
+    return table.astype({"stage": "Int64", "batch_size": "Int64"})
+
+
+def stages_table(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Return the epochs summed a stage; losses and pseudo Dice are those of its last epoch."""
+    groups = epochs.groupby(["stage", "patch_size"], sort=False, dropna=False)
+    table = groups.agg(
+        batch_size=("batch_size", "first"),
+        epochs=("epoch", "size"),
+        first_epoch=("epoch", "min"),
+        **{column: (column, lambda values: values.sum(skipna=False)) for column in SUMMED},
+        voxels_per_iteration=("voxels_per_iteration", "mean"),
+        train_loss=("train_loss", "last"),
+        pseudo_dice=("pseudo_dice", "last"),
+    )
+    return table.reset_index()
+
+
+def energy_table(entries: list[dict]) -> pd.DataFrame:
+    """Return one row an attempt, phase and stage (columns `ENERGY_COLUMNS`).
+
+    `*_kept` is the part that the result rests on: kept epochs and the final validation that
+    succeeded. A piece of work whose meter failed makes its row's energies empty, with the reason.
+    """
+    meters = {e["attempt"]: e["meter"] for e in entries if e["entry"] == "attempt"}
+    kept = {id(entry) for entry in kept_epochs(entries).values()}
+    validations = [e for e in entries if e.get("phase") == "validation"]
+    kept |= {id(entry) for entry in validations[-1:]}
+    work = pd.DataFrame(
+        [{"stage": None, "error": "", **e, "kept": id(e) in kept} for e in entries
+         if e["entry"] == "work"]
+    )  # fmt: skip
+    rows = []
+    for key, group in work.groupby(["attempt", "phase", "stage"], sort=False, dropna=False):
+        row = dict(zip(["attempt", "phase", "stage"], key, strict=True))
+        row["epochs"] = len(group) if row["phase"] == "training" else None
+        row |= {name: group[name].sum(skipna=False) for name in ["seconds", *ENERGIES]}
+        part = group[group["kept"]]
+        row |= {f"{name}_kept": part[name].sum(skipna=False) for name in ENERGIES[:2]}
+        row["g_co2eq_per_kwh"] = 1000 * row["kg_co2eq"] / row["kwh"] if row["kwh"] else None
+        row["error"] = "; ".join(sorted({error for error in group["error"] if error}))
+        rows.append(row | meters[row["attempt"]])
+    table = pd.DataFrame(rows, columns=ENERGY_COLUMNS)
+    return table.astype({"stage": "Int64", "epochs": "Int64"})
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table atomically, so that a reader never meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.partial")
+    table.to_csv(unfinished, index=False)
+    unfinished.replace(path)
+
+
+def describe_run(
+    run: dict[str, Any],
+    plan: dict[str, Any],
+    label_numbers: dict[str, Any],
+    entries: list[dict],
+    summary: dict[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """Return the content of `run.json`; a number that is not known is None.
+
+    Args:
+        run: names and identity of the training, including its length and seed.
+        plan: nnU-Net's plan of the configuration that was trained.
+        label_numbers: label names and their values, from nnU-Net's `dataset.json`.
+        entries: of the ledger.
+        summary: nnU-Net's validation summary.
+        folder: nnU-Net's fold folder.
+    """
+    attempts = [entry for entry in entries if entry["entry"] == "attempt"]
+    trained = [a for a in attempts if a["resumed_at"] < run["epochs"]][-1]
+    energy, epochs = energy_table(entries), epochs_table(entries)
+    validation = energy[energy["phase"] == "validation"].iloc[-1]
+    dice = {label: scores["Dice"] for label, scores in summary["mean"].items()}
+    per_case = [
+        scores["Dice"] for case in summary["metric_per_case"] for scores in case["metrics"].values()
+    ]
+    measures = ("seconds", "kwh", "kg_co2eq")
+    record = {
+        **{key: run[key] for key in RUN_KEYS},
+        "patch_size": plan["patch_size"],
+        "batch_size": plan["batch_size"],
+        "stages": int(epochs["stage"].nunique(dropna=False)),
+        **{key: trained[key] for key in TRAINED_KEYS},
+        "cpu_model": trained["meter"]["cpu_model"],
+        "attempts": len(attempts),
+        "started": attempts[0]["started"],
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **{f"training_{name}": epochs[name].sum(skipna=False) for name in measures},
+        **{f"validation_{name}": validation[name] for name in measures},
+        **{f"total_{name}": energy[name].sum(skipna=False) for name in measures},
+        "training_gflop": epochs["train_gflop"].sum(),
+        "dice_foreground_mean": summary["foreground_mean"]["Dice"],
+        "dice_per_label": {label: _known(value) for label, value in dice.items()},
+        "label_names": {str(v): name for name, v in label_numbers.items() if str(v) in dice},
+        "cases": len(summary["metric_per_case"]),
+        "nan_dice": sum(math.isnan(value) for value in per_case),
+        "results_folder": str(folder),
+    }
+    return {key: _known(value) for key, value in record.items()}
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
