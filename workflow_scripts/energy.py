@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from log import UserError
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -26,7 +28,8 @@ class Reading:
 class EnergyMeter:
     """Meters pieces of work that follow each other without a gap.
 
-    Always offline: without a network codecarbon's online tracker silently reports Canada.
+    Always offline: without a network codecarbon's online tracker silently reports Canada. Nor is a
+    country that it does not know replaced by the world's average, as the offline one would do.
 
     Attributes:
         country: ISO 3166-1 alpha-3, for the carbon intensity.
@@ -40,12 +43,22 @@ class EnergyMeter:
     error: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        """Find the sensors; a failure is kept in `error` and in every reading, never as zero."""
+        """Find the sensors; a failure is kept in `error` and in every reading, never as zero.
+
+        Raises UserError for a country whose carbon intensity codecarbon does not know.
+        """
         self._pieces = 0
         self._tracker: Any = None
         try:
             from codecarbon import OfflineEmissionsTracker
+            from codecarbon.input import DataSource
 
+            known = DataSource().get_global_energy_mix_data()
+            if self.country not in known:
+                raise UserError(
+                    f"energy.country: codecarbon knows no carbon intensity of {self.country}; give "
+                    "the ISO 3166 alpha-3 code of a country that it knows, such as DEU"
+                )
             self._tracker = OfflineEmissionsTracker(
                 country_iso_code=self.country,
                 tracking_mode=self.tracking_mode,
@@ -55,6 +68,8 @@ class EnergyMeter:
                 log_level="error",
             )
             self._begin()
+        except UserError:
+            raise
         except Exception as error:
             self._fail(error)
 

@@ -9,6 +9,7 @@ import json
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def train_fold(
         training.keep_freed_memory()
     torch.backends.cudnn.benchmark = device == "cuda"
     meter = EnergyMeter(**energy)
+    began = time.monotonic()
     plans = json.loads(plans_file.read_text())
     split = json.loads(splits_file.read_text())[run["fold"]]
     identity = {
@@ -146,7 +148,7 @@ def train_fold(
             note = f", patch {last['patch_size']}, pseudo Dice {last['pseudo_dice']:.3f}"
             progress.show(last["epoch"] + 1, note)
 
-        recorder = Recorder(ledger, meter, flops, attempt, after_epoch)
+        recorder = Recorder(ledger, meter, flops, attempt, began, after_epoch)
         try:
             if not final.exists():
                 recorder.attach(trainer)

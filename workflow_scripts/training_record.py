@@ -17,6 +17,7 @@ from pathlib import Path
 
 from energy import EnergyMeter
 from flops import FlopTable
+from log import UserError
 
 
 class Ledger:
@@ -57,6 +58,7 @@ class Recorder:
     Args:
         ledger, meter, flops: where to write, and what to read energy and work from.
         attempt: number of this attempt, 1 for the first.
+        began: `time.monotonic()` when the meter began.
         after_epoch: called with the ledger's entries after every epoch.
     """
 
@@ -66,13 +68,14 @@ class Recorder:
         meter: EnergyMeter,
         flops: FlopTable,
         attempt: int,
+        began: float,
         after_epoch: Callable[[list[dict]], None],
     ) -> None:
         self._ledger, self._meter, self._flops = ledger, meter, flops
         self._attempt, self._after_epoch = attempt, after_epoch
         self._batches: dict[str, Counter] = {"train": Counter(), "val": Counter()}
         self._seconds = {"train": 0.0, "val": 0.0}
-        self._last = time.monotonic()
+        self._last = began
 
     def attach(self, trainer) -> None:
         """Observe the trainer's steps; its results are passed through untouched."""
@@ -99,6 +102,12 @@ class Recorder:
     def _end_epoch(self) -> None:
         trainer, log = self._trainer, self._trainer.logger
         epoch = trainer.current_epoch
+        loss = float(log.get_value("train_losses", step=-1))
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the training loss of epoch {epoch} is {loss}: training diverged and cannot "
+                f"recover; its last good checkpoint is in {self._ledger.path.parent}"
+            )
         train, val = (dict(self._batches[phase]) for phase in ("train", "val"))
         voxels = sum(math.prod(shape) * count for shape, count in train.items())
         train_gflop = _gflop(train, self._flops.training_step)
@@ -111,7 +120,7 @@ class Recorder:
             patch_size=_size_label(next(iter(sizes))) if len(sizes) == 1 else "random",
             batch_size=next(iter(batches)) if len(batches) == 1 else None,
             lr=float(trainer.optimizer.param_groups[0]["lr"]),
-            train_loss=float(log.get_value("train_losses", step=-1)),
+            train_loss=loss,
             val_loss=float(log.get_value("val_losses", step=-1)),
             pseudo_dice=float(log.get_value("mean_fg_dice", step=-1)),
             gflop=train_gflop + _gflop(val, self._flops.validation_step),

@@ -1,0 +1,306 @@
+"""A tiny study by the real command: what it leaves, what reruns, and what survives a kill."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from pathlib import Path
+
+import nibabel
+import pytest
+from PIL import Image
+
+from tree import plan, snakemake, trainings, write_config
+
+TASK = "Task99_BrainTissue"
+ARMS = ["constant", "progressive", "random"]
+RUN_FILES = ["run.json", "epochs.csv", "stages.csv", "energy.csv", "summary.json"]
+TABLES = [
+    *(f"{name}.csv" for name in ("runs", "cases", "epochs", "stages", "energy", "class_balance")),
+    *(f"comparison.{kind}" for kind in ("csv", "md", "tex")),
+]
+FIGURES = ["dice", "cost", "convergence", "schedule", "class_balance", "predictions"]
+NOTEBOOKS = ["results", "curricula"]
+PREPARED = {"make_demo_task", "extract_task", "convert_task", "fingerprint_task", "plan_task"}
+PREPARED |= {"override_plans", "preprocess_task", "write_splits"}
+FROM_LOOKS = {f"plot_{figure}": 1 for figure in FIGURES} | {"run_notebook": 2, "all": 1}
+
+pytestmark = pytest.mark.slow
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_outputs_are_those_of_the_contract_and_no_others(study):
+    wanted = {f"runs/{TASK}/{arm}/fold_0/{name}" for arm in ARMS for name in RUN_FILES}
+    wanted |= {f"tables/{name}" for name in TABLES}
+    wanted |= {f"figures/{name}.{kind}" for name in FIGURES for kind in ("svg", "png")}
+    wanted |= {f"notebooks/{name}.{kind}" for name in NOTEBOOKS for kind in ("ipynb", "html")}
+    found = {
+        str(path.relative_to(study.results))
+        for part in ("runs", "tables", "figures", "notebooks")
+        for path in (study.results / part).rglob("*")
+        if path.is_file()
+    }
+    assert found == wanted
+    assert {path.name for path in study.results.iterdir()} == {
+        *("runs", "tables", "figures", "notebooks", "nnunet")
+    }
+
+
+def test_nothing_else_is_left_in_the_work_tree(study):
+    assert study.made == {"results", "resources", "logs", ".snakemake"}
+    assert not (study.folder / "resources/msd" / TASK).exists()
+    assert [path for path in study.folder.rglob("*.part*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_run_records_its_epochs_energy_and_dice(study, arm):
+    folder = study.results / f"runs/{TASK}/{arm}/fold_0"
+    epochs = rows(folder / "epochs.csv")
+    assert [row["epoch"] for row in epochs] == ["0", "1", "2"]
+    assert {row["attempt"] for row in epochs} == {"1"}
+    assert all(float(row["kwh"]) > 0 and float(row["gflop"]) > 0 for row in epochs)
+    assert epochs[-1]["patch_size"] in ("16x24x16", "random")
+
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["task"], record["arm"], record["fold"]) == (TASK, arm, 0)
+    assert (record["epochs"], record["attempts"], record["cases"]) == (3, 1, 2)
+    assert record["patch_size"] == [16, 24, 16]
+    assert 0 < record["dice_foreground_mean"] < 1
+    summary = json.loads((folder / "summary.json").read_text())
+    assert record["dice_foreground_mean"] == summary["foreground_mean"]["Dice"]
+    assert (study.folder / record["results_folder"] / "checkpoint_final.pth").is_file()
+
+    energy = rows(folder / "energy.csv")
+    assert {row["phase"] for row in energy} >= {"setup", "training", "validation"}
+    assert [row["error"] for row in energy if row["error"]] == []
+    seconds = sum(float(row["seconds"]) for row in energy if row["phase"] == "training")
+    assert seconds == pytest.approx(record["training_seconds"])
+    for row in energy:
+        # What is metered and the time it is metered over belong together.
+        assert float(row["kwh"]) * 3.6e6 / float(row["seconds"]) < 500, row
+
+
+def test_arms_share_folds_plans_and_length(study):
+    records = [
+        json.loads((study.results / f"runs/{TASK}/{arm}/fold_0/run.json").read_text())
+        for arm in ARMS
+    ]
+    for key in ("plans_hash", "splits_hash", "epochs", "iterations_per_epoch", "seed", "versions"):
+        assert all(record[key] == records[0][key] for record in records), key
+    sizes = [
+        {row["patch_size"] for row in rows(study.results / f"runs/{TASK}/{arm}/fold_0/epochs.csv")}
+        for arm in ARMS
+    ]
+    assert sizes[0] == {"16x24x16"}
+    assert len(sizes[1]) == 3
+
+
+def test_tables_compare_the_three_arms(study):
+    text = (study.results / "tables/comparison.md").read_text()
+    for arm in ARMS:
+        assert re.search(rf"^\| {arm} +\|", text, re.M), arm
+    assert {row["arm"] for row in rows(study.results / "tables/runs.csv")} == set(ARMS)
+    assert len(rows(study.results / "tables/epochs.csv")) == 9
+    assert len(rows(study.results / "tables/cases.csv")) == 3 * 2 * 2  # arms, cases, labels
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_figures_show_something(study, figure):
+    path = study.results / f"figures/{figure}"
+    image = Image.open(path.with_suffix(".png")).convert("L")
+    assert min(image.size) > 200
+    assert len(image.getcolors()) > 10
+    drawing = ElementTree.parse(path.with_suffix(".svg")).getroot()
+    assert len(list(drawing.iter("{http://www.w3.org/2000/svg}path"))) > 10
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_pages_need_no_network(study, notebook):
+    page = (study.results / f"notebooks/{notebook}.html").read_text()
+    assert "<img" in page
+    assert len(page) > 50_000
+    sources = re.findall(r"""<[^>]*\bsrc=["']([^"']{0,40})""", page)
+    assert [source for source in sources if not source.startswith("data:")] == []
+    assert re.findall(r"<link\b|@import|\burl\(\s*['\"]?https?:", page) == []
+    assert "Traceback" not in page
+
+
+def test_progress_is_on_the_terminal(study):
+    for arm in ARMS:
+        assert re.search(rf"{TASK} {arm} fold 0: epoch 3/3", study.run.stderr), arm
+        assert re.search(rf"{TASK} {arm} fold 0: validation case 2/2", study.run.stderr), arm
+
+
+def test_a_second_run_has_nothing_to_do(study):
+    run = snakemake(study.folder, *study.arguments)
+    assert run.returncode == 0
+    assert "Nothing to be done" in run.stdout + run.stderr
+
+
+def test_other_looks_redraw_figures_and_their_pages_only(study):
+    path = study.folder / "config/plotting.yaml"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace("dpi: 200", "dpi: 100"))
+        assert path.read_text() != before
+        jobs, _ = plan(study.folder, *study.arguments)
+    finally:
+        path.write_text(before)
+    assert jobs == FROM_LOOKS
+
+
+def test_a_file_that_is_only_touched_reruns_nothing(study):
+    """Snakemake compares the content of small files, so a new date alone is no change.
+
+    `--max-checksum-file-size 0` makes it go by date; no profile sets it, because then a branch
+    switched back and forth, which dates files anew, would rerun all that reads them.
+    """
+    path = study.folder / "config/plotting.yaml"
+    path.touch()
+    assert plan(study.folder, *study.arguments)[0] == {}
+    by_date, _ = plan(study.folder, *study.arguments, "--max-checksum-file-size", 0)
+    assert by_date == FROM_LOOKS
+
+
+def test_one_more_fold_trains_that_fold_only(study):
+    config = write_config(study.folder, "tiny_folds", study.config, folds=[0, 1])
+    jobs, text = plan(study.folder, "--configfile", config)
+    assert trainings(text) == {(TASK, arm, 1) for arm in ARMS}
+    assert jobs["train_fold"] == 3
+    assert PREPARED.isdisjoint(jobs)
+
+
+def test_one_more_arm_trains_that_arm_only(study):
+    arms = {"again": {"trainer": "nnUNetTrainer"}}
+    config = write_config(study.folder, "tiny_arms", study.config, arms=arms)
+    _, text = plan(study.folder, "--configfile", config)
+    assert trainings(text) == {(TASK, "again", 0)}
+
+
+def test_another_study_shares_the_preprocessed_data(study):
+    config = write_config(study.folder, "other", study.config, study="other")
+    jobs, text = plan(study.folder, "--configfile", config)
+    assert trainings(text) == {(TASK, arm, 0) for arm in ARMS}
+    assert PREPARED.isdisjoint(jobs)
+
+
+def test_other_overrides_change_the_plans_but_preprocess_nothing(study):
+    overrides = {"overrides": {"all": {"batch_size": 3}}}
+    config = write_config(study.folder, "batch", study.config, study="batch", planning=overrides)
+    jobs, _ = plan(study.folder, "--configfile", config)
+    assert PREPARED & set(jobs) == {"override_plans"}
+
+
+def test_a_killed_training_fails_and_keeps_its_epochs(killed):
+    assert killed.first.returncode != 0
+    assert "SIGKILL" in killed.first.stderr
+    assert len(killed.after_first) >= 2
+
+
+def test_after_a_kill_of_snakemake_the_folder_is_unlocked_by_hand(killed):
+    """Snakemake cannot tell a dead lock from a live one, so it asks for `--unlock`."""
+    assert killed.refused.returncode != 0
+    assert "--unlock" in killed.refused.stderr
+    assert "Traceback" not in killed.refused.stderr
+    assert killed.unlocked.returncode == 0
+
+
+def test_a_killed_training_goes_on_where_it_was(killed):
+    assert killed.last.returncode == 0, killed.last.stderr
+    ledger = [json.loads(line) for line in killed.ledger.read_text().splitlines()]
+    attempts = [entry for entry in ledger if entry["entry"] == "attempt"]
+    assert [entry["attempt"] for entry in attempts] == [1, 2, 3]
+    first, second = len(killed.after_first), len(killed.after_second)
+    # The epoch in which the kill fell may be trained again, never one that had its checkpoint.
+    assert attempts[0]["resumed_at"] == 0
+    assert first - 1 <= attempts[1]["resumed_at"] <= first
+    assert attempts[2]["resumed_at"] > attempts[1]["resumed_at"]
+    assert second - 2 <= attempts[2]["resumed_at"] <= second
+    epochs = rows(killed.run_folder / "epochs.csv")
+    assert [int(row["epoch"]) for row in epochs] == list(range(10))
+    assert {row["attempt"] for row in epochs} == {"1", "2", "3"}
+
+
+def test_the_energy_of_every_attempt_is_kept(killed):
+    energy = rows(killed.run_folder / "energy.csv")
+    training = [row for row in energy if row["phase"] == "training"]
+    assert {row["attempt"] for row in training} == {"1", "2", "3"}
+    assert all(float(row["kwh"]) > 0 for row in energy)
+    assert [row["attempt"] for row in energy if row["phase"] == "validation"] == ["3"]
+    record = json.loads((killed.run_folder / "run.json").read_text())
+    assert record["attempts"] == 3
+    assert record["total_kwh"] == pytest.approx(sum(float(row["kwh"]) for row in energy))
+    kept = sum(float(row["kwh_kept"]) for row in training)
+    assert record["training_kwh"] == pytest.approx(kept)
+    assert record["training_kwh"] < record["total_kwh"]
+
+
+def test_a_finished_training_of_other_length_is_refused_and_kept(study, killed, tmp_path):
+    """More epochs make a new job of it; the script then names what differs and trains nothing."""
+    arguments = [
+        *killed.arguments[:2],
+        "--configfile",
+        write_config(study.folder, "longer", killed.config, training={"epochs": 11}),
+        *killed.arguments[4:],
+    ]
+    copy = shutil.copytree(killed.run_folder, tmp_path / "copy")
+    run = snakemake(study.folder, *arguments)
+    assert run.returncode != 0
+    (error,) = [line for line in run.stderr.splitlines() if line.startswith("Error: ")]
+    assert "epochs was 10 and is now 11" in error
+    again = snakemake(study.folder, *killed.arguments)
+    assert again.returncode == 0, again.stderr
+    for name in ("epochs.csv", "stages.csv", "energy.csv", "summary.json"):
+        assert (killed.run_folder / name).read_bytes() == (copy / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_stock_nnunet_predicts_with_the_model(study, arm, tmp_path):
+    record = json.loads((study.results / f"runs/{TASK}/{arm}/fold_0/run.json").read_text())
+    images = study.folder / f"resources/nnUNet_raw/{record['dataset']}/imagesTr"
+    (tmp_path / "in").mkdir()
+    image = Path(shutil.copy(images / "brain_000_0000.nii.gz", tmp_path / "in"))
+    own = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet")}
+    variables = {
+        "nnUNet_raw": "resources/nnUNet_raw",
+        "nnUNet_preprocessed": "resources/nnUNet_preprocessed",
+        "nnUNet_results": "results/tiny/nnunet",
+        "nnUNet_extTrainer": "workflow_scripts/trainers",
+    }
+    run = subprocess.run(
+        [
+            *(str(Path(sys.executable).with_name("nnUNetv2_predict")),),
+            *("-i", tmp_path / "in", "-o", tmp_path / "out", "-d", record["dataset"]),
+            *("-tr", record["trainer"], "-p", record["plans"], "-c", record["configuration"]),
+            *("-f", "0", "-device", "cpu", "--disable_tta", "-npp", "0", "-nps", "0"),
+        ],
+        cwd=tmp_path,
+        env=own | {name: str(study.folder / path) for name, path in variables.items()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    label = nibabel.load(tmp_path / "out/brain_000.nii.gz")
+    assert label.shape == nibabel.load(image).shape
+    assert set(label.get_fdata().ravel()) <= {0, 1, 2}
+
+
+def test_the_report_builds(study):
+    run = snakemake(study.folder, *study.arguments, "--report", "report.zip")
+    assert run.returncode == 0, run.stderr
+    with zipfile.ZipFile(study.folder / "report.zip") as archive:
+        names = archive.namelist()
+    assert any(name.endswith("report.html") for name in names)
+    for wanted in ("dice.png", "predictions.png", "results.html", "curricula.html"):
+        assert any(name.endswith(wanted) for name in names), wanted

@@ -1,0 +1,502 @@
+"""The parts of a training that need no data: identity, precision, plans, splits, energy."""
+
+import copy
+import json
+import math
+import shutil
+import time
+
+import pytest
+import torch
+
+import training
+from energy import EnergyMeter
+from log import UserError
+from nnunet import json_hash
+from override_plans import override_plans
+from training import (
+    Progress,
+    augmentation_workers,
+    autocast_network,
+    check_identity,
+    counted_predictions,
+    find_device,
+    find_precision,
+    find_trainer,
+    trainer_code_hash,
+)
+from write_splits import write_splits
+
+# --- device and precision
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": False}, "bf16"),
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": False, "avx512_bf16": False, "avx512_f": True}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_auto_precision_on_a_cpu(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert find_precision("auto", "cpu") == expected
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
+def test_a_chosen_precision_is_taken_on_a_cpu(monkeypatch, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert find_precision(wanted, "cpu") == wanted
+
+
+def test_precision_on_a_gpu_is_nnunet_s():
+    assert find_precision("auto", "cuda") == "amp"
+    with pytest.raises(UserError, match=r"training\.precision is fp32.*set it to auto"):
+        find_precision("fp32", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "available", "expected"),
+    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
+)
+def test_find_device(monkeypatch, wanted, available, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert find_device(wanted) == expected
+
+
+def test_a_missing_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"training\.device is cuda, but torch sees no GPU"):
+        find_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "expected"),
+    [("cuda", 8, 8), ("cpu", 8, 2), ("cpu", 2, 1), ("cpu", 1, 1)],
+)
+def test_augmentation_workers(device, threads, expected):
+    assert augmentation_workers(device, threads) == expected
+
+
+class TwoHeads(torch.nn.Module):
+    """A network with deep supervision that can be switched off, as nnU-Net's."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv3d(1, 8, 3, padding=1), torch.nn.Conv3d(8, 2, 1)
+        self.deep_supervision = True
+
+    def forward(self, x):
+        output = self.head(self.conv(x))
+        return [output, output[..., ::2]] if self.deep_supervision else output
+
+
+def test_autocast_network_returns_fp32_near_fp32():
+    torch.manual_seed(0)
+    network, x = TwoHeads(), torch.randn(2, 1, 8, 8, 8)
+    exact = network(x)
+    seen = []
+    network.head.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    autocast_network(network)
+    outputs = network(x)
+    assert seen == [torch.bfloat16], "it does compute in bf16"
+    assert isinstance(outputs, list)
+    assert [output.dtype for output in outputs] == [torch.float32] * 2
+    for output, reference in zip(outputs, exact, strict=True):
+        assert output.shape == reference.shape
+        assert torch.allclose(output, reference, atol=0.03)
+    assert not torch.equal(outputs[0], exact[0])
+
+
+def test_autocast_network_without_deep_supervision_and_its_gradients():
+    torch.manual_seed(0)
+    network, x = TwoHeads(), torch.randn(1, 1, 4, 4, 4)
+    names = list(network.state_dict())
+    autocast_network(network)
+    network.deep_supervision = False
+    output = network(x)
+    assert output.dtype == torch.float32
+    output.sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in network.parameters())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+    assert list(network.state_dict()) == names, "checkpoints are those of the plain network"
+
+
+# --- identity
+
+
+IDENTITY = {"epochs": 10, "seed": 1, "plans_hash": "a", "trainer_code": "c", "torch": "2.0"}
+
+
+def test_identity_of_a_new_training_is_noted(tmp_path):
+    path = tmp_path / "fold_0" / "identity.json"
+    check_identity(IDENTITY, path, started=False, finished=False)
+    assert json.loads(path.read_text()) == IDENTITY
+    check_identity(dict(reversed(IDENTITY.items())), path, started=True, finished=False)
+
+
+def test_identity_of_a_training_without_checkpoint_is_replaced(tmp_path):
+    path = tmp_path / "identity.json"
+    check_identity(IDENTITY, path, started=False, finished=False)
+    check_identity({**IDENTITY, "epochs": 20}, path, started=False, finished=False)
+    assert json.loads(path.read_text())["epochs"] == 20
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_differing_fields_are_named_and_nothing_is_written(tmp_path, finished):
+    path = tmp_path / "identity.json"
+    check_identity(IDENTITY, path, started=False, finished=False)
+    changed = {**IDENTITY, "epochs": 20, "seed": 2}
+    message = r"epochs was 10 and is now 20; seed was 1 and is now 2"
+    with pytest.raises(UserError, match=message) as caught:
+        check_identity(changed, path, started=True, finished=finished)
+    assert "plans_hash" not in str(caught.value)
+    assert json.loads(path.read_text()) == IDENTITY
+
+
+def test_a_field_that_one_side_lacks_differs(tmp_path):
+    path = tmp_path / "identity.json"
+    check_identity(IDENTITY, path, started=False, finished=False)
+    fewer = {key: value for key, value in IDENTITY.items() if key != "seed"}
+    with pytest.raises(UserError, match="seed was 1 and is now None"):
+        check_identity(fewer, path, started=True, finished=False)
+
+
+@pytest.mark.parametrize("field", ["trainer_code", "torch"])
+def test_versions_may_differ_of_a_finished_training_only(tmp_path, field):
+    path = tmp_path / "identity.json"
+    check_identity(IDENTITY, path, started=False, finished=False)
+    other = {**IDENTITY, field: "other"}
+    check_identity(other, path, started=True, finished=True)
+    with pytest.raises(UserError, match=f"{field} was .* and is now 'other'"):
+        check_identity(other, path, started=True, finished=False)
+
+
+def test_a_checkpoint_without_identity_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds a checkpoint but no identity\.json"):
+        check_identity(IDENTITY, tmp_path / "identity.json", started=True, finished=False)
+
+
+def test_json_hash():
+    assert json_hash({"a": 1, "b": [1, 2]}) == json_hash({"b": [1, 2], "a": 1})
+    assert json_hash({"a": [1, 2]}) != json_hash({"a": [2, 1]})
+    assert json_hash({"a": 1}) != json_hash({"a": "1"})
+    assert len(json_hash({})) == 16
+
+
+@pytest.fixture
+def copied_trainers(tmp_path, monkeypatch):
+    shutil.copytree(training.TRAINERS / "curricula", tmp_path / "curricula")
+    monkeypatch.setattr(training, "TRAINERS", tmp_path)
+    return tmp_path / "curricula"
+
+
+def test_trainer_code_hash_ignores_comments_and_blank_lines(copied_trainers):
+    before = trainer_code_hash()
+    arms = copied_trainers / "arms.py"
+    arms.write_text("# a comment\n" + arms.read_text().replace("\n\n\n", "\n\n\n\n") + "\n# end\n")
+    assert trainer_code_hash() == before
+    changed = arms.read_text().replace("percent = 0.5", "percent = 0.6")
+    assert changed != arms.read_text()
+    arms.write_text(changed)
+    assert trainer_code_hash() != before
+
+
+def test_trainer_code_hash_covers_every_module(copied_trainers):
+    hashes = {trainer_code_hash()}
+    for number, path in enumerate(sorted(copied_trainers.glob("*.py")), start=1):
+        path.write_text(path.read_text() + "\nADDED = 1\n")
+        hashes.add(trainer_code_hash())
+        assert len(hashes) == number + 1, path.name
+
+
+# --- trainers
+
+
+def test_find_trainer(monkeypatch):
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    assert find_trainer("nnUNetTrainerProgressivePatch").curriculum == "progressive"
+    assert find_trainer("nnUNetTrainer").__module__.startswith("nnunetv2.")
+
+
+def test_an_unknown_trainer_is_named(monkeypatch):
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    with pytest.raises(UserError, match=r"trainer nnUNetTrainerProgresive is neither in workflow_"):
+        find_trainer("nnUNetTrainerProgresive")
+
+
+# --- progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_progress_lines(clock, capsys):
+    progress = Progress("Task04 random fold 0", every_seconds=10)
+    progress.start(2, 12, "epoch")
+    clock[0] += 30
+    progress.show(3, ", patch 8x8x8")
+    clock[0] += 5
+    progress.show(4)
+    clock[0] += 400
+    progress.show(7)
+    clock[0] += 1
+    progress.show(12)
+    assert capsys.readouterr().err.splitlines() == [
+        "Task04 random fold 0: epoch 3/12, 4 min 30 s left, patch 8x8x8",
+        "Task04 random fold 0: epoch 7/12, 7 min 15 s left",
+        "Task04 random fold 0: epoch 12/12, 0 min 00 s left",
+    ]
+
+
+def test_progress_in_hours(clock, capsys):
+    progress = Progress("t")
+    progress.start(0, 100, "epoch")
+    clock[0] += 120
+    progress.show(1)
+    assert capsys.readouterr().err == "t: epoch 1/100, 3 h 18 min left\n"
+
+
+class Predicting:
+    """What the final validation prints, case by case."""
+
+    def __init__(self):
+        self.printed = []
+
+    def print_to_log_file(self, *args, **_):
+        self.printed.append(args)
+
+    def validate(self, fail=False):
+        for case in ("a", "b"):
+            self.print_to_log_file(f"predicting {case}")
+            self.print_to_log_file(case, "shape")
+        if fail:
+            raise RuntimeError("no more")
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_counted_predictions(fail):
+    trainer, shown = Predicting(), []
+    original = trainer.print_to_log_file
+    try:
+        with counted_predictions(trainer, shown.append):
+            trainer.validate(fail)
+    except RuntimeError:
+        assert fail
+    assert shown == [1, 2]
+    assert len(trainer.printed) == 4, "nothing is swallowed"
+    assert trainer.print_to_log_file == original
+
+
+# --- plans and splits
+
+
+def planned(architecture="plain"):
+    blocks = "n_conv_per_stage" if architecture == "plain" else "n_blocks_per_stage"
+    return {
+        "dataset_name": "Dataset098_Fake",
+        "plans_name": "nnUNetPlans",
+        "configurations": {
+            "3d_fullres": {
+                "data_identifier": "nnUNetPlans_3d_fullres",
+                "patch_size": [40, 56, 40],
+                "batch_size": 9,
+                "architecture": {
+                    "arch_kwargs": {
+                        "n_stages": 4,
+                        "features_per_stage": [32, 64, 128, 256],
+                        "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]],
+                        "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]],
+                        blocks: [1, 2, 3, 4],
+                        "n_conv_per_stage_decoder": [5, 6, 7],
+                    }
+                },
+            },
+            "2d": {},
+        },
+    }
+
+
+def overridden(**overrides):
+    plans = override_plans(planned(), "study", "3d_fullres", overrides)
+    return plans["configurations"]["3d_fullres"]
+
+
+def test_plans_without_overrides_change_their_name_alone():
+    before = planned()
+    plans = override_plans(before, "study", "3d_fullres", {})
+    assert plans == {**planned(), "plans_name": "study"}
+    assert before == planned(), "the argument is left alone"
+
+
+def test_patch_and_batch_are_overridden():
+    chosen = overridden(patch_size=[20, 24, 48], batch_size=2)
+    assert (chosen["patch_size"], chosen["batch_size"]) == ([20, 24, 48], 2)
+    assert chosen["data_identifier"] == "nnUNetPlans_3d_fullres", "the same preprocessed data"
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"),
+    [([40, 50, 40], [40, 48, 40]), ([2, 3, 41], [4, 8, 40]), ([40, 48, 45], [40, 48, 48])],
+)
+def test_an_indivisible_patch_names_the_nearest(size, nearest):
+    with pytest.raises(UserError) as caught:
+        overridden(patch_size=size)
+    assert f"patch_size {size} must be multiples of [4, 8, 8]" in str(caught.value)
+    assert f"the nearest is {nearest}" in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ["plain", "residual"])
+def test_fewer_features_shorten_every_list(architecture):
+    overrides = {"features_per_stage": [4, 8, 16], "patch_size": [2, 4, 4]}
+    plans = override_plans(planned(architecture), "study", "3d_fullres", overrides)
+    kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    blocks = "n_conv_per_stage" if architecture == "plain" else "n_blocks_per_stage"
+    assert kwargs == {
+        "n_stages": 3,
+        "features_per_stage": [4, 8, 16],
+        "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
+        "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+        blocks: [1, 2, 3],
+        "n_conv_per_stage_decoder": [5, 6],
+    }
+    assert plans["configurations"]["3d_fullres"]["patch_size"] == [2, 4, 4], "units of 3 stages"
+
+
+@pytest.mark.parametrize("features", [[4] * 5, [4]])
+def test_other_numbers_of_features_are_refused(features):
+    with pytest.raises(UserError, match=f"has {len(features)} entries.* has 4 stages: give 2 to 4"):
+        overridden(features_per_stage=features)
+
+
+def test_a_configuration_that_was_not_planned_is_named():
+    with pytest.raises(UserError, match="is 3d_lowres, but nnU-Net planned only 2d, 3d_fullres"):
+        override_plans(planned(), "study", "3d_lowres", {})
+
+
+def test_splits_are_nnunet_s():
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    cases = [f"case_{number:03d}" for number in range(23)]
+    splits = write_splits(cases[::-1])
+    assert splits == generate_crossval_split(cases, seed=12345, n_splits=5)
+    assert json.loads(json.dumps(splits)) == splits
+    assert sorted(case for split in splits for case in split["val"]) == cases
+    assert all(sorted(split["train"] + split["val"]) == cases for split in splits)
+
+
+def test_too_few_cases_are_refused():
+    with pytest.raises(UserError, match="4 cases cannot be split into 5 folds"):
+        write_splits(list("abcd"))
+    assert len(write_splits(list("abcde"))) == 5
+
+
+# --- energy
+
+
+def all_nan(reading):
+    names = ("kwh", "cpu_kwh", "gpu_kwh", "ram_kwh", "kg_co2eq")
+    return all(math.isnan(getattr(reading, name)) for name in names)
+
+
+@pytest.fixture
+def tracker(monkeypatch):
+    """Stand in for codecarbon's tracker; `fail` names the calls that raise."""
+    import codecarbon
+
+    class Tracker:
+        fail: tuple[str, ...] = ()
+        energy = 2.0
+
+        def __init__(self, **_):
+            self.called("init")
+
+        def start_task(self, name):
+            self.called("start")
+
+        def stop_task(self, name):
+            self.called("stop")
+            return copy.copy(self)
+
+        energy_consumed = property(lambda self: self.energy)
+        cpu_energy = gpu_energy = ram_energy = emissions = 0.5
+
+        def called(self, what):
+            if what in self.fail:
+                raise OSError(f"no sensor\nat {what}")
+
+    monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", Tracker)
+    return Tracker
+
+
+def test_a_reading(tracker):
+    reading = EnergyMeter("DEU").read()
+    assert (reading.kwh, reading.cpu_kwh, reading.kg_co2eq, reading.error) == (2.0, 0.5, 0.5, "")
+
+
+@pytest.mark.parametrize("call", ["init", "start", "stop"])
+def test_a_failing_tracker_is_an_error_never_zero(tracker, monkeypatch, call):
+    monkeypatch.setattr(tracker, "fail", (call,))
+    meter = EnergyMeter("DEU")
+    for _ in range(2):
+        reading = meter.read()
+        assert all_nan(reading)
+        assert reading.error == f"OSError: no sensor at {call}"
+    monkeypatch.setattr(tracker, "fail", ())
+    assert all_nan(meter.read()), "a meter that lost count must not go on as if it had not"
+
+
+@pytest.mark.parametrize("nothing", [0.0, math.nan])
+def test_no_energy_is_an_error(tracker, monkeypatch, nothing):
+    monkeypatch.setattr(tracker, "energy", nothing)
+    meter = EnergyMeter("DEU")
+    reading = meter.read()
+    assert all_nan(reading)
+    assert reading.error.startswith("codecarbon returned no energy")
+    monkeypatch.setattr(tracker, "energy", 1.0)
+    assert meter.read().kwh == 1.0, "the next piece of work is metered"
+
+
+def test_an_absent_codecarbon_is_an_error(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "codecarbon", None)
+    meter = EnergyMeter("DEU")
+    assert all_nan(meter.read())
+    assert "codecarbon" in meter.read().error
+    assert meter.describe()["sensors"] == ""
+
+
+@pytest.mark.parametrize("country", ["XXX", "UTO", "deu"])
+def test_an_unknown_country_is_not_replaced_by_the_world(country):
+    with pytest.raises(UserError, match=rf"energy\.country: .* of {country}; give the ISO 3166"):
+        EnergyMeter(country)
+
+
+def burn(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        math.factorial(500)
+
+
+def test_a_real_reading():
+    """Germany's mix is 381 g/kWh in the codecarbon table of 2023."""
+    meter = EnergyMeter("DEU", tracking_mode="process")
+    burn(1.5)
+    first = meter.read()
+    burn(0.3)
+    second = meter.read()
+    assert first.error == second.error == ""
+    assert first.kwh > 0 < first.kg_co2eq
+    assert first.kwh == pytest.approx(first.cpu_kwh + first.gpu_kwh + first.ram_kwh)
+    assert 0.2 < first.kg_co2eq / first.kwh < 0.6
+    assert 0 < second.kwh < first.kwh, "a reading is of one piece of work, not cumulative"
+    described = meter.describe()
+    assert "CPU" in described["sensors"]
+    assert described["country"] == "DEU"
+    assert described["codecarbon"]

@@ -1,0 +1,154 @@
+"""What Snakemake plans: dry-runs in an empty copy of the workflow, so nothing is there yet."""
+
+import re
+import time
+from collections import Counter
+
+import pytest
+import yaml
+
+from tree import ROOT, copy_tree, plan, said, snakemake, trainings
+
+STUDIES = ["demo", "hippocampus", "config"]
+ARMS = ["constant", "progressive", "random"]
+HEAVY = {"torch", "nnunetv2", "pandas", "seaborn", "matplotlib", "codecarbon", "nibabel", "scipy"}
+PROBE = """
+import os, sys
+
+class Probe:
+    def find_spec(name, path=None, target=None):
+        with open(os.environ["PROBE"], "a") as file:
+            file.write(name.partition(".")[0] + "\\n")
+
+sys.meta_path.insert(0, Probe)
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return copy_tree(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="module")
+def plans(tree):
+    """The plan of every shipped study: jobs by rule, and the text."""
+    return {name: plan(tree, "--configfile", f"config/{name}.yaml") for name in STUDIES}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_training_of_a_shipped_study_is_planned_once(plans, name):
+    config = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
+    wanted = {
+        (task, arm, fold)
+        for task in config["tasks"]
+        for arm in config["arms"]
+        for fold in config["folds"]
+    }
+    jobs, text = plans[name]
+    assert jobs["train_fold"] == len(wanted)
+    assert trainings(text) == wanted
+
+
+def test_data_are_prepared_once_for_all_arms_and_folds(plans):
+    jobs, _ = plans["config"]
+    shared = ["download_task", "extract_task", "convert_task", "fingerprint_task", "plan_task"]
+    for rule in [*shared, "preprocess_task", "write_splits"]:
+        assert jobs[rule] == 10, rule
+
+
+def test_the_paper_is_planned_within_seconds_and_without_heavy_imports(tree, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(PROBE)
+    seen = tmp_path / "imports.txt"
+    began = time.monotonic()
+    jobs, _ = plan(
+        tree,
+        *("--configfile", "config/config.yaml"),
+        env={"PYTHONPATH": str(tmp_path), "PROBE": str(seen)},
+    )
+    assert time.monotonic() - began < 10
+    assert jobs["train_fold"] == 150
+    imported = set(seen.read_text().split())
+    assert {"snakemake", "config_tools", "msd"} <= imported, "the probe does not see imports"
+    assert imported & HEAVY == set()
+
+
+def test_every_rule_is_reached_by_a_shipped_study(plans):
+    rules = set()
+    for path in ROOT.glob("rules/*.smk"):
+        rules |= set(re.findall(r"^(?:rule|checkpoint) (\w+):", path.read_text(), re.M))
+    assert len(rules) > 15
+    assert rules - {rule for jobs, _ in plans.values() for rule in jobs} == set()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_target_is_listed_twice(plans, name):
+    _, text = plans[name]
+    block = re.search(r"^(?:local)?rule all:\n.*?^    input: (.+?)$", text, re.M | re.S)
+    targets = block[1].split(", ")
+    assert len(targets) > 20
+    assert [target for target, n in Counter(targets).items() if n > 1] == []
+
+
+def test_parts_of_a_study_are_targets_of_their_own(tree):
+    jobs = {part: plan(tree, part)[0] for part in ("tables", "figures", "notebooks")}
+    assert not any(rule.startswith("plot_") for rule in jobs["tables"])
+    assert "run_notebook" not in jobs["figures"]
+    assert jobs["notebooks"]["run_notebook"] == 2
+
+
+def test_without_a_configfile_the_demo_is_planned(tree, plans):
+    jobs, text = plan(tree)
+    assert jobs == plans["demo"][0]
+    assert trainings(text) == trainings(plans["demo"][1])
+
+
+def test_one_key_on_the_command_line_changes_only_that_key_of_the_demo(tree):
+    _, text = plan(tree, "--config", "folds=[2]")
+    assert trainings(text) == {("Task99_BrainTissue", arm, 2) for arm in ARMS}
+    assert "results/demo/" in text
+
+
+def test_archives_of_a_folder_change_no_plan(tree, plans, tmp_path):
+    jobs, _ = plan(
+        tree, "--configfile", "config/hippocampus.yaml", "--config", f"archives={tmp_path}"
+    )
+    assert jobs == plans["hippocampus"][0]
+
+
+def test_plans_with_overrides_have_a_name_of_their_own(tree, plans):
+    def files(text):
+        return set(re.findall(r"nnUNetPlans_[0-9a-f]{8}\.json", text))
+
+    other = "planning={overrides: {all: {batch_size: 3}}}"
+    _, changed = plan(tree, "--configfile", "config/hippocampus.yaml", "--config", other)
+    assert len(files(changed)) == len(files(plans["hippocampus"][1])) == 1
+    assert files(changed) != files(plans["hippocampus"][1])
+    assert files(plans["config"][1]) == set()
+
+
+MISTAKES = {
+    "misspelt key": (
+        "training={epoch: 3}",
+        "config: training.epoch is not a key; did you mean training.epochs?",
+    ),
+    "unknown task": (
+        "tasks=[Task04_Hipocampus]",
+        "config: tasks[0]: 'Task04_Hipocampus' is unknown; did you mean Task04_Hippocampus?",
+    ),
+    "fold 5": ("folds=[5]", "config: folds[0]: 5 is not one of 0, 1, 2, 3, 4"),
+    "two arms of one class": (
+        "arms={random: {trainer: nnUNetTrainerConstantPatch}}",
+        "config: arms.random: nnUNetTrainerConstantPatch is the trainer of arms.constant already; "
+        "nnU-Net names its folder after the class, so give each arm a class of its own",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "line"), MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize("dry", [["-n"], ["--cores", "1"]], ids=["dry-run", "run"])
+def test_a_mistake_in_the_configuration_is_one_line(tree, dry, change, line):
+    run = snakemake(tree, *dry, "--configfile", "config/hippocampus.yaml", "--config", change)
+    assert run.returncode != 0
+    assert run.stdout == ""
+    assert said(run.stderr) == [line]
+    assert not (tree / "results").exists()
