@@ -73,6 +73,14 @@ def equal_batches(one, other):
     )
 
 
+def draw_from(seed):
+    """Bring all generators into the state that a seed sequence gives."""
+    word = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    random.seed(word)
+    np.random.seed(word)
+    torch.manual_seed(word)
+
+
 def stop(*loaders):
     for loader in loaders:
         if hasattr(loader, "_finish"):
@@ -128,10 +136,7 @@ def test_seeded_batches_are_those_of_nnunet_s_loader(tiny, monkeypatch):
     for number, (our_loader, stock_loader) in enumerate(zip(ours, stock, strict=True)):
         for k in range(3):
             batch = next(our_loader)
-            word = int(np.random.SeedSequence((99, number, 0, k)).generate_state(1)[0])
-            random.seed(word)
-            np.random.seed(word)
-            torch.manual_seed(word)
+            draw_from((99, number, 0, k))
             assert equal_batches(batch, next(stock_loader)), (number, k)
 
 
@@ -169,8 +174,33 @@ def test_batches_do_not_depend_on_the_number_of_workers(tiny, monkeypatch, name)
     assert not any(equal_batches(a, b) for a, b in pairwise(first))
 
 
-def test_seeds_and_loaders_differ(tiny):
-    """Another seed draws other batches; training and validation do not share their draws."""
+def test_batches_of_a_stage_are_those_of_nnunet_s_loader_of_that_size(tiny):
+    """Changing sizes leaves nothing behind: a loader made for one size alone draws the same."""
+    from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+
+    trainer = tiny.trainer(RANDOM, epochs=1, iterations=12, batch_seed=5)
+    ours = trainer.get_dataloaders()[0]
+    schedule, plans = trainer.schedule(), ours.data_loader._plans
+    stages = set()
+    for k in range(12):
+        plan = plans[schedule.stage_of_iteration(k)]
+        alone = nnUNetDataLoader(
+            ours.data_loader._data,
+            plan.stage.batch_size,
+            plan.initial_patch_size,
+            plan.stage.patch_size,
+            trainer.label_manager,
+            oversample_foreground_percent=0.5,
+            transforms=plan.transforms,
+        )
+        batch = next(ours)
+        draw_from((5, 0, 0, k))
+        assert equal_batches(batch, next(alone)), k
+        stages.add(plan.stage)
+    assert len(stages) >= 4
+
+
+def test_another_seed_draws_other_batches(tiny):
     first = [next(tiny.trainer(CONSTANT, batch_seed=s).get_dataloaders()[0]) for s in (1, 1, 2)]
     assert equal_batches(first[0], first[1])
     assert not equal_batches(first[0], first[2])
