@@ -1,7 +1,7 @@
 """What Snakemake plans: dry-runs in an empty copy of the workflow, so nothing is there yet."""
 
 import re
-import time
+import resource
 from collections import Counter
 
 import pytest
@@ -56,16 +56,22 @@ def test_data_are_prepared_once_for_all_arms_and_folds(plans):
         assert jobs[rule] == 10, rule
 
 
+def seconds_of_children():
+    """Processor time, which a machine busy with other things does not lengthen."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_the_paper_is_planned_within_seconds_and_without_heavy_imports(tree, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(PROBE)
     seen = tmp_path / "imports.txt"
-    began = time.monotonic()
+    before = seconds_of_children()
     jobs, _ = plan(
         tree,
         *("--configfile", "config/config.yaml"),
         env={"PYTHONPATH": str(tmp_path), "PROBE": str(seen)},
     )
-    assert time.monotonic() - began < 10
+    assert seconds_of_children() - before < 10
     assert jobs["train_fold"] == 150
     imported = set(seen.read_text().split())
     assert {"snakemake", "config_tools", "msd"} <= imported, "the probe does not see imports"

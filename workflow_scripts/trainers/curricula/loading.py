@@ -1,6 +1,9 @@
 """Data loading for schedules: one pool of workers that knows the training size of every batch."""
 
+import os
 import random
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,6 +82,7 @@ class ScheduledDataLoader(nnUNetDataLoader):
         """
         super().set_thread_id(thread_id)
         torch.set_num_threads(1)
+        threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
 
     def generate_train_batch(self) -> dict:
         """Return the next batch of this worker as nnU-Net's loader does: data, target, keys."""
@@ -94,6 +98,13 @@ class ScheduledDataLoader(nnUNetDataLoader):
         np.random.seed(word)
         torch.manual_seed(word)
         return super().generate_train_batch()
+
+
+def _leave_with_parent(parent: int) -> None:
+    """End this worker when the training was killed: nothing else would ever stop it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def start_loading(
