@@ -43,7 +43,7 @@ def plot_class_balance(balance: pd.DataFrame, style: Style, outputs: Iterable[Pa
                         line[column] + sign * line["foreground_share_sem"] for sign in (-1, 1)
                     )
                     axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.05 if column == "patches_with_label" else None)
             sizes = named["patch_size"].str.replace("x", "×")
             axis.set_xticks(named.index, sizes, rotation=25, ha="right")
             words = "that hold the label" if column == "patches_with_label" else "by label"
