@@ -641,6 +641,12 @@ class Folds:
         return pd.read_csv(path) if path.suffix == ".csv" else json.loads(path.read_text())
 
 
+def is_running(pid):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
 @pytest.fixture(scope="module")
 def folds(prepared, tmp_path_factory):
     """One training that ran through, and one that was killed -9 in its fourth epoch, then redone.
@@ -657,6 +663,14 @@ def folds(prepared, tmp_path_factory):
             if found and '"epoch": 2' in found[0].read_text():
                 break
             time.sleep(0.005)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()  # it alone, as the kernel does where memory is short
+        process.wait()
+        deadline = time.monotonic() + 60
+        while any(map(is_running, children)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        folds.left_over = list(filter(is_running, children))
+        folds.workers_at_kill = len(children)
     finally:
         kill_group(process)
     assert process.returncode == -signal.SIGKILL, said.with_suffix(".log").read_text()[-3000:]
@@ -713,6 +727,12 @@ def test_finished_epochs_are_not_trained_again_after_a_kill(folds):
     assert resumed_at >= len(before) - 1, "a checkpoint follows every epoch's line in the ledger"
     again = [entry["epoch"] for entry in after if entry.get("phase") == "training"]
     assert again == list(range(resumed_at, EPOCHS))
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_a_killed_training(folds):
+    assert folds.workers_at_kill >= 2, "one for training, one for validation"
+    assert folds.left_over == []
 
 
 @pytest.mark.slow
