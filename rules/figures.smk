@@ -31,8 +31,6 @@ rule plot_dice:
         "logs/plot_dice/{study}.log",
     conda:
         "../envs/analysis.yaml"
-    message:
-        "Drawing dice"
     script:
         "../workflow_scripts/plot_dice.py"
 
@@ -54,8 +52,6 @@ rule plot_cost:
         "logs/plot_cost/{study}.log",
     conda:
         "../envs/analysis.yaml"
-    message:
-        "Drawing cost"
     script:
         "../workflow_scripts/plot_cost.py"
 
@@ -77,8 +73,6 @@ rule plot_convergence:
         "logs/plot_convergence/{study}.log",
     conda:
         "../envs/analysis.yaml"
-    message:
-        "Drawing convergence"
     script:
         "../workflow_scripts/plot_convergence.py"
 
@@ -101,8 +95,6 @@ rule plot_schedule:
         "logs/plot_schedule/{study}.log",
     conda:
         "../envs/analysis.yaml"
-    message:
-        "Drawing schedule"
     script:
         "../workflow_scripts/plot_schedule.py"
 
@@ -124,8 +116,6 @@ rule plot_class_balance:
         "logs/plot_class_balance/{study}.log",
     conda:
         "../envs/analysis.yaml"
-    message:
-        "Drawing class balance"
     script:
         "../workflow_scripts/plot_class_balance.py"
 
@@ -151,7 +141,5 @@ rule plot_predictions:
     params:
         raw="resources/nnUNet_raw",
         reference_arm=config["reference_arm"],
-    message:
-        "Drawing predictions"
     script:
         "../workflow_scripts/plot_predictions.py"
