@@ -162,10 +162,12 @@ class nnUNetTrainerPatchCurriculum(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """Write nnU-Net's checkpoint atomically: a killed job leaves the former one whole."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
         partial = Path(f"{filename}.partial")
         super().save_checkpoint(str(partial))
-        if partial.exists():
-            partial.replace(filename)
+        partial.replace(filename)
         if Path(filename).name == "checkpoint_latest.pth":
             self._last_checkpoint = time.monotonic()
 
