@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +122,7 @@ def describe_run(
     trained = [a for a in attempts if a["resumed_at"] < run["epochs"]][-1]
     energy, epochs = energy_table(entries), epochs_table(entries)
     validation = energy[energy["phase"] == "validation"].iloc[-1]
+    last = [entry for entry in entries if entry.get("phase") == "validation"][-1]
     dice = {label: scores["Dice"] for label, scores in summary["mean"].items()}
     per_case = [
         scores["Dice"] for case in summary["metric_per_case"] for scores in case["metrics"].values()
@@ -137,9 +137,10 @@ def describe_run(
         "cpu_model": trained["meter"]["cpu_model"],
         "attempts": len(attempts),
         "started": attempts[0]["started"],
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": last["ended"],
         **{f"training_{name}": epochs[name].sum(skipna=False) for name in measures},
         **{f"validation_{name}": validation[name] for name in measures},
+        "validation_mirroring": last["mirroring"],
         **{f"total_{name}": energy[name].sum(skipna=False) for name in measures},
         "training_gflop": epochs["train_gflop"].sum(),
         "dice_foreground_mean": summary["foreground_mean"]["Dice"],

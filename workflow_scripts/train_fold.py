@@ -112,7 +112,7 @@ def train_fold(
         write_csv(stages_table(epochs), outputs["stages"])
         write_csv(energy_table(entries), outputs["energy"])
 
-    if not (final.exists() and summary.exists() and _validated(ledger.read())):
+    if not (final.exists() and summary.exists() and _validated(ledger.read(), mirroring)):
         trainer = _make_trainer(
             run, trainer_parameters, settings, plans, plans_file, device, latest.exists()
         )
@@ -160,7 +160,7 @@ def train_fold(
                 trainer.inference_allowed_mirroring_axes = None
             with training.counted_predictions(trainer, progress.show):
                 trainer.perform_actual_validation(False)
-            recorder.finish("validation")
+            recorder.finish("validation", mirroring=mirroring, ended=training.now())
         except BaseException:
             recorder.finish("interrupted")
             raise
@@ -175,8 +175,10 @@ def train_fold(
     nnunet.write_json(record, outputs["run"])
 
 
-def _validated(entries: Entries) -> bool:
-    return any(entry.get("phase") == "validation" for entry in entries)
+def _validated(entries: Entries, mirroring: bool) -> bool:
+    """Tell whether the last final validation was done, and as it is wanted now."""
+    done = [entry["mirroring"] for entry in entries if entry.get("phase") == "validation"]
+    return bool(done) and done[-1] == mirroring
 
 
 def _make_trainer(

@@ -1,0 +1,36 @@
+import torch
+from flops import FlopTable
+
+
+class Layers(torch.nn.Module):
+    """Two convolutions; gives a list as nnU-Net's deep supervision does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv3d(1, 4, 3, padding=1)
+        self.second = torch.nn.Conv3d(4, 8, 3, padding=1, stride=2)
+
+    def forward(self, x):
+        return [self.second(self.first(x))]
+
+
+VOXELS = 8 * 6 * 4
+FIRST = 2 * VOXELS * 1 * 4 * 27
+SECOND = 2 * (VOXELS // 8) * 4 * 8 * 27
+
+
+def test_forward_counts_two_operations_a_multiply_and_add():
+    table = FlopTable(Layers(), channels=1)
+    assert table.validation_step(3, (8, 6, 4)) == 3 * (FIRST + SECOND)
+
+
+def test_backward_adds_the_gradients_of_weights_and_of_inner_inputs():
+    table = FlopTable(Layers(), channels=1)
+    assert table.training_step(3, (8, 6, 4)) == 3 * (2 * FIRST + 3 * SECOND)
+
+
+def test_the_network_itself_stays_where_it_is():
+    network = Layers()
+    FlopTable(network, channels=1).training_step(1, (8, 6, 4))
+    assert network.first.weight.device.type == "cpu"
+    assert network.first.weight.grad is None
