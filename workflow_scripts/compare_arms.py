@@ -189,7 +189,8 @@ def notes(table: pd.DataFrame) -> list[str]:
     missing = int(overall["nan_dice"].sum())
     return [
         f"In brackets: relative to the arm {reference}. Costs are those of one fold, the mean "
-        "over the folds: training without set-up and final validation.",
+        "over the folds: training with the validation patches after each epoch, without set-up and "
+        "final validation. FLOP are those of the training iterations alone.",
         "Dice: the fold's foreground mean"
         + (", mean ± standard deviation over the folds." if several else " (one fold: no spread)."),
         *([f"Tasks with a mean Dice not below {reference}: {', '.join(kept)}."] if kept else []),

@@ -94,7 +94,7 @@ class EnergyMeter:
             return Reading(error=self.error)
 
     def describe(self) -> dict[str, object]:
-        """Return how the energy is known: sensors, mode, country, its intensity, hardware."""
+        """Return how the energy is known: sensors, mode, country, PUE, hardware, codecarbon."""
         described: dict[str, object] = {
             "sensors": "",
             "tracking_mode": self.tracking_mode,

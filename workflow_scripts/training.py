@@ -1,4 +1,4 @@
-"""One training of nnU-Net, from its plan to its validated fold, resuming by itself."""
+"""What one training needs around nnU-Net: device, precision, trainer, identity, progress."""
 
 import contextlib
 import importlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from log import UserError, tell
-from nnunet import json_hash
+from nnunet import json_hash, write_json
 
 TRAINERS = Path(__file__).parent / "trainers"
 DISTRIBUTIONS = ("torch", "nnunetv2", "batchgeneratorsv2", "codecarbon")
@@ -69,7 +69,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep what torch frees on the CPU instead of returning it to the system.
 
     Every step frees and asks for the same large blocks; giving each of them back costs page faults
-    worth 10 to 20 % of a training step. Does nothing where the C library has no `mallopt`.
+    (measured on Task04 at batch 2: 0.79 s a step, 0.68 s without). Does nothing where the C library
+    has no `mallopt`.
     """
     import ctypes
 
@@ -171,8 +172,7 @@ def check_identity(identity: dict[str, Any], path: Path, started: bool, finished
     Raises UserError naming the fields that differ.
     """
     if not started:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(identity, indent=2) + "\n")
+        write_json(identity, path)
         return
     if not path.exists():
         raise UserError(

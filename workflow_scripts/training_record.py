@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 from energy import EnergyMeter
 from flops import FlopTable
 from log import UserError
+from trainers.curricula.schedules import Stage
 
 
 class Ledger:
@@ -117,7 +118,7 @@ class Recorder:
             "training",
             epoch=epoch,
             stage=_stage_of(trainer, epoch),
-            patch_size=_size_label(next(iter(sizes))) if len(sizes) == 1 else "random",
+            patch_size=Stage(*sizes, 1).label if len(sizes) == 1 else "random",
             batch_size=next(iter(batches)) if len(batches) == 1 else None,
             lr=float(trainer.optimizer.param_groups[0]["lr"]),
             train_loss=loss,
@@ -168,10 +169,6 @@ class Recorder:
 
 def _gflop(shapes: dict[tuple[int, ...], int], count: Callable[..., int]) -> float:
     return sum(times * count(shape[0], shape[1:]) for shape, times in shapes.items()) / 1e9
-
-
-def _size_label(size: Iterable[int]) -> str:
-    return "x".join(map(str, size))
 
 
 def _stage_of(trainer, epoch: int) -> int | None:
