@@ -10,6 +10,9 @@ if not workflow.configfiles:
     configfile: "config/demo.yaml"
 
 
+report: "rules/report/workflow.rst"
+
+
 include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/plan.smk"

@@ -71,25 +71,7 @@ def train_fold(
     began = time.monotonic()
     plans = json.loads(plans_file.read_text())
     split = json.loads(splits_file.read_text())[run["fold"]]
-    identity = {
-        **{key: run[key] for key in ("task", "trainer", "fold", "configuration")},
-        "parameters": trainer_parameters,
-        "plans_hash": nnunet.json_hash(plans),
-        "splits_hash": nnunet.json_hash(split),
-        **{
-            key: settings[key]
-            for key in (
-                "epochs",
-                "iterations_per_epoch",
-                "validation_iterations_per_epoch",
-                "seed",
-            )
-        },
-        "precision": precision,
-        "trainer_code": training.trainer_code_hash(),
-        **training.versions(),
-    }
-    identity.pop("codecarbon")
+    identity = _identify(run, trainer_parameters, settings, plans, split, precision)
     folder = (
         results
         / run["dataset"]
@@ -124,22 +106,9 @@ def train_fold(
             training.autocast_network(network)
         done = settings["epochs"] if final.exists() else trainer.current_epoch
         attempt = 1 + sum(entry["entry"] == "attempt" for entry in ledger.read())
-        ledger.append(
-            {
-                "entry": "attempt",
-                "attempt": attempt,
-                "started": training.now(),
-                "resumed_at": done,
-                "threads": threads,
-                "device": device,
-                "precision": precision,
-                "git_commit": training.git_commit(),
-                "trainer_code": identity["trainer_code"],
-                "versions": training.versions(),
-                "gpu_model": torch.cuda.get_device_name() if device == "cuda" else None,
-                "meter": meter.describe(),
-            }
-        )
+        started = {"entry": "attempt", "attempt": attempt, "resumed_at": done, "threads": threads}
+        started |= {"device": device, "precision": precision, "meter": meter.describe()}
+        ledger.append(started | _describe_software(device, identity["trainer_code"]))
         progress = training.Progress(f"{run['task']} {run['arm']} fold {run['fold']}")
 
         def after_epoch(entries: Entries) -> None:
@@ -173,6 +142,43 @@ def train_fold(
     scores = json.loads(summary.read_text())
     record = describe_run({**run, **identity}, plan, names, entries, scores, folder)
     nnunet.write_json(record, outputs["run"])
+
+
+def _identify(
+    run: dict[str, Any],
+    parameters: dict[str, Any],
+    settings: dict[str, Any],
+    plans: dict[str, Any],
+    split: dict[str, list[str]],
+    precision: str,
+) -> dict[str, Any]:
+    """Return all that decides the weights: a training may only go on where none of it differs."""
+    length = ("epochs", "iterations_per_epoch", "validation_iterations_per_epoch")
+    identity = {
+        **{key: run[key] for key in ("task", "trainer", "fold", "configuration")},
+        "parameters": parameters,
+        "plans_hash": nnunet.json_hash(plans),
+        "splits_hash": nnunet.json_hash(split),
+        **{key: settings[key] for key in (*length, "seed")},
+        "precision": precision,
+        "trainer_code": training.trainer_code_hash(),
+        **training.versions(),
+    }
+    del identity["codecarbon"]
+    return identity
+
+
+def _describe_software(device: str, trainer_code: str) -> dict[str, Any]:
+    """Return what an attempt runs with and when it began, for the ledger."""
+    import torch
+
+    return {
+        "started": training.now(),
+        "git_commit": training.git_commit(),
+        "trainer_code": trainer_code,
+        "versions": training.versions(),
+        "gpu_model": torch.cuda.get_device_name() if device == "cuda" else None,
+    }
 
 
 def _validated(entries: Entries, mirroring: bool) -> bool:

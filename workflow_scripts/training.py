@@ -180,7 +180,7 @@ def check_identity(identity: dict[str, Any], path: Path, started: bool, finished
             "workflow; move the folder away"
         )
     found = json.loads(path.read_text())
-    skipped = {"trainer_code", *DISTRIBUTIONS} if finished else set()
+    skipped = {"trainer_code", *versions()} if finished else set()
     differing = [
         f"{key} was {found.get(key)!r} and is now {identity.get(key)!r}"
         for key in sorted({*found, *identity} - skipped)

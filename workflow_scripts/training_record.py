@@ -118,7 +118,7 @@ class Recorder:
             "training",
             epoch=epoch,
             stage=_stage_of(trainer, epoch),
-            patch_size=Stage(*sizes, 1).label if len(sizes) == 1 else "random",
+            patch_size=Stage(next(iter(sizes)), 1).label if len(sizes) == 1 else "random",
             batch_size=next(iter(batches)) if len(batches) == 1 else None,
             lr=float(trainer.optimizer.param_groups[0]["lr"]),
             train_loss=loss,

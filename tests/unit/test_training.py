@@ -163,7 +163,7 @@ def test_a_field_that_one_side_lacks_differs(tmp_path):
         check_identity(fewer, path, started=True, finished=False)
 
 
-@pytest.mark.parametrize("field", ["trainer_code", "torch"])
+@pytest.mark.parametrize("field", ["trainer_code", "torch", "python"])
 def test_versions_may_differ_of_a_finished_training_only(tmp_path, field):
     path = tmp_path / "identity.json"
     check_identity(IDENTITY, path, started=False, finished=False)

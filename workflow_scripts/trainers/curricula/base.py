@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
@@ -80,6 +81,24 @@ class nnUNetTrainerPatchCurriculum(nnUNetTrainer):
             if len(self.stages) > 1:
                 raise ValueError(f"{type(self).__name__} needs a batch_seed: batches are numbered")
             return super().get_dataloaders()
+        plans, validation = self._loading_plans()
+        training_data, validation_data = self.get_tr_and_val_datasets()
+        validating = Schedule(
+            (validation.stage,), self.num_epochs, self.num_val_iterations_per_epoch
+        )
+        stock = self.oversample_foreground_percent
+        forced = self.training_oversample_foreground_percent
+        percent = stock if forced is None else forced
+        workers = get_allowed_n_proc_DA()
+        return (
+            self._start_loader(0, training_data, plans, self.schedule(), percent, workers),
+            self._start_loader(
+                1, validation_data, [validation], validating, stock, (workers + 1) // 2
+            ),
+        )
+
+    def _loading_plans(self) -> tuple[list[LoadingPlan], LoadingPlan]:
+        """How training batches of every stage are made, and validation batches."""
         rotation, dummy_2d, _, mirror_axes = (
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
@@ -107,41 +126,31 @@ class nnUNetTrainerPatchCurriculum(nnUNetTrainer):
             for stage in self._stages_of_this_rank()
         ]
         full = plans[-1].stage
-        validation = LoadingPlan(
-            full, full.patch_size, self.get_validation_transforms(scales, **shared)
-        )
-        return self._start_loaders(plans, validation)
+        transforms = self.get_validation_transforms(scales, **shared)
+        return plans, LoadingPlan(full, full.patch_size, transforms)
 
-    def _start_loaders(self, plans: list[LoadingPlan], validation: LoadingPlan):
-        seed = self.batch_seed or 0
-        forced = self.training_oversample_foreground_percent
-        stock = self.oversample_foreground_percent
-        workers = get_allowed_n_proc_DA()
-        constant = Schedule((validation.stage,), self.num_epochs, self.num_val_iterations_per_epoch)
-        loaders = []
-        for number, (dataset, sizes, schedule, percent, processes) in enumerate(
-            zip(
-                self.get_tr_and_val_datasets(),
-                (plans, [validation]),
-                (self.schedule(), constant),
-                (stock if forced is None else forced, stock),
-                (workers, (workers + 1) // 2),
-                strict=True,
-            )
-        ):
-            loader = ScheduledDataLoader(
-                dataset,
-                self.label_manager,
-                sizes,
-                schedule,
-                seed=(seed, number, self.local_rank),
-                first_batch=self.current_epoch * schedule.iterations_per_epoch,
-                workers=processes,
-                oversample_foreground_percent=percent,
-                probabilistic_oversampling=self.probabilistic_oversampling,
-            )
-            loaders.append(start_loading(loader, processes, self.device.type == "cuda"))
-        return tuple(loaders)
+    def _start_loader(
+        self,
+        number: int,
+        dataset: nnUNetBaseDataset,
+        plans: list[LoadingPlan],
+        schedule: Schedule,
+        oversample_foreground_percent: float,
+        workers: int,
+    ):
+        """Start the loader that draws from the seed (batch_seed, number, rank)."""
+        loader = ScheduledDataLoader(
+            dataset,
+            self.label_manager,
+            plans,
+            schedule,
+            seed=(self.batch_seed or 0, number, self.local_rank),
+            first_batch=self.current_epoch * schedule.iterations_per_epoch,
+            workers=workers,
+            oversample_foreground_percent=oversample_foreground_percent,
+            probabilistic_oversampling=self.probabilistic_oversampling,
+        )
+        return start_loading(loader, workers, self.device.type == "cuda")
 
     def _stages_of_this_rank(self) -> list[Stage]:
         """The stages with the share of the batch that falls to this process (all but in DDP)."""
