@@ -13,7 +13,7 @@ OUTPUTS, in results/{study}/runs/{task}/{arm}/fold_{fold}/:
     energy.csv    one row an attempt, phase and stage
     summary.json  nnU-Net's own validation summary
 
-nnU-Net's own folder, results/{study}/nnunet/, is on purpose no output: Snakemake deletes the outputs
+nnU-Net's own folder, results/{study}/nnunet/{arm}/, is on purpose no output: Snakemake deletes the outputs
 of a failed job, and the checkpoints in it are what a repeated job goes on from.
 """
 
@@ -43,7 +43,7 @@ rule train_fold:
         training={key: value for key, value in config["training"].items() if key != "threads"},
         energy=config["energy"],
         mirroring=config["validation"]["mirroring"],
-        results=lambda wildcards: f"results/{wildcards.study}/nnunet",
+        results=lambda wildcards: f"results/{wildcards.study}/nnunet/{wildcards.arm}",
     message:
         "Training {wildcards.task}, {wildcards.arm}, fold {wildcards.fold}"
     script:

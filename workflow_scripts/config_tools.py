@@ -178,13 +178,17 @@ def _cross_check(config: dict[str, Any]) -> Iterator[str]:
     arms = config["arms"]
     if config["reference_arm"] not in arms:
         yield f"reference_arm: {_not_among(config['reference_arm'], list(arms))}"
-    owner: dict[str, str] = {}
-    for name, arm in arms.items():
-        first = owner.setdefault(arm["trainer"], name)
-        if first != name:
+    epochs = config["training"]["epochs"]
+    for number, (name, arm) in enumerate(arms.items()):
+        twins = [other for other in list(arms)[:number] if arms[other] == arm]
+        if twins:
+            yield f"arms.{name}: it is the same as arms.{twins[0]}; change its parameters"
+        listed = arm["parameters"].get("stage_list")
+        total = sum(stage["epochs"] for stage in listed or [])
+        if listed and total != epochs:
             yield (
-                f"arms.{name}: {arm['trainer']} is the trainer of arms.{first} already; nnU-Net "
-                "names its folder after the class, so give each arm a class of its own"
+                f"arms.{name}.parameters.stage_list: its epochs add up to {total}, but "
+                f"training.epochs is {epochs}"
             )
     for task in config["planning"]["overrides"]:
         if task not in ("all", *config["tasks"]):

@@ -29,24 +29,47 @@ ENERGY_COLUMNS = [
 ]  # fmt: skip
 
 
-def kept_epochs(entries: Iterable[dict]) -> dict[int, dict]:
-    """Return the ledger's entry of each epoch that the final weights come from, by epoch.
+def kept_work(entries: Iterable[dict]) -> dict[int, list[dict]]:
+    """Return the ledger's entries that the weights come from, by epoch, in their order.
 
-    An attempt that resumed at epoch r threw away what an earlier one did from r on.
+    An attempt that resumed at iteration i of epoch r threw away what an earlier one did after it.
+    An epoch that was left with a checkpoint has several entries; all but the last are `partial`.
     """
-    kept: dict[int, dict] = {}
+    kept: dict[int, list[dict]] = {}
     for entry in entries:
         if entry["entry"] == "attempt":
-            kept = {n: row for n, row in kept.items() if n < entry["resumed_at"]}
+            resumed, within = entry["resumed_at"], entry.get("resumed_within", 0)
+            parts = [e for e in kept.get(resumed, []) if e.get("partial")] if within else []
+            kept = {n: rows for n, rows in kept.items() if n < resumed}
+            kept |= {resumed: parts} if parts else {}
         elif entry["phase"] == "training":
-            kept[entry["epoch"]] = entry
+            kept.setdefault(entry["epoch"], []).append(entry)
     return dict(sorted(kept.items()))
 
 
 def epochs_table(entries: Iterable[dict]) -> pd.DataFrame:
-    """Return one row a kept epoch (columns `EPOCH_COLUMNS`)."""
-    table = pd.DataFrame(kept_epochs(entries).values(), columns=EPOCH_COLUMNS)
+    """Return one row a kept epoch that is done (columns `EPOCH_COLUMNS`)."""
+    done = [parts for parts in kept_work(entries).values() if not parts[-1].get("partial")]
+    table = pd.DataFrame([_join_parts(parts) for parts in done], columns=EPOCH_COLUMNS)
     return table.astype({"stage": "Int64", "batch_size": "Int64"})
+
+
+def _join_parts(parts: list[dict]) -> dict:
+    """Return an epoch's last entry with the costs and sizes of all its parts."""
+    if len(parts) == 1:
+        return parts[0]
+    trained = [part for part in parts if part["iterations"]]
+    iterations = sum(part["iterations"] for part in trained)
+    voxels = sum(part["voxels_per_iteration"] * part["iterations"] for part in trained)
+    sizes = {part["patch_size"] for part in trained}
+    batches = {part["batch_size"] for part in trained}
+    return {
+        **parts[-1],
+        **{name: sum(part[name] for part in parts) for name in SUMMED},
+        "patch_size": sizes.pop() if len(sizes) == 1 else "random",
+        "batch_size": batches.pop() if len(batches) == 1 else None,
+        "voxels_per_iteration": voxels / iterations,
+    }
 
 
 def stages_table(epochs: pd.DataFrame) -> pd.DataFrame:
@@ -71,17 +94,17 @@ def energy_table(entries: list[dict]) -> pd.DataFrame:
     succeeded. A piece of work whose meter failed makes its row's energies empty, with the reason.
     """
     meters = {e["attempt"]: e["meter"] for e in entries if e["entry"] == "attempt"}
-    kept = {id(entry) for entry in kept_epochs(entries).values()}
+    kept = {id(entry) for parts in kept_work(entries).values() for entry in parts}
     validations = [e for e in entries if e.get("phase") == "validation"]
     kept |= {id(entry) for entry in validations[-1:]}
     work = pd.DataFrame(
-        [{"stage": None, "error": "", **e, "kept": id(e) in kept} for e in entries
-         if e["entry"] == "work"]
+        [{"stage": None, "error": "", "partial": False, **e, "kept": id(e) in kept}
+         for e in entries if e["entry"] == "work"]
     )  # fmt: skip
     rows = []
     for key, group in work.groupby(["attempt", "phase", "stage"], sort=False, dropna=False):
         row = dict(zip(["attempt", "phase", "stage"], key, strict=True))
-        row["epochs"] = len(group) if row["phase"] == "training" else None
+        row["epochs"] = sum(~group["partial"]) if row["phase"] == "training" else None
         row |= {name: group[name].sum(skipna=False) for name in ["seconds", *ENERGIES]}
         part = group[group["kept"]]
         row |= {f"{name}_kept": part[name].sum(skipna=False) for name in ENERGIES[:2]}

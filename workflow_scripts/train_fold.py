@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hardware
 import nnunet
 import training
 from log import UserError, redirect
@@ -41,7 +42,7 @@ def train_fold(
         settings: the config's `training` section.
         energy: the config's `energy` section.
         mirroring: test-time mirroring in the final validation.
-        results: nnU-Net's results folder of the study.
+        results: nnU-Net's results folder of the arm.
         plans_file, splits_file: nnU-Net's plans and splits of the dataset.
         outputs: where to write run, epochs, stages, energy and summary.
         threads: cores to use.
@@ -49,11 +50,11 @@ def train_fold(
     Raises:
         UserError: the folder holds a training of another kind, or the device cannot be used.
     """
-    device = training.find_device(settings["device"])
-    precision = training.find_precision(settings["precision"], device)
+    device = hardware.find_device(settings["device"])
+    precision = hardware.find_precision(settings["precision"], device)
     nnunet.configure(
         processes=max(1, threads // 2),
-        augmentation_workers=training.augmentation_workers(device, threads),
+        augmentation_workers=hardware.augmentation_workers(device, threads),
         results=results,
     )
     import torch
@@ -61,17 +62,22 @@ def train_fold(
     from energy import EnergyMeter
     from flops import FlopTable
     from run_record import describe_run, energy_table, epochs_table, stages_table, write_csv
+    from trainers.curricula.resuming import TrainingStopped
     from training_record import Ledger, Recorder
 
     torch.set_num_threads(1 if device == "cuda" else threads)
     if device == "cpu":
-        training.keep_freed_memory()
+        hardware.keep_freed_memory()
     torch.backends.cudnn.benchmark = device == "cuda"
+    if settings["deterministic"]:
+        hardware.make_deterministic(device)
     meter = EnergyMeter(**energy)
     began = time.monotonic()
     plans = json.loads(plans_file.read_text())
     split = json.loads(splits_file.read_text())[run["fold"]]
     identity = _identify(run, trainer_parameters, settings, plans, split, precision)
+    if settings["deterministic"]:
+        identity |= {"deterministic": True, "threads": threads, "device": _device_name(device)}
     folder = (
         results
         / run["dataset"]
@@ -100,13 +106,15 @@ def train_fold(
         )
         network = getattr(trainer.network, "_orig_mod", trainer.network)
         flops = FlopTable(network, trainer.num_input_channels)
+        trainer.my_init_kwargs["identity"] = identity
         if final.exists() or latest.exists():
-            trainer.load_checkpoint(str(final if final.exists() else latest))
+            training.load_checkpoint(trainer, final if final.exists() else latest, identity)
         if precision == "bf16":
-            training.autocast_network(network)
+            hardware.autocast_network(network)
         done = settings["epochs"] if final.exists() else trainer.current_epoch
         attempt = 1 + sum(entry["entry"] == "attempt" for entry in ledger.read())
         started = {"entry": "attempt", "attempt": attempt, "resumed_at": done, "threads": threads}
+        started["resumed_within"] = getattr(trainer, "iterations_resumed", 0)
         started |= {"device": device, "precision": precision, "meter": meter.describe()}
         ledger.append(started | _describe_software(device, identity["trainer_code"]))
         progress = training.Progress(f"{run['task']} {run['arm']} fold {run['fold']}")
@@ -122,7 +130,8 @@ def train_fold(
             if not final.exists():
                 recorder.attach(trainer)
                 progress.start(done, settings["epochs"], "epoch")
-                trainer.run_training()
+                with training.stoppable(trainer, progress.title):
+                    trainer.run_training()
             recorder.finish("setup" if done == settings["epochs"] else "end of training")
             progress.start(0, len(split["val"]), "validation case")
             if not mirroring:
@@ -130,6 +139,10 @@ def train_fold(
             with training.counted_predictions(trainer, progress.show):
                 trainer.perform_actual_validation(False)
             recorder.finish("validation", mirroring=mirroring, ended=training.now())
+        except TrainingStopped:
+            recorder.finish_part()
+            write_tables(ledger.read())
+            raise
         except BaseException:
             recorder.finish("interrupted")
             raise
@@ -166,6 +179,14 @@ def _identify(
     }
     del identity["codecarbon"]
     return identity
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return str(torch.cpu.get_capabilities().get("cpu_name", device))
 
 
 def _describe_software(device: str, trainer_code: str) -> dict[str, Any]:
@@ -217,6 +238,10 @@ def _make_trainer(
         if not hasattr(trainer, name):
             raise UserError(f"arms.{run['arm']}.parameters: {run['trainer']} has no {name}")
         setattr(trainer, name, value)
+    try:
+        getattr(trainer, "schedule", lambda: None)()
+    except ValueError as error:
+        raise UserError(f"arms.{run['arm']}, {run['task']}: {error}") from error
     trainer.initialize()
     return trainer
 

@@ -1,12 +1,14 @@
-"""What one training needs around nnU-Net: device, precision, trainer, identity, progress."""
+"""What one training needs around nnU-Net: trainer, identity, interruption, progress."""
 
 import contextlib
 import importlib
 import json
 import platform
 import random
+import signal
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,110 +19,8 @@ from nnunet import json_hash, write_json
 
 TRAINERS = Path(__file__).parent / "trainers"
 DISTRIBUTIONS = ("torch", "nnunetv2", "batchgeneratorsv2", "codecarbon")
-
-
-def augmentation_workers(device: str, threads: int) -> int:
-    """Return how many processes augment.
-
-    On a GPU all cores do; on a CPU they belong to the network, and one in four keeps up with it.
-    """
-    return threads if device == "cuda" else max(1, threads // 4)
-
-
-def find_device(wanted: str) -> str:
-    """Return `cuda` or `cpu`; `auto` takes a GPU if there is one.
-
-    Raises UserError when `cuda` is wanted and torch sees no GPU.
-    """
-    import torch
-
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise UserError(
-            "training.device is cuda, but torch sees no GPU: check the driver and "
-            "CUDA_VISIBLE_DEVICES, or set training.device to auto or cpu"
-        )
-    return "cuda" if available and wanted != "cpu" else "cpu"
-
-
-def find_precision(wanted: str, device: str) -> str:
-    """Return `amp` (nnU-Net's own on CUDA), `bf16` or `fp32`.
-
-    `auto` takes bf16 autocast on a CPU whose instructions compute it (AMX or AVX512-BF16); anywhere
-    else it would be emulated and slow. Raises UserError for a choice that a GPU run cannot take.
-    """
-    import torch
-
-    if device == "cuda":
-        if wanted != "auto":
-            raise UserError(
-                f"training.precision is {wanted}, but nnU-Net trains on CUDA in its own mixed "
-                "precision: set it to auto"
-            )
-        return "amp"
-    if wanted != "auto":
-        return wanted
-    capabilities = torch.cpu.get_capabilities()
-    native = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
-    return "bf16" if native else "fp32"
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what torch frees on the CPU instead of returning it to the system.
-
-    Every step frees and asks for the same large blocks; giving each of them back costs page faults
-    (measured on Task04 at batch 2: 0.79 s a step, 0.68 s without). Does nothing where the C library
-    has no `mallopt`.
-    """
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(top_pad, 2**26)
-
-
-def autocast_network(network: Any) -> None:
-    """Let a network compute in bf16 autocast on the CPU, in training, validation and inference.
-
-    Its outputs are fp32, so that the loss is computed as in stock nnU-Net on a CPU. Convolutions
-    whose output is two voxels or fewer on an axis stay in fp32, which costs nothing at that size:
-    on AVX512-BF16 processors oneDNN's bf16 weight gradient reads uninitialised memory where the
-    output has a depth of two (torch 2.14.1; measured errors of 100 % and more, NaN at times).
-    """
-    import torch
-
-    def full_precision_if_thin(convolution: Any) -> None:
-        forward, stride = convolution.forward, convolution.stride
-
-        def guarded(x: torch.Tensor) -> torch.Tensor:
-            if any(size <= 2 * s for size, s in zip(x.shape[2:], stride, strict=True)):
-                with torch.autocast("cpu", enabled=False):
-                    return forward(x.float())
-            return forward(x)
-
-        convolution.forward = guarded
-
-    def to_float(output: Any) -> Any:
-        if isinstance(output, (list, tuple)):
-            return type(output)(map(to_float, output))
-        return output.float()
-
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d):
-            full_precision_if_thin(module)
-    forward = network.forward
-
-    def autocast_forward(x: torch.Tensor) -> Any:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = forward(x)
-        return to_float(output)
-
-    network.forward = autocast_forward
+VERSIONS = {"trainer_code", "python", *DISTRIBUTIONS}
+"""Fields of an identity that tell with what a training was made, not what it is."""
 
 
 def seed_everything(seed: int) -> None:
@@ -180,7 +80,13 @@ def check_identity(identity: dict[str, Any], path: Path, started: bool, finished
             "workflow; move the folder away"
         )
     found = json.loads(path.read_text())
-    skipped = {"trainer_code", *versions()} if finished else set()
+    compare_identity(identity, found, path, VERSIONS if finished else set())
+
+
+def compare_identity(
+    identity: dict[str, Any], found: dict[str, Any], path: Path, skipped: set[str]
+) -> None:
+    """Raise UserError where two identities differ, naming the fields; `skipped` ones may."""
     differing = [
         f"{key} was {found.get(key)!r} and is now {identity.get(key)!r}"
         for key in sorted({*found, *identity} - skipped)
@@ -188,8 +94,8 @@ def check_identity(identity: dict[str, Any], path: Path, started: bool, finished
     ]
     if differing:
         raise UserError(
-            f"cannot go on with the training in {path.parent}: {'; '.join(differing)}. Set it "
-            "back, or name another `study`, or delete that folder to train anew"
+            f"cannot go on with the training of {path}: {'; '.join(differing)}. Set it back, or "
+            f"name another `study`, or delete {path.parent} to train anew"
         )
 
 
@@ -221,7 +127,7 @@ class Progress:
         """`title` names the training; a line at most each `every_seconds`."""
         import time
 
-        self._title, self._every, self._clock = title, every_seconds, time.monotonic
+        self.title, self._every, self._clock = title, every_seconds, time.monotonic
         self._began = self._last = self._clock()
 
     def start(self, done: int, total: int, what: str) -> None:
@@ -237,7 +143,7 @@ class Progress:
         self._last = now
         each = (now - self._began) / max(1, done - self._done_before)
         left = _duration(each * (self._total - done))
-        tell(f"{self._title}: {self._what} {done}/{self._total}, {left} left{note}")
+        tell(f"{self.title}: {self._what} {done}/{self._total}, {left} left{note}")
 
 
 def _duration(seconds: float) -> str:
@@ -247,7 +153,47 @@ def _duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def counted_predictions(trainer: Any, show: Callable[[int], None]):
+def stoppable(trainer: Any, title: str) -> Iterator[None]:
+    """Let SIGTERM (a scheduler's) and SIGINT (Ctrl-C) end the training at its next step.
+
+    A trainer that can write a checkpoint then does so; a second signal, or a trainer that cannot,
+    ends the process at once.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        if not hasattr(trainer, "stop_requested") or trainer.stop_requested:
+            sys.exit(128 + number)
+        trainer.stop_requested = True
+        tell(f"{title}: {signal.Signals(number).name}, writing a checkpoint after this step")
+
+    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def load_checkpoint(trainer: Any, path: Path, identity: dict[str, Any]) -> None:
+    """Load a checkpoint of this very training; the identity goes into those that it will write.
+
+    Raises UserError for a file that cannot be read, or that another training has written.
+    """
+    try:
+        trainer.load_checkpoint(str(path))
+    except Exception as error:  # torch and pickle raise many kinds for a damaged file
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}: {error}). Put back a "
+            f"whole one, or delete {path.parent} to train anew"
+        ) from error
+    found = trainer.my_init_kwargs.get("identity")
+    if found is not None:
+        compare_identity(identity, found, path, VERSIONS)
+    trainer.my_init_kwargs["identity"] = identity
+
+
+@contextlib.contextmanager
+def counted_predictions(trainer: Any, show: Callable[[int], None]) -> Iterator[None]:
     """Call `show(n)` as the trainer's final validation predicts its n-th case."""
     original, seen = trainer.print_to_log_file, [0]
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from energy import EnergyMeter
 from flops import FlopTable
@@ -100,6 +101,10 @@ class Recorder:
         self._ledger.append(entry)
         return entry
 
+    def finish_part(self) -> dict:
+        """Close an epoch that was left with a checkpoint as an entry marked `partial`."""
+        return self.finish("training", partial=True, **self._describe_steps())
+
     def _end_epoch(self) -> None:
         trainer, log = self._trainer, self._trainer.logger
         epoch = trainer.current_epoch
@@ -109,31 +114,46 @@ class Recorder:
                 f"the training loss of epoch {epoch} is {loss}: training diverged and cannot "
                 f"recover; its last good checkpoint is in {self._ledger.path.parent}"
             )
-        train, val = (dict(self._batches[phase]) for phase in ("train", "val"))
-        voxels = sum(math.prod(shape) * count for shape, count in train.items())
-        train_gflop = _gflop(train, self._flops.training_step)
-        sizes = {shape[1:] for shape in train}
-        batches = {shape[0] for shape in train}
         self.finish(
             "training",
-            epoch=epoch,
-            stage=_stage_of(trainer, epoch),
-            patch_size=Stage(next(iter(sizes)), 1).label if len(sizes) == 1 else "random",
-            batch_size=next(iter(batches)) if len(batches) == 1 else None,
+            **self._describe_steps(),
             lr=float(trainer.optimizer.param_groups[0]["lr"]),
             train_loss=loss,
             val_loss=float(log.get_value("val_losses", step=-1)),
             pseudo_dice=float(log.get_value("mean_fg_dice", step=-1)),
-            gflop=train_gflop + _gflop(val, self._flops.validation_step),
-            train_seconds=self._seconds["train"],
-            val_seconds=self._seconds["val"],
-            train_gflop=train_gflop,
-            voxels_per_iteration=voxels / sum(train.values()),
         )
         for phase in ("train", "val"):
             self._batches[phase].clear()
             self._seconds[phase] = 0.0
         self._after_epoch(self._ledger.read())
+
+    def _describe_steps(self) -> dict[str, Any]:
+        """What this attempt did of the present epoch; sizes are None where it trained no batch."""
+        epoch = self._trainer.current_epoch
+        train, val = (dict(self._batches[phase]) for phase in ("train", "val"))
+        iterations = sum(train.values())
+        voxels = sum(math.prod(shape) * count for shape, count in train.items())
+        train_gflop = _gflop(train, self._flops.training_step)
+        sizes = {shape[1:] for shape in train}
+        batches = {shape[0] for shape in train}
+        # A phase that was left in its middle has only its beginning subtracted.
+        running = {name: self._seconds[name] < 0 for name in self._seconds}
+        seconds = {
+            name: value + time.monotonic() * running[name] for name, value in self._seconds.items()
+        }
+        size = Stage(next(iter(sizes)), 1).label if len(sizes) == 1 else "random"
+        return {
+            "epoch": epoch,
+            "stage": _stage_of(self._trainer, epoch),
+            "patch_size": size if sizes else None,
+            "batch_size": next(iter(batches)) if len(batches) == 1 else None,
+            "gflop": train_gflop + _gflop(val, self._flops.validation_step),
+            "train_seconds": seconds["train"],
+            "val_seconds": seconds["val"],
+            "train_gflop": train_gflop,
+            "voxels_per_iteration": voxels / iterations if iterations else None,
+            "iterations": iterations,
+        }
 
     def _clock(self, phase: str, sign: int) -> None:
         self._seconds[phase] += sign * time.monotonic()

@@ -26,7 +26,10 @@ PYTHON = Path(sys.executable)
 CONSTANT = "nnUNetTrainerConstantPatch"
 PROGRESSIVE = "nnUNetTrainerProgressivePatch"
 RANDOM = "nnUNetTrainerRandomPatch"
-ARMS = (CONSTANT, PROGRESSIVE, RANDOM)
+PLUS = "nnUNetTrainerProgressivePlusPatch"
+EFFICIENCY = "nnUNetTrainerProgressiveEfficiencyPatch"
+PERFORMANCE = "nnUNetTrainerProgressivePerformancePatch"
+ARMS = (CONSTANT, PROGRESSIVE, RANDOM, PLUS, EFFICIENCY, PERFORMANCE)
 SIZES = [(8, 4, 4), (8, 8, 4), (8, 8, 8), (12, 8, 8), (16, 8, 8)]
 BATCH = 4
 
@@ -469,18 +472,18 @@ def test_nnunet_finds_the_trainers_by_itself(tmp_path):
     done = run_python(code, environment, *ARMS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
-    curricula = ("constant", "progressive", "random")
+    curricula = (
+        *("constant", "progressive", "random"),
+        *("progressive_plus", "progressive_efficiency", "progressive_performance"),
+    )
     assert found == [f"FOUND {n} {c}" for n, c in zip(ARMS, curricula, strict=True)]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "demo.yaml", "hippocampus.yaml"])
-def test_arms_of_a_config_have_a_results_folder_each(name):
-    """NnU-Net names a results folder after the class: two arms of one class would share it."""
+def test_arms_of_a_config_name_their_curriculum(name):
     from trainers.curricula import arms
 
     config = yaml.safe_load((ROOT / "config" / name).read_text())
-    classes = [arm["trainer"] for arm in config["arms"].values()]
-    assert len(classes) == len(set(classes))
     for arm, trainer in config["arms"].items():
         assert getattr(arms, trainer["trainer"]).curriculum == arm
 
@@ -592,6 +595,7 @@ class Folds:
                 "device": "cpu",
                 "precision": "fp32",
                 "checkpoint_minutes": 0,
+                "deterministic": False,
                 **settings,
             },
             "energy": {"country": "DEU", "tracking_mode": "process", "pue": 1.0},

@@ -11,17 +11,14 @@ import torch
 
 import training
 from energy import EnergyMeter
+from hardware import augmentation_workers, autocast_network, find_device, find_precision
 from log import UserError
 from nnunet import json_hash
 from override_plans import override_plans
 from training import (
     Progress,
-    augmentation_workers,
-    autocast_network,
     check_identity,
     counted_predictions,
-    find_device,
-    find_precision,
     find_trainer,
     trainer_code_hash,
 )
@@ -504,12 +501,12 @@ def test_a_real_reading():
 
 def test_bf16_weight_gradients_of_thin_maps_are_right():
     """Without the guard they are read from memory that nobody wrote (AVX512-BF16 processors)."""
-    if training.find_precision("auto", "cpu") != "bf16":
+    if find_precision("auto", "cpu") != "bf16":
         pytest.skip("this processor does not compute bf16")
     torch.manual_seed(0)
     plain = torch.nn.Sequential(torch.nn.Conv3d(16, 16, 3, padding=1))
     guarded = copy.deepcopy(plain)
-    training.autocast_network(guarded)
+    autocast_network(guarded)
     for size in [(2, 1, 1), (2, 2, 2), (2, 8, 8), (4, 4, 4), (3, 5, 7)]:
         for poison in (float("nan"), 1e4):
             x = torch.randn(2, 16, *size)

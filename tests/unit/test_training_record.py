@@ -12,7 +12,7 @@ from run_record import (
     describe_run,
     energy_table,
     epochs_table,
-    kept_epochs,
+    kept_work,
     stages_table,
     write_csv,
 )
@@ -163,23 +163,24 @@ def test_a_number_that_is_not_known_survives_the_ledger(tmp_path):
 # --- kept epochs
 
 
-def test_kept_epochs_over_three_attempts():
-    kept = kept_epochs(three_attempts())
-    assert [(n, entry["attempt"]) for n, entry in kept.items()] == [(0, 1), (1, 1), (2, 2), (3, 3)]
+def test_kept_work_over_three_attempts():
+    kept = kept_work(three_attempts())
+    attempts = {n: [entry["attempt"] for entry in parts] for n, parts in kept.items()}
+    assert attempts == {0: [1], 1: [1], 2: [2], 3: [3]}
 
 
 def test_lost_epochs_are_gone_before_they_are_trained_again():
     entries = three_attempts()[:7]
-    assert list(kept_epochs(entries)) == [0, 1], "epoch 2 of attempt 1 is not in the checkpoint"
+    assert list(kept_work(entries)) == [0, 1], "epoch 2 of attempt 1 is not in the checkpoint"
 
 
 def test_an_attempt_from_the_start_throws_all_away():
-    assert kept_epochs([attempt(1), epoch(1, 0, 1.0), attempt(2, resumed_at=0)]) == {}
+    assert kept_work([attempt(1), epoch(1, 0, 1.0), attempt(2, resumed_at=0)]) == {}
 
 
 def test_an_attempt_that_only_validates_keeps_all():
     entries = [*three_attempts(), attempt(4, resumed_at=4), work(4, "validation", 1.0)]
-    assert list(kept_epochs(entries)) == [0, 1, 2, 3]
+    assert list(kept_work(entries)) == [0, 1, 2, 3]
 
 
 # --- epochs and stages

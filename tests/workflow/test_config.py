@@ -73,11 +73,12 @@ def test_shipped_studies_are_valid(path):
     assert set(config) == set(SCHEMA["properties"])
 
 
-def test_the_paper_is_ten_tasks_five_folds_three_arms():
+def test_the_paper_is_ten_tasks_five_folds_six_arms():
     config = load("config")
     assert len(config["tasks"]) == 10
     assert config["folds"] == [0, 1, 2, 3, 4]
-    assert list(config["arms"]) == ["constant", "progressive", "random"]
+    assert list(config["arms"])[:3] == ["constant", "progressive", "random"]
+    assert len(config["arms"]) == 6
     assert config["training"]["epochs"] * config["training"]["iterations_per_epoch"] == 250_000
 
 
@@ -152,13 +153,31 @@ MISTAKES = {
     ),
     "arm without trainer": (
         {"arms": {"constant": {}}},
-        "config: arms.constant.trainer is missing. Name of the trainer class. "
-        "nnU-Net names its result folder after it, so no two arms share one.",
+        "config: arms.constant.trainer is missing. Name of the trainer class: one of "
+        "`workflow_scripts/trainers/curricula/arms.py`, or any that nnU-Net finds. "
+        "Several arms may share a class with different parameters.",
     ),
-    "two arms, one trainer": (
+    "two equal arms": (
         {"arms": {"constant": {"trainer": "X"}, "other": {"trainer": "X"}}},
-        "config: arms.other: X is the trainer of arms.constant already; "
-        "nnU-Net names its folder after the class, so give each arm a class of its own",
+        "config: arms.other: it is the same as arms.constant; change its parameters",
+    ),
+    "stages that do not fill the training": (
+        {
+            "arms": {
+                "constant": {"trainer": "X"},
+                "mine": {
+                    "trainer": "Y",
+                    "parameters": {
+                        "stage_list": [
+                            {"patch_size": [8, 8, 8], "batch_size": 2, "epochs": 3},
+                            {"patch_size": [16, 8, 8], "batch_size": 2, "epochs": 4},
+                        ]
+                    },
+                },
+            }
+        },
+        "config: arms.mine.parameters.stage_list: its epochs add up to 7, "
+        "but training.epochs is 42",
     ),
     "reference arm": (
         {"reference_arm": "constnat"},

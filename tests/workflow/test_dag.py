@@ -72,7 +72,7 @@ def test_the_paper_is_planned_within_seconds_and_without_heavy_imports(tree, tmp
         env={"PYTHONPATH": str(tmp_path), "PROBE": str(seen)},
     )
     assert seconds_of_children() - before < 10
-    assert jobs["train_fold"] == 150
+    assert jobs["train_fold"] == 300
     imported = set(seen.read_text().split())
     assert {"snakemake", "config_tools", "msd"} <= imported, "the probe does not see imports"
     assert imported & HEAVY == set()
@@ -142,10 +142,9 @@ MISTAKES = {
         "config: tasks[0]: 'Task04_Hipocampus' is unknown; did you mean Task04_Hippocampus?",
     ),
     "fold 5": ("folds=[5]", "config: folds[0]: 5 is not one of 0, 1, 2, 3, 4"),
-    "two arms of one class": (
+    "two equal arms": (
         "arms={random: {trainer: nnUNetTrainerConstantPatch}}",
-        "config: arms.random: nnUNetTrainerConstantPatch is the trainer of arms.constant already; "
-        "nnU-Net names its folder after the class, so give each arm a class of its own",
+        "config: arms.random: it is the same as arms.constant; change its parameters",
     ),
 }
 

@@ -14,8 +14,35 @@ class nnUNetTrainerProgressivePatch(nnUNetTrainerPatchCurriculum):
     training_oversample_foreground_percent = 0.5
 
 
+class nnUNetTrainerProgressivePlusPatch(nnUNetTrainerPatchCurriculum):
+    """PGPS with larger batches of the smaller patches (PGPS+, same paper)."""
+
+    curriculum = "progressive_plus"
+    training_oversample_foreground_percent = 0.5
+
+
 class nnUNetTrainerRandomPatch(nnUNetTrainerPatchCurriculum):
     """Random sampling among the sizes of PGPS, one draw an iteration (RPSS; same paper)."""
 
     curriculum = "random"
     training_oversample_foreground_percent = 0.5
+
+
+class nnUNetTrainerProgressiveEfficiencyPatch(nnUNetTrainerPatchCurriculum):
+    """PGPS-Efficiency (arXiv 2510.23241): one stage smaller, the shortest axis grows first."""
+
+    curriculum = "progressive_efficiency"
+    few_volumes = True
+
+
+class nnUNetTrainerProgressivePerformancePatch(nnUNetTrainerPatchCurriculum):
+    """PGPS-Performance (arXiv 2510.23241): batches that keep the voxels of a step constant."""
+
+    curriculum = "progressive_performance"
+    few_volumes = True
+
+
+class nnUNetTrainerListedPatch(nnUNetTrainerPatchCurriculum):
+    """The stages that the user lists in `stage_list`."""
+
+    curriculum = "listed"

@@ -1,24 +1,34 @@
 """The trainer that all patch-size arms share: nnU-Net's own, with another training loader."""
 
-import time
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from .loading import LoadingPlan, ScheduledDataLoader, start_loading
-from .schedules import Schedule, Stage, count_poolings, plan_stages
+from .loading import (
+    LoadingPlan,
+    ScheduledDataLoader,
+    crop_few_volumes,
+    force_last,
+    samples_of_rank,
+    start_loading,
+)
+from .resuming import ResumableTrainer
+from .schedules import Schedule, Stage, count_poolings, listed_stages, pace, plan_stages
 
 SCALING_OF_SPATIAL_AUGMENTATION = (0.85, 1.25)
 """The range nnU-Net 2.8.1 sizes its initial patch for (its own augmentation uses 0.7 to 1.4)."""
 
 
-class nnUNetTrainerPatchCurriculum(nnUNetTrainer):
+class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     """nnU-Net's training with a schedule of patch sizes; subclasses name the curriculum.
 
     Loss, optimiser, learning rate over the whole run, augmentation, network, validation on patches
@@ -26,50 +36,74 @@ class nnUNetTrainerPatchCurriculum(nnUNetTrainer):
     loader follows the schedule (methods of Fischer et al., MICCAI 2024).
 
     Attributes:
-        curriculum: name in `schedules.CURRICULA`.
+        curriculum: name in `schedules.CURRICULA`, or `listed` for the stages of `stage_list`.
+        pacing: how epochs are shared among the stages, one of `schedules.PACINGS`.
+        stage_list: the user's own stages, as `schedules.listed_stages` takes them.
+        plus_seed, max_batch, one_voxel_bottleneck: see `schedules.plan_stages`.
         batch_seed: seed of every batch's content; None (constant patches only) is nnU-Net's own
             unseeded loading.
         training_oversample_foreground_percent: share of forced-foreground patches in training; None
             is nnU-Net's 0.33. Validation keeps nnU-Net's.
-        checkpoint_seconds: least time between two checkpoints besides nnU-Net's every 50 epochs.
-        plot_seconds: least time between two progress plots.
+        few_volumes: read no more volumes for a batch than the plan's batch has samples, several
+            crops of each; every second volume's crops are forced foreground, whatever the share.
     """
 
     curriculum = "constant"
+    pacing = "equal"
+    stage_list: Sequence[Mapping] | None = None
+    plus_seed: int | None = None
+    max_batch: int | None = None
+    one_voxel_bottleneck = True
     batch_seed: int | None = 12345
     training_oversample_foreground_percent: float | None = None
-    checkpoint_seconds = 600.0
-    plot_seconds = 60.0
+    few_volumes = False
 
-    save_every: int
-    _last_checkpoint = 0.0
+    @cached_property
+    def _pooling(self) -> tuple[int, ...]:
+        return count_poolings(self.configuration_manager.pool_op_kernel_sizes)
 
     @cached_property
     def stages(self) -> list[Stage]:
-        """The training sizes, smallest first, the plan's last."""
-        configuration = self.configuration_manager
-        pooling = count_poolings(configuration.pool_op_kernel_sizes)
+        """The training sizes in the order of training."""
+        if self.curriculum == "listed":
+            return listed_stages(self.stage_list or [], self._pooling, self.num_epochs)[0]
         return plan_stages(
-            configuration.patch_size, pooling, configuration.batch_size, self.curriculum
+            self.configuration_manager.patch_size,
+            self._pooling,
+            self.configuration_manager.batch_size,
+            self.curriculum,
+            plus_seed=self.plus_seed,
+            max_batch=self.max_batch,
+            one_voxel_bottleneck=self.one_voxel_bottleneck,
         )
 
     def schedule(self) -> Schedule:
         """Return the schedule of the whole training with the trainer's present length."""
+        if self.curriculum == "listed":
+            each = listed_stages(self.stage_list or [], self._pooling, self.num_epochs)[1]
+        else:
+            each = pace(self.stages, self.num_epochs, self.pacing)
         return Schedule(
             tuple(self.stages),
             self.num_epochs,
             self.num_iterations_per_epoch,
             self.batch_seed if self.curriculum == "random" else None,
+            each,
         )
 
     def on_train_start(self) -> None:
-        """Prepare as nnU-Net does; many patch sizes must not push a compiled network to eager."""
-        self._last_checkpoint = time.monotonic()
-        self._limit_plots()
+        """Prepare as nnU-Net does; a compiled network is compiled once for every patch size."""
         if self._do_i_compile():
-            limit = len(self.stages) + 8
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+            compile_every_size(len({(s.patch_size, s.batch_size) for s in self.stages}))
         super().on_train_start()
+
+    def train_step(self, batch: dict) -> dict:
+        """Train one step; a bottleneck of one voxel is let through InstanceNorm's check."""
+        units = [2**count for count in self._pooling]
+        if prod(batch["data"].shape[2:]) > prod(units):
+            return super().train_step(batch)
+        with allow_one_voxel():
+            return super().train_step(batch)
 
     def get_dataloaders(self):
         """Return the training loader of the schedule and a validation loader at the planned patch.
@@ -82,18 +116,18 @@ class nnUNetTrainerPatchCurriculum(nnUNetTrainer):
                 raise ValueError(f"{type(self).__name__} needs a batch_seed: batches are numbered")
             return super().get_dataloaders()
         plans, validation = self._loading_plans()
-        training_data, validation_data = self.get_tr_and_val_datasets()
+        datasets = self.get_tr_and_val_datasets()
         validating = Schedule(
             (validation.stage,), self.num_epochs, self.num_val_iterations_per_epoch
         )
-        stock = self.oversample_foreground_percent
-        forced = self.training_oversample_foreground_percent
-        percent = stock if forced is None else forced
         workers = get_allowed_n_proc_DA()
+        validated = self.current_epoch * self.num_val_iterations_per_epoch
         return (
-            self._start_loader(0, training_data, plans, self.schedule(), percent, workers),
             self._start_loader(
-                1, validation_data, [validation], validating, stock, (workers + 1) // 2
+                0, datasets[0], plans, self.schedule(), self.iterations_before, workers
+            ),
+            self._start_loader(
+                1, datasets[1], [validation], validating, validated, (workers + 1) // 2
             ),
         )
 
@@ -109,25 +143,63 @@ class nnUNetTrainerPatchCurriculum(nnUNetTrainer):
             "regions": labels.foreground_regions if labels.has_regions else None,
             "ignore_label": labels.ignore_label,
         }
+        configuration = self.configuration_manager
         plans = [
             LoadingPlan(
-                stage,
-                initial_patch_size(stage.patch_size, rotation, dummy_2d),
-                self.get_training_transforms(
+                **self._share_of_rank(stage),
+                initial_patch_size=initial_patch_size(stage.patch_size, rotation, dummy_2d),
+                transforms=self.get_training_transforms(
                     stage.patch_size,
                     rotation,
                     scales,
                     mirror_axes,
                     dummy_2d,
-                    use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
+                    use_mask_for_norm=configuration.use_mask_for_norm,
                     **shared,
                 ),
             )
-            for stage in self._stages_of_this_rank()
+            for stage in self.stages
         ]
-        full = plans[-1].stage
-        transforms = self.get_validation_transforms(scales, **shared)
-        return plans, LoadingPlan(full, full.patch_size, transforms)
+        planned = Stage(tuple(configuration.patch_size), configuration.batch_size)
+        return plans, LoadingPlan(
+            **self._share_of_rank(planned, validating=True),
+            initial_patch_size=planned.patch_size,
+            transforms=self.get_validation_transforms(scales, **shared),
+        )
+
+    def _share_of_rank(self, stage: Stage, validating: bool = False) -> dict:
+        """The samples of a batch that fall to this process: how many, of what kind (all but DDP).
+
+        As nnU-Net shares out the planned batch when it starts; here for every stage's batch.
+        """
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if self.is_ddp else (0, 1)
+        try:
+            samples = samples_of_rank(stage.batch_size, rank, ranks)
+        except ValueError as error:
+            raise ValueError(f"patch size {stage.label}: {error}") from None
+        here = slice(samples.start, samples.stop)
+        share: dict[str, Any] = {
+            "stage": Stage(stage.patch_size, len(samples)),
+            "forced": None,
+            "volumes": None,
+        }
+        if self.few_volumes and not validating:
+            volumes = crop_few_volumes(stage.batch_size, self.configuration_manager.batch_size)
+            share["forced"] = tuple(volume % 2 == 1 for volume in volumes[here])
+            share["volumes"] = tuple(volumes[here])
+        elif not self.probabilistic_oversampling:
+            percent = self._oversampling(validating)
+            share["forced"] = tuple(force_last(stage.batch_size, percent)[here])
+        return share
+
+    def _oversampling(self, validating: bool) -> float:
+        forced = self.training_oversample_foreground_percent
+        return self._planned_oversampling if validating or forced is None else forced
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """As nnU-Net, which in DDP replaces the share of the whole batch by that of this rank."""
+        self._planned_oversampling = self.oversample_foreground_percent
+        super()._set_batch_size_and_oversample()
 
     def _start_loader(
         self,
@@ -135,7 +207,7 @@ class nnUNetTrainerPatchCurriculum(nnUNetTrainer):
         dataset: nnUNetBaseDataset,
         plans: list[LoadingPlan],
         schedule: Schedule,
-        oversample_foreground_percent: float,
+        first_batch: int,
         workers: int,
     ):
         """Start the loader that draws from the seed (batch_seed, number, rank)."""
@@ -145,51 +217,43 @@ class nnUNetTrainerPatchCurriculum(nnUNetTrainer):
             plans,
             schedule,
             seed=(self.batch_seed or 0, number, self.local_rank),
-            first_batch=self.current_epoch * schedule.iterations_per_epoch,
+            first_batch=first_batch,
             workers=workers,
-            oversample_foreground_percent=oversample_foreground_percent,
+            oversample_foreground_percent=self._oversampling(validating=number == 1),
             probabilistic_oversampling=self.probabilistic_oversampling,
         )
         return start_loading(loader, workers, self.device.type == "cuda")
 
-    def _stages_of_this_rank(self) -> list[Stage]:
-        """The stages with the share of the batch that falls to this process (all but in DDP)."""
-        planned = self.configuration_manager.batch_size
-        if any(stage.batch_size != planned for stage in self.stages) and self.is_ddp:
-            raise NotImplementedError("stages of different batch size on several GPUs")
-        if not self.is_ddp:
-            return self.stages
-        return [Stage(stage.patch_size, self.batch_size) for stage in self.stages]
 
-    def on_epoch_end(self) -> None:
-        """End the epoch as nnU-Net does; checkpoint also when `checkpoint_seconds` have passed."""
-        stock: int = self.save_every
-        if time.monotonic() - self._last_checkpoint >= self.checkpoint_seconds:
-            self.save_every = 1
-        super().on_epoch_end()
-        self.save_every = stock
+def compile_every_size(sizes: int) -> None:
+    """Let torch.compile make a static graph of each of `sizes` training sizes.
 
-    def save_checkpoint(self, filename: str) -> None:
-        """Write nnU-Net's checkpoint atomically: a killed job leaves the former one whole."""
-        if self.local_rank != 0 or self.disable_checkpointing:
-            super().save_checkpoint(filename)
-            return
-        partial = Path(f"{filename}.partial")
-        super().save_checkpoint(str(partial))
-        partial.replace(filename)
-        if Path(filename).name == "checkpoint_latest.pth":
-            self._last_checkpoint = time.monotonic()
+    By default it makes one dynamic graph after the second size, and after 8 compilations falls back
+    to eager without a word. The authors of arXiv 2510.23241 compile with `dynamic=False`, too. Were
+    the limit reached all the same, torch now raises instead.
+    """
+    config = torch._dynamo.config
+    config.automatic_dynamic_shapes = False
+    # Each size once for training, the planned one also for validation, with room to spare.
+    config.recompile_limit = max(config.recompile_limit, 2 * sizes + 8)
+    config.fail_on_recompile_limit_hit = True
 
-    def _limit_plots(self) -> None:
-        plot, last = self.logger.plot_progress_png, [-np.inf]
 
-        def plot_when_due(folder: str) -> None:
-            now = time.monotonic()
-            if now - last[0] >= self.plot_seconds or self.current_epoch == self.num_epochs - 1:
-                plot(folder)
-                last[0] = time.monotonic()
+@contextlib.contextmanager
+def allow_one_voxel() -> Iterator[None]:
+    """Let InstanceNorm normalise a single voxel in training, for the duration of one step.
 
-        self.logger.plot_progress_png = plot_when_due
+    The norm's output is then its bias, and no gradient passes below it: the smallest stage of
+    arXiv 2510.23241 trains no more than biases in its bottleneck. The authors remove torch's check
+    for good, from every network of the process.
+    """
+    functional: Any = torch.nn.functional
+    check = functional._verify_spatial_size
+    functional._verify_spatial_size = lambda size: None
+    try:
+        yield
+    finally:
+        functional._verify_spatial_size = check
 
 
 def initial_patch_size(

@@ -2,9 +2,10 @@
 
 import os
 import random
+import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +24,61 @@ from .schedules import Schedule, Stage
 class LoadingPlan:
     """How batches of one stage are made.
 
-    `initial_patch_size` is what is cropped from the image (larger than the stage's patch where the
-    spatial augmentation needs the margin), `transforms` turns it into the stage's patch.
+    Attributes:
+        stage: patch size, and the batch of this process.
+        initial_patch_size: what is cropped from the image (larger than the stage's patch where the
+            spatial augmentation needs the margin).
+        transforms: what turns it into the stage's patch.
+        forced: for each sample of the batch, whether it must hold foreground; None draws each by
+            the loader's probability (nnU-Net's `probabilistic_oversampling`).
+        volumes: for each sample, the number of the volume in the batch that it is cropped from;
+            None takes a volume of its own for each.
     """
 
     stage: Stage
     initial_patch_size: Sequence[int] | np.ndarray
     transforms: BasicTransform
+    forced: tuple[bool, ...] | None = None
+    volumes: tuple[int, ...] | None = None
+
+
+def samples_of_rank(batch_size: int, rank: int, ranks: int) -> range:
+    """Return which samples of a batch a process of `ranks` makes, as nnU-Net deals them out.
+
+    Raises ValueError for a batch with fewer samples than processes.
+    """
+    if batch_size < ranks:
+        raise ValueError(f"a batch of {batch_size} cannot be shared by {ranks} processes")
+    share, rest = divmod(batch_size, ranks)
+    first = rank * share + min(rank, rest)
+    return range(first, first + share + (rank < rest))
+
+
+def force_last(batch_size: int, share: float) -> list[bool]:
+    """Force foreground in the last samples of a batch (nnU-Net's `_oversample_last_XX_percent`)."""
+    return [number >= round(batch_size * (1 - share)) for number in range(batch_size)]
+
+
+def crop_few_volumes(batch_size: int, planned: int) -> list[int]:
+    """Return the volume of each sample where no batch reads more volumes than the planned one.
+
+    Every volume gives ceil(batch / planned) crops (arXiv 2510.23241, the authors' loader).
+    """
+    crops = -(-batch_size // planned)
+    return [number // crops for number in range(batch_size)]
+
+
+class _LastCase:
+    """A dataset that keeps the case it opened last, for several crops of one volume."""
+
+    def __init__(self, dataset: nnUNetBaseDataset) -> None:
+        self.identifiers, self._dataset = dataset.identifiers, dataset
+        self._last: tuple[str, tuple] = ("", ())
+
+    def load_case(self, identifier: str) -> tuple:
+        if self._last[0] != identifier:
+            self._last = (identifier, self._dataset.load_case(identifier))
+        return self._last[1]
 
 
 class ScheduledDataLoader(nnUNetDataLoader):
@@ -40,6 +89,8 @@ class ScheduledDataLoader(nnUNetDataLoader):
     `MultiThreadedAugmenter` hands them out in that order. So nothing needs rebuilding where a stage
     ends, and no batch of an earlier stage is ever left in a queue.
     """
+
+    get_do_oversample: Callable[[int], bool]
 
     def __init__(
         self,
@@ -59,7 +110,7 @@ class ScheduledDataLoader(nnUNetDataLoader):
         """
         final = plans[-1]
         super().__init__(
-            dataset,
+            _LastCase(dataset),
             final.stage.batch_size,
             final.initial_patch_size,
             final.stage.patch_size,
@@ -73,22 +124,28 @@ class ScheduledDataLoader(nnUNetDataLoader):
         self._first_batch = first_batch
         self._stride = max(1, workers)
         self._made = 0
+        self._plan = final
+        self._draw_forced = self.get_do_oversample
+        self.get_do_oversample = self._is_forced
 
     def set_thread_id(self, thread_id: int) -> None:
         """Take the number of the worker process that this copy of the loader runs in.
 
         One thread a worker, as in nnU-Net: a forked process that uses OpenMP after its parent did
-        waits for ever.
+        waits for ever. A signal to all processes of a job (Ctrl-C, a scheduler's) leaves the worker
+        the time that the training needs for its step and its checkpoint.
         """
         super().set_thread_id(thread_id)
         torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: threading.Timer(60, os._exit, (1,)).start())
         threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
 
     def generate_train_batch(self) -> dict:
         """Return the next batch of this worker as nnU-Net's loader does: data, target, keys."""
         number = self._first_batch + self.thread_id + self._stride * self._made
         self._made += 1
-        plan = self._plans[self._schedule.stage_of_iteration(number)]
+        plan = self._plan = self._plans[self._schedule.stage_of_iteration(number)]
         self.batch_size = plan.stage.batch_size
         self.patch_size, self.final_patch_size = plan.initial_patch_size, plan.stage.patch_size
         self.need_to_pad = np.subtract(plan.initial_patch_size, plan.stage.patch_size).astype(int)
@@ -98,6 +155,20 @@ class ScheduledDataLoader(nnUNetDataLoader):
         np.random.seed(word)
         torch.manual_seed(word)
         return super().generate_train_batch()
+
+    def get_indices(self) -> Sequence[str]:
+        """Draw the cases of a batch, one for each of its volumes."""
+        if self._plan.volumes is None:
+            return super().get_indices()
+        first = self._plan.volumes[0]
+        self.batch_size = self._plan.volumes[-1] - first + 1
+        cases = super().get_indices()
+        self.batch_size = self._plan.stage.batch_size
+        return [cases[volume - first] for volume in self._plan.volumes]
+
+    def _is_forced(self, sample: int) -> bool:
+        forced = self._plan.forced
+        return self._draw_forced(sample) if forced is None else forced[sample]
 
 
 def _leave_with_parent(parent: int) -> None:

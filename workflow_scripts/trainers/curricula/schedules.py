@@ -2,15 +2,29 @@
 
 The trainers, the forecast, the figures and the tests all ask this module, so a schedule is defined
 once. Sources: Fischer et al., "Progressive Growing of Patch Size", MICCAI 2024, section 2, and its
-reference implementation, `nnUNetTrainer_PGPS.py` and `nnUNetTrainer_RPSS.py`.
+reference implementation (`nnUNetTrainer_PGPS.py`, `_PGPS+.py`, `_RPSS.py`) for `progressive`,
+`progressive_plus` and `random`; arXiv 2510.23241 and its trainers for `progressive_efficiency` and
+`progressive_performance`.
 """
 
 import random
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
 from math import prod
 
-CURRICULA = ("constant", "progressive", "random")
+CURRICULA = (
+    "constant",
+    "progressive",
+    "random",
+    "progressive_plus",
+    "progressive_efficiency",
+    "progressive_performance",
+)
+PACINGS = ("equal", "volume")
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,14 @@ def count_poolings(strides: Sequence[Sequence[int] | int]) -> tuple[int, ...]:
 
 
 def plan_stages(
-    patch_size: Sequence[int], pooling: Sequence[int], batch_size: int, curriculum: str
+    patch_size: Sequence[int],
+    pooling: Sequence[int],
+    batch_size: int,
+    curriculum: str,
+    *,
+    plus_seed: int | None = None,
+    max_batch: int | None = None,
+    one_voxel_bottleneck: bool = True,
 ) -> list[Stage]:
     """Return the distinct training sizes of a curriculum, smallest first; the last is the plan's.
 
@@ -53,8 +74,13 @@ def plan_stages(
         patch_size: planned patch, voxels per axis.
         pooling: stride-2 stages per axis; every size is a multiple of 2**pooling.
         batch_size: planned batch.
-        curriculum: `constant` (the plan's size alone), `progressive` (grown one axis at a time) or
-            `random` (the progressive sizes, to be drawn from).
+        curriculum: one of `CURRICULA`. `constant` is the plan's size alone; `random` draws from the
+            sizes of `progressive`.
+        plus_seed: batch at the planned patch from which `progressive_plus` counts backwards; None
+            is the planned batch. The authors' code has a literal 2.
+        max_batch: largest batch of a small patch; None is no limit.
+        one_voxel_bottleneck: False skips the stage of the journal's curricula whose bottleneck is a
+            single voxel.
 
     Raises:
         ValueError: unknown curriculum, or a patch that 2**pooling does not divide.
@@ -69,27 +95,103 @@ def plan_stages(
         if size < 1 or size % unit:
             raise ValueError(f"patch size {planned}: axis {axis} is not a multiple of {unit}")
     if curriculum == "constant":
-        return [Stage(planned, batch_size)]
-    return [Stage(size, batch_size) for size in _grow(planned, units)]
+        sizes = [planned]
+    elif curriculum in ("progressive_efficiency", "progressive_performance"):
+        sizes = _grow_shortest(planned, units, one_voxel_bottleneck)
+    else:
+        sizes = _grow_in_turn(planned, units)
+    batches = [batch_size] * len(sizes)
+    if curriculum == "progressive_plus":
+        batches = _plus_batches(sizes, batch_size, plus_seed or batch_size)
+    elif curriculum == "progressive_performance":
+        batches = [batch_size * prod(planned) // prod(size) for size in sizes]
+    if max_batch is not None:
+        batches = [max(batch_size, min(batch, max_batch)) for batch in batches]
+    return [Stage(size, batch) for size, batch in zip(sizes, batches, strict=True)]
 
 
-def _grow(planned: tuple[int, ...], units: tuple[int, ...]) -> list[tuple[int, ...]]:
+def _grow_in_turn(planned: tuple[int, ...], units: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Grow the patch by one unit on one axis a stage, axes 1, 2, 0, 1, 2, 0, ... (PGPS, MICCAI).
 
     The smallest patch is one unit on every axis but two on axis 0: a bottleneck of a single voxel
     has no variance for InstanceNorm to divide by.
     """
-    first = tuple(2 * unit if axis == 0 else unit for axis, unit in enumerate(units))
-    current = [min(size, full) for size, full in zip(first, planned, strict=True)]
+    current = list(_smallest(planned, units, two_voxels=True))
     sizes = [tuple(current)]
     turn = 1
     while tuple(current) != planned:
         axis = turn % len(planned)
         turn += 1
         if current[axis] < planned[axis]:
-            current[axis] = min(current[axis] + units[axis], planned[axis])
+            current[axis] += units[axis]
             sizes.append(tuple(current))
     return sizes
+
+
+def _grow_shortest(
+    planned: tuple[int, ...], units: tuple[int, ...], one_voxel_bottleneck: bool
+) -> list[tuple[int, ...]]:
+    """Grow by one unit the axis that is then the shortest, ties to the first (PGPS, journal)."""
+    current = list(_smallest(planned, units, two_voxels=not one_voxel_bottleneck))
+    sizes = [tuple(current)]
+    while tuple(current) != planned:
+        growing = [axis for axis, size in enumerate(current) if size < planned[axis]]
+        axis = min(growing, key=lambda axis: current[axis] + units[axis])
+        current[axis] += units[axis]
+        sizes.append(tuple(current))
+    return sizes
+
+
+def _smallest(planned: tuple[int, ...], units: tuple[int, ...], two_voxels: bool) -> tuple:
+    """One unit on every axis; with `two_voxels`, two on axis 0 where the plan has room."""
+    return (min(planned[0], units[0] * (1 + two_voxels)), *units[1:])
+
+
+def _plus_batches(sizes: Sequence[tuple[int, ...]], planned: int, seed: int) -> list[int]:
+    """Batches of PGPS+: the volume that is saved from one size to the next smaller one, floored."""
+    batches = [seed]
+    for larger, smaller in pairwise(reversed(sizes)):
+        batches.append(batches[-1] * prod(larger) // prod(smaller))
+    return [max(batch, planned) for batch in reversed(batches)]
+
+
+def listed_stages(
+    listed: Sequence[Mapping], pooling: Sequence[int], epochs: int
+) -> tuple[list[Stage], tuple[int, ...]]:
+    """Return the stages that a user listed and the epochs of each.
+
+    Args:
+        listed: mappings with `patch_size` (voxels per axis), `batch_size` and `epochs`, in the
+            order of training.
+        pooling: stride-2 stages per axis of the network.
+        epochs: of the whole training.
+
+    Raises:
+        ValueError: a size that the network cannot pool, with the nearest ones that it can, or
+            epochs that do not add up.
+    """
+    if not listed:
+        raise ValueError("the list of stages is empty")
+    units = [2 ** int(count) for count in pooling]
+    for number, entry in enumerate(listed, start=1):
+        size = [int(n) for n in entry["patch_size"]]
+        if len(size) != len(units):
+            raise ValueError(f"stage {number}: patch size {size} needs {len(units)} axes")
+        for axis, (n, unit) in enumerate(zip(size, units, strict=True)):
+            if n < 1 or n % unit:
+                near = sorted({max(unit, n // unit * unit), (n // unit + 1) * unit})
+                raise ValueError(
+                    f"stage {number}: patch size {size}: {n} on axis {axis} is not a multiple of "
+                    f"{unit}, as this plan's network needs; the nearest are "
+                    f"{' and '.join(map(str, near))}"
+                )
+        if entry["batch_size"] < 1 or entry["epochs"] < 1:
+            raise ValueError(f"stage {number}: batch_size and epochs must be at least 1")
+    each = tuple(int(entry["epochs"]) for entry in listed)
+    if sum(each) != epochs:
+        raise ValueError(f"the epochs of the stages add up to {sum(each)}, but epochs is {epochs}")
+    stages = [Stage(tuple(int(n) for n in e["patch_size"]), int(e["batch_size"])) for e in listed]
+    return stages, each
 
 
 def stage_at(epoch: int, epochs: int, number_of_stages: int) -> int:
@@ -112,25 +214,60 @@ def stage_at(epoch: int, epochs: int, number_of_stages: int) -> int:
     return round(epoch * last / (epochs - 1))
 
 
+def pace(stages: Sequence[Stage], epochs: int, pacing: str) -> tuple[int, ...]:
+    """Return the epochs of each stage: `equal` ones (`stage_at`), or in proportion to the `volume`.
+
+    By volume every stage has at least one epoch and the quotas are rounded by largest remainder
+    (pacing of the authors' later trainers). With fewer epochs than stages both are `equal`.
+
+    Raises ValueError for another pacing.
+    """
+    if pacing not in PACINGS:
+        raise ValueError(f"unknown pacing {pacing!r}; known are {', '.join(PACINGS)}")
+    if pacing == "equal" or epochs < len(stages):
+        counts = Counter(stage_at(epoch, epochs, len(stages)) for epoch in range(epochs))
+        return tuple(counts[number] for number in range(len(stages)))
+    volumes = [prod(stage.patch_size) for stage in stages]
+    quotas = [epochs * volume / sum(volumes) for volume in volumes]
+    each = [max(1, int(quota)) for quota in quotas]
+    numbers = range(len(stages))
+    while sum(each) != epochs:
+        if sum(each) < epochs:
+            each[max(numbers, key=lambda n: (quotas[n] - each[n], n))] += 1
+        else:
+            shortenable = [n for n in numbers if each[n] > 1]
+            each[min(shortenable, key=lambda n: (quotas[n] - each[n], n))] -= 1
+    return tuple(each)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Which stage every batch of a training belongs to: a pure function of the batch's number.
 
     Attributes:
-        stages: the training sizes, smallest first.
+        stages: the training sizes in the order of training.
         epochs, iterations_per_epoch: length of the whole training.
         seed: of the random draws; `None` grows with the epochs instead.
+        epochs_of_stages: epochs of each stage; None is equal pacing.
     """
 
     stages: tuple[Stage, ...]
     epochs: int
     iterations_per_epoch: int
     seed: int | None = None
+    epochs_of_stages: tuple[int, ...] | None = None
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        each = self.epochs_of_stages or pace(self.stages, self.epochs, "equal")
+        if sum(each) != self.epochs or len(each) != len(self.stages):
+            raise ValueError(f"{each} are not the epochs of {len(self.stages)} stages")
+        return list(accumulate(each))
 
     def stage_of_epoch(self, epoch: int) -> int | None:
         """Return the epoch's stage, or None where its batches differ."""
         if self.seed is None:
-            return stage_at(epoch, self.epochs, len(self.stages))
+            return bisect_right(self._ends, epoch)
         return None if len(self.stages) > 1 else 0
 
     def stage_of_iteration(self, iteration: int) -> int:
@@ -142,7 +279,7 @@ class Schedule:
         """
         if self.seed is None:
             epoch = min(iteration // self.iterations_per_epoch, self.epochs - 1)
-            return stage_at(epoch, self.epochs, len(self.stages))
+            return bisect_right(self._ends, epoch)
         return random.Random(f"{self.seed}/{iteration}").randrange(len(self.stages))
 
 

@@ -1,0 +1,143 @@
+"""What an interrupted training needs: whole checkpoints, often enough, also within an epoch."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+LOSSES = "losses_within_epoch"
+"""Key in a checkpoint's `init_args`, the part of it that nnU-Net leaves to the trainer."""
+
+
+class TrainingStopped(SystemExit):
+    """The training left on request, with a checkpoint to go on from."""
+
+
+class ResumableTrainer(nnUNetTrainer):
+    """nnU-Net's trainer, which can be stopped between any two steps and loses nothing.
+
+    Attributes:
+        checkpoint_seconds: least time between two checkpoints besides nnU-Net's every 50 epochs.
+        plot_seconds: least time between two progress plots.
+        stop_requested: set it (from a signal handler, say), and after the present step the trainer
+            writes a checkpoint and raises `TrainingStopped`. Not for several GPUs (DDP), whose
+            processes would have to agree on a step.
+    """
+
+    checkpoint_seconds = 600.0
+    plot_seconds = 60.0
+    stop_requested = False
+
+    save_every: int
+    num_iterations_per_epoch: int
+    _last_checkpoint = 0.0
+    _outputs: tuple[dict, ...] = ()
+    _resumed_outputs: tuple[dict, ...] = ()
+
+    @property
+    def iterations_done(self) -> int:
+        """Training iterations of the present epoch that are done."""
+        return len(self._outputs)
+
+    @property
+    def iterations_resumed(self) -> int:
+        """Training iterations of its first epoch that a resumed training need not do again."""
+        return len(self._resumed_outputs)
+
+    @property
+    def iterations_before(self) -> int:
+        """Number of the first training iteration that is still to be done, over all epochs."""
+        return self.current_epoch * self.num_iterations_per_epoch + self.iterations_resumed
+
+    def run_training(self) -> None:
+        """Train as nnU-Net does; leave no worker behind when something interrupts it."""
+        try:
+            super().run_training()
+        except BaseException:
+            for loader in (self.dataloader_train, self.dataloader_val):
+                if isinstance(loader, MultiThreadedAugmenter):
+                    loader._finish()
+            raise
+
+    def on_train_start(self) -> None:
+        """Prepare as nnU-Net does."""
+        self._last_checkpoint = time.monotonic()
+        self._limit_plots()
+        super().on_train_start()
+
+    def on_train_epoch_start(self) -> None:
+        """Begin an epoch, or what an interruption left of it."""
+        super().on_train_epoch_start()
+        self._outputs, self._resumed_outputs = self._resumed_outputs, ()
+        self._whole_epoch = self.num_iterations_per_epoch
+        self.num_iterations_per_epoch -= len(self._outputs)
+
+    def train_step(self, batch: dict) -> dict:
+        """Train one step as nnU-Net does; leave after it if that is requested."""
+        result = super().train_step(batch)
+        self._outputs += (result,)
+        self._leave_if_requested()
+        return result
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """End the training part of an epoch with the outputs of all its iterations."""
+        self.num_iterations_per_epoch = self._whole_epoch
+        super().on_train_epoch_end(list(self._outputs))
+
+    def validation_step(self, batch: dict) -> dict:
+        """Validate one batch as nnU-Net does; leave after it if that is requested."""
+        result = super().validation_step(batch)
+        self._leave_if_requested()
+        return result
+
+    def on_epoch_end(self) -> None:
+        """End the epoch as nnU-Net does; checkpoint also when `checkpoint_seconds` have passed."""
+        self._outputs = ()
+        stock: int = self.save_every
+        if time.monotonic() - self._last_checkpoint >= self.checkpoint_seconds:
+            self.save_every = 1
+        super().on_epoch_end()
+        self.save_every = stock
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write nnU-Net's checkpoint atomically: a killed job leaves the former one whole."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        partial = Path(f"{filename}.partial")
+        super().save_checkpoint(str(partial))
+        partial.replace(filename)
+        if Path(filename).name == "checkpoint_latest.pth":
+            self._last_checkpoint = time.monotonic()
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Load nnU-Net's checkpoint, also one that was written within an epoch."""
+        super().load_checkpoint(filename_or_checkpoint)
+        losses = self.my_init_kwargs.pop(LOSSES, [])
+        self._resumed_outputs = tuple({"loss": np.array(loss, np.float32)} for loss in losses)
+
+    def _leave_if_requested(self) -> None:
+        if not self.stop_requested or self.is_ddp:
+            return
+        self.num_iterations_per_epoch = self._whole_epoch
+        self.my_init_kwargs[LOSSES] = [float(output["loss"]) for output in self._outputs]
+        self.current_epoch -= 1  # nnU-Net writes the number of the next epoch; this one is not done
+        try:
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        finally:
+            self.current_epoch += 1
+            del self.my_init_kwargs[LOSSES]
+        raise TrainingStopped(143)
+
+    def _limit_plots(self) -> None:
+        plot, last = self.logger.plot_progress_png, [-np.inf]
+
+        def plot_when_due(folder: str) -> None:
+            now = time.monotonic()
+            if now - last[0] >= self.plot_seconds or self.current_epoch == self.num_epochs - 1:
+                plot(folder)
+                last[0] = time.monotonic()
+
+        self.logger.plot_progress_png = plot_when_due
