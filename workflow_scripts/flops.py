@@ -6,6 +6,8 @@ from functools import lru_cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainers.curricula.one_voxel import allow_one_voxel
+
 
 class FlopTable:
     """Floating point operations of one training or validation step, by training size.
@@ -25,7 +27,7 @@ class FlopTable:
 
     def _training_step(self, batch_size: int, patch_size: Sequence[int]) -> int:
         self._network.train()
-        with FlopCounterMode(display=False) as counter:
+        with allow_one_voxel(), FlopCounterMode(display=False) as counter:
             outputs = self._network(self._input(batch_size, patch_size))
             outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
             sum(output.sum() for output in outputs).backward()

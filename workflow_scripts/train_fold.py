@@ -16,7 +16,7 @@ from typing import Any
 import hardware
 import nnunet
 import training
-from log import UserError, redirect
+from log import redirect
 
 Entries = list[dict[str, Any]]
 
@@ -101,8 +101,8 @@ def train_fold(
         write_csv(energy_table(entries), outputs["energy"])
 
     if not (final.exists() and summary.exists() and _validated(ledger.read(), mirroring)):
-        trainer = _make_trainer(
-            run, trainer_parameters, settings, plans, plans_file, device, latest.exists()
+        trainer = training.make_trainer(
+            run, trainer_parameters, settings, plans_file, device, resume=latest.exists()
         )
         network = getattr(trainer.network, "_orig_mod", trainer.network)
         flops = FlopTable(network, trainer.num_input_channels)
@@ -206,44 +206,6 @@ def _validated(entries: Entries, mirroring: bool) -> bool:
     """Tell whether the last final validation was done, and as it is wanted now."""
     done = [entry["mirroring"] for entry in entries if entry.get("phase") == "validation"]
     return bool(done) and done[-1] == mirroring
-
-
-def _make_trainer(
-    run: dict[str, Any],
-    parameters: dict[str, Any],
-    settings: dict[str, Any],
-    plans: dict[str, Any],
-    plans_file: Path,
-    device: str,
-    resume: bool,
-) -> Any:
-    import torch
-
-    trainer_class = training.find_trainer(run["trainer"])
-    dataset = json.loads((plans_file.parent / "dataset.json").read_text())
-    training.seed_everything(settings["seed"])
-    trainer = trainer_class(
-        plans={**plans, "continue_training": resume},
-        configuration=run["configuration"],
-        fold=run["fold"],
-        dataset_json=dataset,
-        device=torch.device(device),
-    )
-    trainer.num_epochs = settings["epochs"]
-    trainer.num_iterations_per_epoch = settings["iterations_per_epoch"]
-    trainer.num_val_iterations_per_epoch = settings["validation_iterations_per_epoch"]
-    trainer.batch_seed = settings["seed"]
-    trainer.checkpoint_seconds = 60 * settings["checkpoint_minutes"]
-    for name, value in parameters.items():
-        if not hasattr(trainer, name):
-            raise UserError(f"arms.{run['arm']}.parameters: {run['trainer']} has no {name}")
-        setattr(trainer, name, value)
-    try:
-        getattr(trainer, "schedule", lambda: None)()
-    except ValueError as error:
-        raise UserError(f"arms.{run['arm']}, {run['task']}: {error}") from error
-    trainer.initialize()
-    return trainer
 
 
 if __name__ == "__main__":

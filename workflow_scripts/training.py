@@ -52,6 +52,53 @@ def find_trainer(name: str) -> type:
         ) from error
 
 
+def make_trainer(
+    run: dict[str, Any],
+    parameters: dict[str, Any],
+    settings: dict[str, Any],
+    plans_file: Path,
+    device: str,
+    resume: bool,
+) -> Any:
+    """Return an initialised trainer of nnU-Net, its weights drawn from the seed.
+
+    Args:
+        run: names of the training: task, arm, trainer, fold, configuration.
+        parameters: attributes that the arm sets on its trainer.
+        settings: the config's `training` section.
+        plans_file: nnU-Net's plans; its `dataset.json` is beside it.
+        device: `cuda` or `cpu`.
+        resume: whether a checkpoint is going to be loaded.
+
+    Raises UserError for an unknown trainer or parameter, or a schedule that the plan does not fit.
+    """
+    import torch
+
+    seed_everything(settings["seed"])
+    trainer = find_trainer(run["trainer"])(
+        plans={**json.loads(plans_file.read_text()), "continue_training": resume},
+        configuration=run["configuration"],
+        fold=run["fold"],
+        dataset_json=json.loads((plans_file.parent / "dataset.json").read_text()),
+        device=torch.device(device),
+    )
+    trainer.num_epochs = settings["epochs"]
+    trainer.num_iterations_per_epoch = settings["iterations_per_epoch"]
+    trainer.num_val_iterations_per_epoch = settings["validation_iterations_per_epoch"]
+    trainer.batch_seed = settings["seed"]
+    trainer.checkpoint_seconds = 60 * settings["checkpoint_minutes"]
+    for name, value in parameters.items():
+        if not hasattr(trainer, name):
+            raise UserError(f"arms.{run['arm']}.parameters: {run['trainer']} has no {name}")
+        setattr(trainer, name, value)
+    try:
+        getattr(trainer, "schedule", lambda: None)()
+    except ValueError as error:
+        raise UserError(f"arms.{run['arm']}, {run['task']}: {error}") from error
+    trainer.initialize()
+    return trainer
+
+
 def trainer_code_hash() -> str:
     """Return a hash of the trainers' code; comments and formatting do not count."""
     import ast

@@ -1,11 +1,9 @@
 """The trainers under the pinned nnU-Net: what they share with it, and what a schedule changes."""
 
-import contextlib
 import json
 import multiprocessing
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -13,11 +11,11 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import yaml
 
+from folds import kill_group
 from trainers.curricula.schedules import Schedule, plan_stages
 
 ROOT = Path(__file__).parents[2]
@@ -88,12 +86,6 @@ def stop(*loaders):
     for loader in loaders:
         if hasattr(loader, "_finish"):
             loader._finish()
-
-
-def kill_group(process):
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 # --- the constant arm is nnU-Net
@@ -530,251 +522,3 @@ def test_nnunet_s_own_command_trains_an_arm(tiny):
     assert "Pseudo dice" in log, output.read_text()[-3000:]
     assert "Epoch time" in log.split("Epoch 0")[1]
     assert (folder / "checkpoint_best.pth").exists()
-
-
-# --- train_fold
-
-DRIVER = """
-import json, sys
-from pathlib import Path
-
-import nnunet
-from log import UserError
-
-if __name__ == "__main__":
-    spec = json.loads(Path(sys.argv[1]).read_text())
-    nnunet.RAW, nnunet.PREPROCESSED = Path(spec["raw"]), Path(spec["preprocessed"])
-    from train_fold import train_fold
-
-    for number, call in enumerate(spec["calls"]):
-        call = dict(call)
-        paths = ("results", "plans_file", "splits_file")
-        call |= {name: Path(call[name]) for name in paths}
-        call["outputs"] = {name: Path(path) for name, path in call["outputs"].items()}
-        try:
-            train_fold(**call)
-            said = "ok"
-        except UserError as error:
-            said = f"UserError: {error}"
-        Path(spec["said"]).open("a").write(json.dumps(said) + "\\n")
-"""
-EPOCHS, ITERATIONS = 8, 6
-OUTPUTS = {name: f"{name}.csv" for name in ("epochs", "stages", "energy")} | {
-    name: f"{name}.json" for name in ("run", "summary")
-}
-
-
-class Folds:
-    """Calls of `train_fold` in processes of their own, as Snakemake's jobs would be."""
-
-    def __init__(self, prepared, root):
-        self.raw, self.preprocessed = prepared
-        self.root = root
-        (root / "driver.py").write_text(DRIVER)
-
-    def call(self, study, outputs=None, parameters=None, **settings):
-        folder = self.preprocessed / "Dataset998_Tiny"
-        outputs = self.root / (outputs or study)
-        return {
-            "run": {
-                "study": study,
-                "task": "Task98_Tiny",
-                "dataset": "Dataset998_Tiny",
-                "arm": "progressive",
-                "trainer": PROGRESSIVE,
-                "fold": 0,
-                "configuration": "3d_fullres",
-                "plans": "tinyPlans",
-            },
-            "trainer_parameters": parameters or {},
-            "settings": {
-                "epochs": EPOCHS,
-                "iterations_per_epoch": ITERATIONS,
-                "validation_iterations_per_epoch": 1,
-                "seed": 3,
-                "device": "cpu",
-                "precision": "fp32",
-                "checkpoint_minutes": 0,
-                "deterministic": False,
-                **settings,
-            },
-            "energy": {"country": "DEU", "tracking_mode": "process", "pue": 1.0},
-            "mirroring": False,
-            "results": str(self.root / study / "nnunet"),
-            "plans_file": str(folder / "tinyPlans.json"),
-            "splits_file": str(folder / "splits_final.json"),
-            "outputs": {name: str(outputs / file) for name, file in OUTPUTS.items()},
-            "threads": 1,
-        }
-
-    def start(self, *calls):
-        spec = self.root / f"spec_{time.monotonic_ns()}.json"
-        said = spec.with_suffix(".said")
-        content = {"raw": str(self.raw), "preprocessed": str(self.preprocessed)}
-        spec.write_text(json.dumps({**content, "said": str(said), "calls": calls}))
-        with spec.with_suffix(".log").open("w") as log:
-            process = subprocess.Popen(
-                [PYTHON, self.root / "driver.py", spec],
-                env={**os.environ, "PYTHONPATH": str(ROOT / "workflow_scripts")},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        return process, said
-
-    def run(self, *calls):
-        process, said = self.start(*calls)
-        try:
-            process.wait(timeout=400)
-        finally:
-            kill_group(process)
-        assert process.returncode == 0, said.with_suffix(".log").read_text()[-3000:]
-        return [json.loads(line) for line in said.read_text().splitlines()]
-
-    def fold(self, study):
-        (path,) = (self.root / study / "nnunet").glob("*/*/fold_0")
-        return path
-
-    def ledger(self, study):
-        lines = (self.fold(study) / "ledger.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    def read(self, outputs, name):
-        path = self.root / outputs / OUTPUTS[name]
-        return pd.read_csv(path) if path.suffix == ".csv" else json.loads(path.read_text())
-
-
-def is_running(pid):
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-@pytest.fixture(scope="module")
-def folds(prepared, tmp_path_factory):
-    """One training that ran through, and one that was killed -9 in its fourth epoch, then redone.
-
-    `folds.said` holds what the calls of the second process said.
-    """
-    folds = Folds(prepared, tmp_path_factory.mktemp("folds"))
-    process, said = folds.start(folds.call("killed"))
-    ledger = folds.root / "killed" / "nnunet"
-    deadline = time.monotonic() + 400
-    try:
-        while time.monotonic() < deadline and process.poll() is None:
-            found = list(ledger.glob("*/*/fold_0/ledger.jsonl"))
-            if found and '"epoch": 2' in found[0].read_text():
-                break
-            time.sleep(0.005)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        process.kill()  # it alone, as the kernel does where memory is short
-        process.wait()
-        deadline = time.monotonic() + 60
-        while any(map(is_running, children)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        folds.left_over = list(filter(is_running, children))
-        folds.workers_at_kill = len(children)
-    finally:
-        kill_group(process)
-    assert process.returncode == -signal.SIGKILL, said.with_suffix(".log").read_text()[-3000:]
-    folds.at_kill = folds.ledger("killed")
-    folds.files_at_kill = {path.name for path in (folds.root / "killed").glob("[!.]*")}
-    folds.said = folds.run(
-        folds.call("whole"),
-        folds.call("killed"),
-        folds.call("killed", outputs="again"),
-        folds.call("killed", outputs="changed", epochs=EPOCHS + 1),
-        folds.call("killed", outputs="parameter", parameters={"batch_seed": 4}),
-        folds.call("unknown", parameters={"no_such_thing": 4}),
-    )
-    return folds
-
-
-@pytest.mark.slow
-def test_train_fold_writes_all_outputs(folds):
-    assert folds.said[0] == "ok"
-    run, epochs = folds.read("whole", "run"), folds.read("whole", "epochs")
-    assert epochs["epoch"].tolist() == list(range(EPOCHS))
-    sizes = ["x".join(map(str, size)) for size in (*SIZES, *[SIZES[-1]] * 3)]
-    assert epochs["patch_size"].tolist() == sizes
-    assert epochs["voxels_per_iteration"].tolist() == [
-        BATCH * np.prod(size) for size in (*SIZES, *[SIZES[-1]] * 3)
-    ]
-    assert (epochs["train_gflop"].diff()[1:5] > 0).all(), "larger patches, more work"
-    assert (epochs["train_seconds"] + epochs["val_seconds"] <= epochs["seconds"]).all()
-    assert (epochs["kwh"] > 0).all()
-    assert (run["stages"], run["epochs"], run["attempts"]) == (5, EPOCHS, 1)
-    assert run["patch_size"] == [16, 8, 8]
-    assert run["training_kwh"] == pytest.approx(epochs["kwh"].sum())
-    assert run["total_kwh"] > run["training_kwh"] + run["validation_kwh"]
-    assert run["training_gflop"] == pytest.approx(epochs["train_gflop"].sum())
-    assert set(run["dice_per_label"]) == {"1", "2"}
-    assert run["label_names"] == {"1": "outer", "2": "inner"}
-    assert run["cases"] == 2
-    assert len(folds.read("whole", "summary")["metric_per_case"]) == 2
-    stages = folds.read("whole", "stages")
-    assert stages["epochs"].tolist() == [1, 1, 1, 1, 4]
-    phases = folds.read("whole", "energy")["phase"].tolist()
-    assert phases == ["setup", *["training"] * 5, "end of training", "validation"]
-
-
-@pytest.mark.slow
-def test_finished_epochs_are_not_trained_again_after_a_kill(folds):
-    before = [entry["epoch"] for entry in folds.at_kill if entry.get("phase") == "training"]
-    assert before == list(range(len(before)))
-    assert 3 <= len(before) < EPOCHS
-    assert folds.files_at_kill == {"energy.csv", "epochs.csv", "nnunet", "stages.csv"}
-    assert folds.said[1] == "ok"
-    after = [e for e in folds.ledger("killed")[len(folds.at_kill) :] if e["attempt"] == 2]
-    resumed_at = after[0]["resumed_at"]
-    assert resumed_at >= len(before) - 1, "a checkpoint follows every epoch's line in the ledger"
-    again = [entry["epoch"] for entry in after if entry.get("phase") == "training"]
-    assert again == list(range(resumed_at, EPOCHS))
-
-
-@pytest.mark.slow
-def test_no_worker_outlives_a_killed_training(folds):
-    assert folds.workers_at_kill >= 2, "one for training, one for validation"
-    assert folds.left_over == []
-
-
-@pytest.mark.slow
-def test_the_outputs_of_a_killed_training_are_complete(folds):
-    epochs, whole = folds.read("killed", "epochs"), folds.read("whole", "epochs")
-    assert epochs["epoch"].tolist() == list(range(EPOCHS)), "each once"
-    assert set(epochs["attempt"]) == {1, 2}
-    for column in ("train_loss", "val_loss", "pseudo_dice", "lr", "stage", "gflop"):
-        assert epochs[column].tolist() == whole[column].tolist(), column
-    assert folds.read("killed", "stages")["epochs"].tolist() == [1, 1, 1, 1, 4]
-    energy, run = folds.read("killed", "energy"), folds.read("killed", "run")
-    assert set(energy["attempt"]) == {1, 2}
-    assert set(energy[energy["attempt"] == 1]["phase"]) == {"setup", "training"}
-    assert (energy["kwh"] > 0).all()
-    assert energy["error"].isna().all()
-    assert run["attempts"] == 2
-    assert run["total_kwh"] == pytest.approx(energy["kwh"].sum())
-    assert run["training_kwh"] == pytest.approx(epochs["kwh"].sum())
-    kept = energy[energy["phase"] == "training"]["kwh_kept"].sum()
-    assert kept == pytest.approx(run["training_kwh"])
-    assert run["dice_per_label"] == folds.read("whole", "run")["dice_per_label"]
-
-
-@pytest.mark.slow
-def test_a_finished_training_is_not_touched_again(folds):
-    assert folds.said[2] == "ok"
-    entries = folds.ledger("killed")
-    assert sum(entry["entry"] == "attempt" for entry in entries) == 2, "no third attempt"
-    first, again = folds.read("killed", "run"), folds.read("again", "run")
-    assert again == first
-    for name in ("epochs", "stages", "energy"):
-        pd.testing.assert_frame_equal(folds.read("again", name), folds.read("killed", name))
-
-
-@pytest.mark.slow
-def test_a_changed_training_is_refused(folds):
-    assert "epochs was 8 and is now 9." in folds.said[3]
-    assert "parameters was {} and is now {'batch_seed': 4}." in folds.said[4]
-    assert not (folds.root / "changed").exists()
-    assert folds.said[5] == (
-        f"UserError: arms.progressive.parameters: {PROGRESSIVE} has no no_such_thing"
-    )

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from flops import FlopTable
@@ -35,3 +36,13 @@ def test_the_network_itself_stays_where_it_is():
     FlopTable(network, channels=1).training_step(1, (8, 6, 4))
     assert network.first.weight.device.type == "cpu"
     assert network.first.weight.grad is None
+
+
+def test_a_bottleneck_of_one_voxel_is_counted():
+    """InstanceNorm refuses it in training; the journal's curricula have it."""
+    layers = torch.nn.Sequential(
+        torch.nn.Conv3d(1, 2, 3, padding=1, stride=2), torch.nn.InstanceNorm3d(2, affine=True)
+    )
+    assert FlopTable(layers, channels=1).training_step(1, (2, 2, 2)) == 2 * (2 * 2 * 27)
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        layers(torch.zeros(1, 1, 2, 2, 2))

@@ -1,7 +1,6 @@
 """The trainer that all patch-size arms share: nnU-Net's own, with another training loader."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -21,6 +20,7 @@ from .loading import (
     samples_of_rank,
     start_loading,
 )
+from .one_voxel import allow_one_voxel
 from .resuming import ResumableTrainer
 from .schedules import Schedule, Stage, count_poolings, listed_stages, pace, plan_stages
 
@@ -237,23 +237,6 @@ def compile_every_size(sizes: int) -> None:
     # Each size once for training, the planned one also for validation, with room to spare.
     config.recompile_limit = max(config.recompile_limit, 2 * sizes + 8)
     config.fail_on_recompile_limit_hit = True
-
-
-@contextlib.contextmanager
-def allow_one_voxel() -> Iterator[None]:
-    """Let InstanceNorm normalise a single voxel in training, for the duration of one step.
-
-    The norm's output is then its bias, and no gradient passes below it: the smallest stage of
-    arXiv 2510.23241 trains no more than biases in its bottleneck. The authors remove torch's check
-    for good, from every network of the process.
-    """
-    functional: Any = torch.nn.functional
-    check = functional._verify_spatial_size
-    functional._verify_spatial_size = lambda size: None
-    try:
-        yield
-    finally:
-        functional._verify_spatial_size = check
 
 
 def initial_patch_size(
