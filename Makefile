@@ -2,10 +2,11 @@
 SHELL := bash
 CORES ?= all
 
-.PHONY: help demo test lint lock clean
+.PHONY: help demo test bench lint lock clean
 help:
 	@echo 'make demo   run the study of config/demo.yaml on this machine (CORES=2 limits it), show its table and report'
 	@echo 'make test   all tests, the quick ones first'
+	@echo 'make bench  measure the trainers side by side (ARCHIVES=folder adds the real Task04; half an hour without a GPU)'
 	@echo 'make lint   formatting, linting and types only'
 	@echo 'make lock   resolve requirements*.in into the lock files (UPGRADE=--upgrade takes newer versions)'
 	@echo 'make clean  remove what the demo and the tools made; downloads and other studies stay'
@@ -66,6 +67,14 @@ demo: .venv/lock-installed
 
 test: .venv/lock-dev-installed
 	$(RUN) pytest
+
+BENCH := results/bench/bench.md
+BENCH_TASK04 := $(if $(ARCHIVES),--config archives='$(ARCHIVES)' 'tasks=[Task99_BrainTissue,Task04_Hippocampus]' \
+  'checksums={Task04_Hippocampus: 30c0bc764dda9712c928f83b2df23c20}')
+
+bench: .venv/lock-installed
+	$(RUN) snakemake --cores $(CORES) --configfile config/bench.yaml $(BENCH_TASK04) --forcerun bench -- $(BENCH)
+	@cat $(BENCH)
 
 lint: .venv/lock-dev-installed
 	$(RUN) pytest tests/workflow/test_format_and_lint.py

@@ -20,6 +20,7 @@ include: "rules/train.smk"
 include: "rules/results.smk"
 include: "rules/figures.smk"
 include: "rules/report.smk"
+include: "rules/bench.smk"
 
 
 rule all:

@@ -141,7 +141,7 @@ def compare_identity(
     ]
     if differing:
         raise UserError(
-            f"cannot go on with the training of {path}: {'; '.join(differing)}. Set it back, or "
+            f"cannot go on with the training in {path}: {'; '.join(differing)}. Set it back, or "
             f"name another `study`, or delete {path.parent} to train anew"
         )
 

@@ -1,6 +1,7 @@
 """A training as the rule runs it: what it writes, and what a kill leaves of it."""
 
 import contextlib
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -8,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from folds import EPOCHS, PROGRESSIVE, Folds, kill_group
 
 SIZES = [(8, 4, 4), (8, 8, 4), (8, 8, 8), (12, 8, 8), (16, 8, 8)]
 BATCH = 4
+LISTED = [{"patch_size": [8, 6, 8], "batch_size": 2, "epochs": EPOCHS}]
 
 
 def is_running(pid):
@@ -57,6 +60,7 @@ def folds(prepared, tmp_path_factory):
         folds.call("killed", outputs="changed", epochs=EPOCHS + 1),
         folds.call("killed", outputs="parameter", parameters={"batch_seed": 4}),
         folds.call("unknown", parameters={"no_such_thing": 4}),
+        folds.call("listed", parameters={"curriculum": "listed", "stage_list": LISTED}),
     )
     return folds
 
@@ -149,3 +153,33 @@ def test_a_changed_training_is_refused(folds):
     assert folds.said[5] == (
         f"UserError: arms.progressive.parameters: {PROGRESSIVE} has no no_such_thing"
     )
+
+
+@pytest.mark.slow
+def test_a_stage_that_the_network_cannot_pool_is_named(folds):
+    assert folds.said[6] == (
+        "UserError: arms.progressive, Task98_Tiny: stage 1: patch size [8, 6, 8]: 6 on axis 1 is "
+        "not a multiple of 4, as this plan's network needs; the nearest are 4 and 8"
+    )
+
+
+@pytest.mark.slow
+def test_a_damaged_or_foreign_checkpoint_is_refused(folds):
+    """Neither is silently begun anew, and the folder stays as it was."""
+    shutil.copytree(folds.root / "killed", folds.root / "damaged")
+    final = folds.fold("damaged") / "checkpoint_final.pth"
+    (folds.fold("damaged") / "validation/summary.json").unlink()
+    final.write_bytes(final.read_bytes()[:5000])
+    shutil.copytree(folds.root / "killed", folds.root / "foreign")
+    shutil.copy(folds.fold("whole") / "identity.json", folds.fold("foreign") / "identity.json")
+    (folds.fold("foreign") / "validation/summary.json").unlink()
+    path = folds.fold("foreign") / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["init_args"]["identity"]["splits_hash"] = "other"
+    torch.save(checkpoint, path)
+    before = {file: file.read_bytes() for file in (final, path)}
+    said = folds.run(folds.call("damaged"), folds.call("foreign"))
+    assert said[0].startswith(f"UserError: the checkpoint {final} cannot be read (")
+    assert "delete" in said[0]
+    assert f"{path}: splits_hash was 'other' and is now" in said[1]
+    assert {file: file.read_bytes() for file in before} == before

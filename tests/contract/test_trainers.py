@@ -358,6 +358,49 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tiny, name, stop_after):
     assert lrs[0] == lrs[1]
 
 
+@pytest.mark.parametrize("phase", ["train_step", "validation_step"])
+@pytest.mark.parametrize("stops", [[(1, 1)], [(0, 0), (2, 1), (2, 2)]])
+def test_a_stop_within_an_epoch_loses_nothing(tiny, phase, stops):
+    """`stops` are (epoch, step) after which a signal is noticed; RANDOM has sizes within epochs."""
+    from trainers.curricula.resuming import TrainingStopped
+
+    options = {"epochs": 4, "iterations": 3, "validation_iterations": 3}
+    whole = tiny.trainer(RANDOM, **options)
+    whole.run_training()
+    path, trained = None, []
+    for stop_at in [*stops, None]:
+        trainer = tiny.trainer(RANDOM, seed=len(trained) if path else 1, **options)
+        if path:
+            trainer.load_checkpoint(str(path))
+        steps = {"epoch": trainer.current_epoch, "step": trainer.iterations_resumed}
+        if phase == "validation_step":
+            steps["step"] = 0
+
+        step = getattr(trainer, phase)
+
+        def watch(batch, trainer=trainer, step=step, at=stop_at, now=steps):
+            if now["epoch"] != trainer.current_epoch:
+                now.update(epoch=trainer.current_epoch, step=0)
+            trainer.stop_requested = (now["epoch"], now["step"]) == at
+            now["step"] += 1
+            return step(batch)
+
+        setattr(trainer, phase, watch)
+        train, _ = watch_shapes(trainer)
+        if stop_at is None:
+            trainer.run_training()
+        else:
+            with pytest.raises(TrainingStopped):
+                trainer.run_training()
+            assert trainer.num_iterations_per_epoch == 3
+            path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+        trained += train
+    assert len(trained) == 12, "no training iteration is done twice"
+    assert losses(trainer) == losses(whole)
+    assert_same_weights(weights(trainer), weights(whole))
+    assert "losses_within_epoch" not in trainer.my_init_kwargs
+
+
 def test_checkpoints_follow_the_clock(tiny):
     saved = []
     trainer = tiny.trainer(CONSTANT, epochs=4, iterations=1, checkpoint_seconds=0.0)
@@ -471,7 +514,7 @@ def test_nnunet_finds_the_trainers_by_itself(tmp_path):
     assert found == [f"FOUND {n} {c}" for n, c in zip(ARMS, curricula, strict=True)]
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "demo.yaml", "hippocampus.yaml"])
+@pytest.mark.parametrize("name", ["bench.yaml", "config.yaml", "demo.yaml", "hippocampus.yaml"])
 def test_arms_of_a_config_name_their_curriculum(name):
     from trainers.curricula import arms
 
@@ -482,7 +525,7 @@ def test_arms_of_a_config_name_their_curriculum(name):
 
 def test_every_config_is_tested():
     shipped = {path.name for path in (ROOT / "config").glob("*.yaml")} - {"plotting.yaml"}
-    assert shipped == {"config.yaml", "demo.yaml", "hippocampus.yaml"}
+    assert shipped == {"bench.yaml", "config.yaml", "demo.yaml", "hippocampus.yaml"}
 
 
 @pytest.mark.slow

@@ -16,6 +16,9 @@ TRAINERS = {
     "constant": "nnUNetTrainerConstantPatch",
     "progressive": "nnUNetTrainerProgressivePatch",
     "random": "nnUNetTrainerRandomPatch",
+    "progressive_plus": "nnUNetTrainerProgressivePlusPatch",
+    "progressive_efficiency": "nnUNetTrainerProgressiveEfficiencyPatch",
+    "progressive_performance": "nnUNetTrainerProgressivePerformancePatch",
 }
 CONFIG = {
     "study": "tiny",

@@ -12,6 +12,7 @@ import yaml
 from tree import ROOT, copy_tree, snakemake, write_config
 
 TASK = "Task04_Hippocampus"
+ARMS = list(yaml.safe_load((ROOT / "config/hippocampus.yaml").read_text())["arms"])
 ARCHIVES = os.environ.get("MSD_ARCHIVES")
 
 pytestmark = [
@@ -77,7 +78,7 @@ def test_all_260_cases_are_there_in_five_folds(study):
     assert {case for split in splits for case in split["val"]} == set(manifest["cases"])
 
 
-@pytest.mark.parametrize("arm", ["constant", "progressive", "random"])
+@pytest.mark.parametrize("arm", ARMS)
 def test_an_arm_is_validated_on_the_52_cases_of_its_fold(study, arm):
     folder = study.results / f"runs/{TASK}/{arm}/fold_0"
     record = json.loads((folder / "run.json").read_text())
@@ -89,7 +90,7 @@ def test_an_arm_is_validated_on_the_52_cases_of_its_fold(study, arm):
 
 def test_tables_and_report_have_the_real_task(study):
     with (study.results / "tables/cases.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 3 * 52 * 2
+        assert len(list(csv.DictReader(file))) == len(ARMS) * 52 * 2
     assert TASK in (study.results / "tables/comparison.md").read_text()
     for notebook in ("results", "curricula"):
         assert "<img" in (study.results / f"notebooks/{notebook}.html").read_text()

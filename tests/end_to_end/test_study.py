@@ -273,7 +273,7 @@ def test_stock_nnunet_predicts_with_the_model(study, arm, tmp_path):
     variables = {
         "nnUNet_raw": "resources/nnUNet_raw",
         "nnUNet_preprocessed": "resources/nnUNet_preprocessed",
-        "nnUNet_results": "results/tiny/nnunet",
+        "nnUNet_results": f"results/tiny/nnunet/{arm}",
         "nnUNet_extTrainer": "workflow_scripts/trainers",
     }
     run = subprocess.run(

@@ -1,0 +1,221 @@
+"""Measure the trainers side by side: ratios of one run on one machine, against their goals."""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import pandas as pd
+
+from log import UserError, tell
+
+SCRIPT = Path(__file__).with_name("bench_training.py")
+STOCK, CONSTANT = "nnUNetTrainer", "nnUNetTrainerConstantPatch"
+PROGRESSIVE, RANDOM = "nnUNetTrainerProgressivePatch", "nnUNetTrainerRandomPatch"
+Measured = dict[str, dict[str, Any]]
+"""What `bench_training.measure` returned, by variant."""
+
+
+def variants(stages: int, iterations: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return trainer and settings of each measured training, for a plan with so many stages.
+
+    Every stage of `progressive` is one epoch of `iterations`; `random` has two epochs of as many
+    iterations as there are stages. The sizes change in both, so they also write a checkpoint after
+    every epoch, as no user would.
+    """
+    flat = {"epochs": 3, "iterations_per_epoch": 2 * iterations, "checkpoint_minutes": 10}
+    grown = {"epochs": stages, "iterations_per_epoch": iterations, "checkpoint_minutes": 0}
+    drawn = {"epochs": 2, "iterations_per_epoch": stages * iterations // 2, "checkpoint_minutes": 0}
+    return {
+        "stock": (STOCK, flat),
+        "constant": (CONSTANT, flat),
+        "progressive": (PROGRESSIVE, grown),
+        "random": (RANDOM, drawn),
+        "deterministic": (CONSTANT, {**flat, "deterministic": True}),
+        "fp32": (CONSTANT, {**flat, "precision": "fp32"}),
+    }
+
+
+def steady(measured: dict[str, Any]) -> float:
+    """Median seconds of an iteration after the first epoch, in which kernels are chosen."""
+    return median(seconds for epoch, _, seconds, _ in measured["iterations"] if epoch > 0)
+
+
+def by_stage(measured: dict[str, Any]) -> pd.DataFrame:
+    """For each patch size: first and median of the later seconds of its iterations, and GFLOP."""
+    table = pd.DataFrame(measured["iterations"], columns=["epoch", "patch", "seconds", "gflop"])
+    groups = table.groupby(table["patch"].map(tuple), sort=False)
+    return groups.agg(
+        first=("seconds", "first"),
+        seconds=("seconds", lambda seconds: seconds.iloc[1:].median()),
+        gflop=("gflop", "first"),
+    )
+
+
+def over_flops(measured: Measured, arm: str) -> float:
+    """Training time of an arm over `constant`'s, divided by the same ratio of FLOPs.
+
+    Every size of a schedule has the same share of iterations; a size's time is the median of its
+    iterations without the first one, which is the cost of the switch.
+    """
+    sizes = by_stage(measured[arm])
+    constant = [row[3] for row in measured["constant"]["iterations"]]
+    seconds = sizes["seconds"].mean() / steady(measured["constant"])
+    return seconds / (sizes["gflop"].mean() / mean(constant))
+
+
+def stage_switch(measured: Measured) -> float:
+    """Median seconds by which the first iteration of a stage is slower than its later ones."""
+    sizes = by_stage(measured["progressive"]).iloc[1:]
+    return float((sizes["first"] - sizes["seconds"]).median())
+
+
+def epoch_overhead(measured: Measured) -> float:
+    """Median seconds of an epoch outside its steps: logs, plot, meter and a checkpoint."""
+    epochs = measured["progressive"]["epochs"][1:]
+    return median(seconds - train - val for seconds, train, val in epochs)
+
+
+def epoch_seconds(measured: dict[str, Any]) -> float:
+    """Mean seconds of the training and validation steps of an epoch after the first."""
+    return mean(train + val for _, train, val in measured["epochs"][1:])
+
+
+FIGURES: dict[str, tuple[float | None, Callable[[Measured], float | None]]] = {
+    "epoch of constant / epoch of stock nnUNetTrainer": (
+        1.02,
+        lambda m: epoch_seconds(m["constant"]) / epoch_seconds(m["stock"]),
+    ),
+    "progressive / constant: training time over FLOPs": (
+        1.10,
+        lambda m: over_flops(m, "progressive"),
+    ),
+    "random / constant: training time over FLOPs": (1.10, lambda m: over_flops(m, "random")),
+    "bf16 / fp32 training time": (
+        0.5,
+        lambda m: steady(m["constant"]) / steady(m["fp32"]) if "fp32" in m else None,
+    ),
+    "stage switch, seconds": (0.5, stage_switch),
+    "peak memory random / constant": (
+        1.2,
+        lambda m: m["random"]["peak_mb"] / m["constant"]["peak_mb"],
+    ),
+    "deterministic / default training time": (
+        None,
+        lambda m: steady(m["deterministic"]) / steady(m["constant"]),
+    ),
+    "epoch outside its steps, seconds (goal: 2 % of 60 s)": (1.2, epoch_overhead),
+}
+
+
+def summarise(task: str, repeats: list[Measured]) -> pd.DataFrame:
+    """One row a figure: median, least and greatest over the repeats, goal, whether it is met."""
+    rows = []
+    for figure, (goal, compute) in FIGURES.items():
+        values = [value for m in repeats if (value := compute(m)) is not None]
+        if not values:
+            continue
+        row = {"task": task, "figure": figure, "median": median(values), "min": min(values)}
+        row |= {"max": max(values), "repeats": len(values), "goal": goal}
+        rows.append(row | {"met": None if goal is None else bool(median(values) <= goal)})
+    return pd.DataFrame(rows)
+
+
+def run_variant(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Measure one training in a fresh process. Raises UserError with the end of its output."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        path = Path(name) / "spec.json"
+        path.write_text(json.dumps({**spec, "folder": name}))
+        done = subprocess.run([sys.executable, SCRIPT, path], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{spec['run']['trainer']} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def bench_task(
+    run: dict[str, Any],
+    settings: dict[str, Any],
+    energy: dict[str, Any],
+    plans_file: Path,
+    threads: int,
+    repeats: int,
+    iterations: int,
+    folder: Path,
+) -> tuple[pd.DataFrame, Measured]:
+    """Measure all variants of one task in turn, `repeats` times; return figures and last repeat."""
+    from trainers.curricula.schedules import count_poolings, plan_stages
+
+    plan = json.loads(plans_file.read_text())["configurations"][run["configuration"]]
+    poolings = count_poolings(plan["architecture"]["arch_kwargs"]["strides"])
+    stages = len(plan_stages(plan["patch_size"], poolings, plan["batch_size"], "progressive"))
+    every = []
+    for number in range(1, repeats + 1):
+        measured: Measured = {}
+        for name, (trainer, changes) in variants(stages, iterations).items():
+            if name == "fp32" and measured["constant"]["precision"] != "bf16":
+                continue
+            tell(f"bench: {run['task']}, repeat {number} of {repeats}, {name}")
+            spec = {
+                "run": {**run, "arm": name, "trainer": trainer},
+                "parameters": {"plot_seconds": 0.0} if name == "progressive" else {},
+                "settings": {**settings, "validation_iterations_per_epoch": 2, **changes},
+                "energy": energy,
+                "plans_file": str(plans_file.absolute()),
+                "threads": threads,
+            }
+            measured[name] = run_variant(spec, folder)
+        every.append(measured)
+    return summarise(run["task"], every), every[-1]
+
+
+def to_markdown(table: pd.DataFrame, machine: str) -> str:
+    """Write the figures as a page."""
+    lines = [machine, "", "| task | figure | median (min to max) | goal |", "| --- " * 4 + "|"]
+    for row in table.itertuples():
+        goal = "-" if pd.isna(row.goal) else f"≤ {row.goal:g} {'met' if row.met else 'NOT met'}"
+        spread = f"{row.median:.3f} ({row.min:.3f} to {row.max:.3f})"
+        lines.append(f"| {row.task} | {row.figure} | {spread} | {goal} |")
+    return "\n".join(lines) + "\n"
+
+
+def describe_machine(measured: dict[str, Any], threads: int, repeats: int) -> str:
+    """One paragraph: commit, versions, processor, precision."""
+    from training import git_commit, versions
+
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return (
+        f"Commit {git_commit()}; {packages}; {measured['cpu'] or platform.processor()} with "
+        f"{threads} threads, {'with' if measured['amx'] else 'without'} AMX, precision "
+        f"{measured['precision']}; medians of {repeats} interleaved repeats."
+    )
+
+
+if __name__ == "__main__":
+    from log import redirect
+
+    redirect(snakemake.log[0])
+    output = Path(snakemake.output.table)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    params = snakemake.params
+    results = [
+        bench_task(
+            run=run,
+            settings=params.training,
+            energy=params.energy,
+            plans_file=Path(plans),
+            threads=snakemake.threads,
+            repeats=params.repeats,
+            iterations=params.iterations,
+            folder=output.parent,
+        )
+        for run, plans in zip(params.runs, snakemake.input.plans, strict=True)
+    ]
+    figures = pd.concat([table for table, _ in results], ignore_index=True)
+    figures.to_csv(output, index=False)
+    heading = describe_machine(results[0][1]["constant"], snakemake.threads, params.repeats)
+    Path(snakemake.output.page).write_text(to_markdown(figures, heading), encoding="utf-8")

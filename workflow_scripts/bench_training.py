@@ -1,0 +1,109 @@
+"""Measure a short training of one trainer in a process of its own: `bench_training.py SPEC`.
+
+SPEC is a JSON file; what was measured is printed as the last line of standard output, as JSON.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hardware
+import nnunet
+import training
+
+
+def measure(
+    run: dict[str, Any],
+    parameters: dict[str, Any],
+    settings: dict[str, Any],
+    energy: dict[str, Any],
+    plans_file: Path,
+    folder: Path,
+    threads: int,
+) -> dict[str, Any]:
+    """Train as `train_fold` does, with its meter and ledger, and return what was measured.
+
+    Args:
+        run, parameters, settings, plans_file: as `training.make_trainer` takes them.
+        energy: the config's `energy` section.
+        folder: an empty one for nnU-Net's results.
+        threads: cores to use.
+
+    Returns:
+        `iterations`: for each training iteration [epoch, patch size, seconds, gflop], where seconds
+        last from the end of the former one (or of the epoch's preparation) to its own end, loading
+        included; `epochs`: for each [seconds, train_seconds, val_seconds]; `peak_mb`: most memory
+        of the GPU or, on a CPU, of this process and its workers; `precision`.
+    """
+    device = hardware.find_device(settings["device"])
+    precision = hardware.find_precision(settings["precision"], device)
+    workers = hardware.augmentation_workers(device, threads)
+    nnunet.configure(max(1, threads // 2), workers, folder)
+    import psutil
+    import torch
+
+    from energy import EnergyMeter
+    from flops import FlopTable
+    from training_record import Ledger, Recorder
+
+    torch.set_num_threads(1 if device == "cuda" else threads)
+    if device == "cpu":
+        hardware.keep_freed_memory()
+    torch.backends.cudnn.benchmark = device == "cuda"
+    if settings["deterministic"]:
+        hardware.make_deterministic(device)
+    began = time.monotonic()
+    trainer = training.make_trainer(run, parameters, settings, plans_file, device, resume=False)
+    network = getattr(trainer.network, "_orig_mod", trainer.network)
+    flops = FlopTable(network, trainer.num_input_channels)
+    if precision == "bf16":
+        hardware.autocast_network(network)
+    ledger = Ledger(folder / "ledger.jsonl")
+    Recorder(ledger, EnergyMeter(**energy), flops, 1, began, lambda _: None).attach(trainer)
+    iterations: list[list] = []
+    clock = [0.0]
+    step, start, end = trainer.train_step, trainer.on_train_epoch_start, trainer.on_train_end
+    memory = [0.0]
+
+    def timed_start() -> None:
+        start()
+        clock[0] = time.monotonic()
+
+    def timed_step(batch: dict) -> dict:
+        output = step(batch)
+        size = tuple(batch["data"].shape)
+        now = time.monotonic()
+        gflop = flops.training_step(size[0], size[2:]) / 1e9
+        iterations.append([trainer.current_epoch, list(size[2:]), now - clock[0], gflop])
+        clock[0] = time.monotonic()
+        return output
+
+    def measured_end() -> None:
+        children = psutil.Process().children(recursive=True)
+        memory[0] = sum(child.memory_info().rss for child in children) / 2**20
+        end()
+
+    trainer.train_step, trainer.on_train_epoch_start = timed_step, timed_start
+    trainer.on_train_end = measured_end
+    trainer.run_training()
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    own_mb = own / 2**20 if sys.platform == "darwin" else own / 2**10
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else own_mb + memory[0]
+    epochs = [e for e in ledger.read() if e.get("phase") == "training"]
+    return {
+        "iterations": iterations,
+        "epochs": [[e["seconds"], e["train_seconds"], e["val_seconds"]] for e in epochs],
+        "peak_mb": peak,
+        "precision": precision,
+        "cpu": str(torch.cpu.get_capabilities().get("cpu_name", "")),
+        "amx": bool(torch.cpu.get_capabilities().get("amx_bf16")),
+    }
+
+
+if __name__ == "__main__":
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    spec |= {name: Path(spec[name]) for name in ("plans_file", "folder")}
+    print("\n" + json.dumps(measure(**spec)))
