@@ -140,7 +140,6 @@ def train_fold(
                 trainer.perform_actual_validation(False)
             recorder.finish("validation", mirroring=mirroring, ended=training.now())
         except TrainingStopped:
-            recorder.finish_part()
             write_tables(ledger.read())
             raise
         except BaseException:

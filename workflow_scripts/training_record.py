@@ -84,6 +84,8 @@ class Recorder:
         self._trainer = trainer
         self._wrap("on_train_start", after=lambda: self.finish("setup"))
         self._wrap("on_epoch_end", before=self._end_epoch)
+        if hasattr(trainer, "save_checkpoint_within_epoch"):
+            self._wrap("save_checkpoint_within_epoch", after=self._end_part)
         for phase, step, begin, end in (
             ("train", "train_step", "on_train_epoch_start", "on_train_epoch_end"),
             ("val", "validation_step", "on_validation_epoch_start", "on_validation_epoch_end"),
@@ -101,9 +103,15 @@ class Recorder:
         self._ledger.append(entry)
         return entry
 
-    def finish_part(self) -> dict:
-        """Close an epoch that was left with a checkpoint as an entry marked `partial`."""
-        return self.finish("training", partial=True, **self._describe_steps())
+    def _end_part(self) -> None:
+        """Close what was done of an epoch up to a checkpoint, as an entry marked `partial`."""
+        running = [name for name, seconds in self._seconds.items() if seconds < 0]
+        for name in running:
+            self._clock(name, 1)
+        self.finish("training", partial=True, **self._describe_steps())
+        self._reset()
+        for name in running:
+            self._clock(name, -1)
 
     def _end_epoch(self) -> None:
         trainer, log = self._trainer, self._trainer.logger
@@ -122,10 +130,13 @@ class Recorder:
             val_loss=float(log.get_value("val_losses", step=-1)),
             pseudo_dice=float(log.get_value("mean_fg_dice", step=-1)),
         )
+        self._reset()
+        self._after_epoch(self._ledger.read())
+
+    def _reset(self) -> None:
         for phase in ("train", "val"):
             self._batches[phase].clear()
             self._seconds[phase] = 0.0
-        self._after_epoch(self._ledger.read())
 
     def _describe_steps(self) -> dict[str, Any]:
         """What this attempt did of the present epoch; sizes are None where it trained no batch."""
@@ -136,11 +147,6 @@ class Recorder:
         train_gflop = _gflop(train, self._flops.training_step)
         sizes = {shape[1:] for shape in train}
         batches = {shape[0] for shape in train}
-        # A phase that was left in its middle has only its beginning subtracted.
-        running = {name: self._seconds[name] < 0 for name in self._seconds}
-        seconds = {
-            name: value + time.monotonic() * running[name] for name, value in self._seconds.items()
-        }
         size = Stage(next(iter(sizes)), 1).label if len(sizes) == 1 else "random"
         return {
             "epoch": epoch,
@@ -148,8 +154,8 @@ class Recorder:
             "patch_size": size if sizes else None,
             "batch_size": next(iter(batches)) if len(batches) == 1 else None,
             "gflop": train_gflop + _gflop(val, self._flops.validation_step),
-            "train_seconds": seconds["train"],
-            "val_seconds": seconds["val"],
+            "train_seconds": self._seconds["train"],
+            "val_seconds": self._seconds["val"],
             "train_gflop": train_gflop,
             "voxels_per_iteration": voxels / iterations if iterations else None,
             "iterations": iterations,

@@ -401,6 +401,23 @@ def test_a_stop_within_an_epoch_loses_nothing(tiny, phase, stops):
     assert "losses_within_epoch" not in trainer.my_init_kwargs
 
 
+def test_an_epoch_longer_than_the_interval_is_checkpointed_within(tiny):
+    trainer = tiny.trainer(CONSTANT, epochs=2, iterations=4, checkpoint_seconds=1e-9)
+    saved, save = [], trainer.save_checkpoint
+
+    def note(filename):
+        if "latest" in filename:
+            saved.append((trainer.current_epoch, trainer.iterations_done))
+        save(filename)
+
+    trainer.save_checkpoint = note
+    trainer.run_training()
+    # nnU-Net's number of the epoch is one less while a checkpoint within it is written; after the
+    # four training steps comes that of the validation step, then the epoch's own (not the last's).
+    first = [(-1, 1), (-1, 2), (-1, 3), (-1, 4), (-1, 4), (0, 0)]
+    assert saved == [*first, *((epoch + 1, done) for epoch, done in first[:5])]
+
+
 def test_checkpoints_follow_the_clock(tiny):
     saved = []
     trainer = tiny.trainer(CONSTANT, epochs=4, iterations=1, checkpoint_seconds=0.0)

@@ -157,3 +157,14 @@ def test_a_mistake_in_the_configuration_is_one_line(tree, dry, change, line):
     assert run.stdout == ""
     assert said(run.stderr) == [line]
     assert not (tree / "results").exists()
+
+
+def test_the_bench_prepares_its_tasks_and_trains_no_arm_of_a_study(tree):
+    tasks = "tasks=[Task99_BrainTissue,Task04_Hippocampus]"
+    jobs, _ = plan(
+        tree,
+        *("--configfile", "config/bench.yaml", "--config", tasks, "--", "results/bench/bench.md"),
+    )
+    assert jobs["bench"] == 1
+    assert jobs["preprocess_task"] == 2
+    assert "train_fold" not in jobs

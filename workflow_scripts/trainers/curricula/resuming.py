@@ -19,7 +19,9 @@ class ResumableTrainer(nnUNetTrainer):
     """nnU-Net's trainer, which can be stopped between any two steps and loses nothing.
 
     Attributes:
-        checkpoint_seconds: least time between two checkpoints besides nnU-Net's every 50 epochs.
+        checkpoint_seconds: a checkpoint is written at the first end of an epoch after so long,
+            besides nnU-Net's every 50 epochs, and within an epoch that lasts longer (0: at the end
+            of every epoch).
         plot_seconds: least time between two progress plots.
         stop_requested: set it (from a signal handler, say), and after the present step the trainer
             writes a checkpoint and raises `TrainingStopped`. Not for several GPUs (DDP), whose
@@ -33,6 +35,7 @@ class ResumableTrainer(nnUNetTrainer):
     save_every: int
     num_iterations_per_epoch: int
     _last_checkpoint = 0.0
+    _epoch_start = 0.0
     _outputs: tuple[dict, ...] = ()
     _resumed_outputs: tuple[dict, ...] = ()
 
@@ -71,6 +74,7 @@ class ResumableTrainer(nnUNetTrainer):
         """Begin an epoch, or what an interruption left of it."""
         super().on_train_epoch_start()
         self._outputs, self._resumed_outputs = self._resumed_outputs, ()
+        self._epoch_start = time.monotonic()
         self._whole_epoch = self.num_iterations_per_epoch
         self.num_iterations_per_epoch -= len(self._outputs)
 
@@ -78,7 +82,7 @@ class ResumableTrainer(nnUNetTrainer):
         """Train one step as nnU-Net does; leave after it if that is requested."""
         result = super().train_step(batch)
         self._outputs += (result,)
-        self._leave_if_requested()
+        self._between_steps()
         return result
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
@@ -89,7 +93,7 @@ class ResumableTrainer(nnUNetTrainer):
     def validation_step(self, batch: dict) -> dict:
         """Validate one batch as nnU-Net does; leave after it if that is requested."""
         result = super().validation_step(batch)
-        self._leave_if_requested()
+        self._between_steps()
         return result
 
     def on_epoch_end(self) -> None:
@@ -118,10 +122,8 @@ class ResumableTrainer(nnUNetTrainer):
         losses = self.my_init_kwargs.pop(LOSSES, [])
         self._resumed_outputs = tuple({"loss": np.array(loss, np.float32)} for loss in losses)
 
-    def _leave_if_requested(self) -> None:
-        if not self.stop_requested or self.is_ddp:
-            return
-        self.num_iterations_per_epoch = self._whole_epoch
+    def save_checkpoint_within_epoch(self) -> None:
+        """Write a checkpoint that a training resumes from at its next iteration."""
         self.my_init_kwargs[LOSSES] = [float(output["loss"]) for output in self._outputs]
         self.current_epoch -= 1  # nnU-Net writes the number of the next epoch; this one is not done
         try:
@@ -129,7 +131,16 @@ class ResumableTrainer(nnUNetTrainer):
         finally:
             self.current_epoch += 1
             del self.my_init_kwargs[LOSSES]
-        raise TrainingStopped(143)
+
+    def _between_steps(self) -> None:
+        if self.is_ddp:
+            return
+        since = time.monotonic() - max(self._last_checkpoint, self._epoch_start)
+        if self.stop_requested or 0 < self.checkpoint_seconds <= since:
+            self.save_checkpoint_within_epoch()
+        if self.stop_requested:
+            self.num_iterations_per_epoch = self._whole_epoch
+            raise TrainingStopped(143)
 
     def _limit_plots(self) -> None:
         plot, last = self.logger.plot_progress_png, [-np.inf]

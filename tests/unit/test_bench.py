@@ -1,0 +1,82 @@
+"""The arithmetic of `make bench` on measurements made by hand."""
+
+import pytest
+
+from bench import FIGURES, by_stage, over_flops, steady, summarise, to_markdown, variants
+
+SMALL, LARGE = [8, 8, 8], [16, 16, 16]
+
+
+def measured(iterations, epochs=((9.0, 5.0, 3.0), (4.5, 2.0, 2.0)), peak=1000.0):
+    return {
+        "iterations": iterations,
+        "epochs": [list(epoch) for epoch in epochs],
+        "peak_mb": peak,
+        "precision": "bf16",
+    }
+
+
+def flat(seconds, peak=1000.0, first=60.0):
+    """Three epochs at the planned size, the first one slow."""
+    rows = [[0, LARGE, first, 8.0], [1, LARGE, seconds, 8.0], [2, LARGE, seconds, 8.0]]
+    return measured(rows, peak=peak)
+
+
+@pytest.fixture
+def repeat():
+    grown = [[0, SMALL, 5.0, 1.0], [0, SMALL, 0.5, 1.0], [0, SMALL, 0.7, 1.0]]
+    grown += [[1, LARGE, 2.4, 8.0], [1, LARGE, 2.0, 8.0], [1, LARGE, 2.2, 8.0]]
+    return {
+        "stock": flat(2.0),
+        "constant": flat(2.0),
+        "progressive": measured(grown),
+        "random": measured(grown, peak=1150.0),
+        "deterministic": flat(3.0),
+        "fp32": flat(5.0),
+    }
+
+
+def test_the_first_epoch_is_no_steady_state(repeat):
+    assert steady(repeat["constant"]) == 2.0
+
+
+def test_a_size_s_time_leaves_its_first_iteration_out(repeat):
+    sizes = by_stage(repeat["progressive"])
+    assert sizes["seconds"].tolist() == pytest.approx([0.6, 2.1])
+    assert sizes["first"].tolist() == [5.0, 2.4]
+
+
+def test_time_over_flops(repeat):
+    assert over_flops(repeat, "progressive") == pytest.approx((1.35 / 2.0) / (4.5 / 8.0))
+
+
+def test_figures(repeat):
+    found = {name: compute(repeat) for name, (_, compute) in FIGURES.items()}
+    assert list(found.values()) == pytest.approx([1.0, 1.2, 1.2, 0.4, 0.3, 1.15, 1.5, 0.5])
+
+
+def test_what_was_not_measured_has_no_row(repeat):
+    del repeat["fp32"]
+    table = summarise("Task", [repeat])
+    assert len(table) == len(FIGURES) - 1
+    assert not table["figure"].str.contains("bf16").any()
+
+
+def test_medians_goals_and_page(repeat):
+    slower = {**repeat, "constant": flat(4.0)}
+    table = summarise("Task", [repeat, repeat, slower]).set_index("figure")
+    row = table.loc["bf16 / fp32 training time"]
+    assert (row["median"], row["min"], row["max"], row["met"]) == (0.4, 0.4, 0.8, True)
+    row = table.loc["progressive / constant: training time over FLOPs"]
+    assert (row["goal"], row["met"]) == (1.10, False)
+    page = to_markdown(table.reset_index(), "A machine.")
+    assert "| Task | bf16 / fp32 training time | 0.400 (0.400 to 0.800) | ≤ 0.5 met |" in page
+    assert "| Task | progressive / constant: training time over FLOPs | 1.200 (" in page
+    assert page.count("NOT met") == 2
+    assert "1.500 (0.750 to 1.500) | - |" in page
+
+
+def test_every_stage_has_an_epoch_of_its_own():
+    chosen = variants(stages=14, iterations=4)
+    assert chosen["progressive"][1]["epochs"] == 14
+    assert chosen["random"][1]["epochs"] * chosen["random"][1]["iterations_per_epoch"] == 56
