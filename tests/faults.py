@@ -1,7 +1,7 @@
-"""Kill a training of the tiny task again and again, and go on with it; print what happened.
+"""Kill a training of the tiny task again and again, and go on with it; note what happened.
 
-Run as a script with a file that holds the calls. Each attempt is a forked process: it has this
-one's imports, and nothing else of the attempts before it.
+Run as a script with a file that holds the calls; the notes are beside it. Each attempt is a forked
+process: it has this one's imports, and nothing else of the attempts before it.
 """
 
 import json
@@ -114,8 +114,9 @@ def main(spec):
 
 
 def report(kind, code, moment):
-    print("REPORT " + json.dumps({"kind": kind, "code": code, "epochs_after_start": moment}))
-    sys.stdout.flush()
+    with Path(sys.argv[1]).with_suffix(".reports").open("a") as file:
+        line = {"kind": kind, "code": code, "epochs_after_start": moment}
+        file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

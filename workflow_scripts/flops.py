@@ -27,7 +27,8 @@ class FlopTable:
 
     def _training_step(self, batch_size: int, patch_size: Sequence[int]) -> int:
         self._network.train()
-        with allow_one_voxel(), FlopCounterMode(display=False) as counter:
+        # Also when it is first asked for within a validation, where gradients are switched off.
+        with torch.enable_grad(), allow_one_voxel(), FlopCounterMode(display=False) as counter:
             outputs = self._network(self._input(batch_size, patch_size))
             outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
             sum(output.sum() for output in outputs).backward()

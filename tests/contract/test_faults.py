@@ -43,8 +43,7 @@ def faults(prepared, tmp_path_factory):
     finally:
         kill_group(process)
     assert process.returncode == 0, output[-4000:]
-    lines = [line for line in output.splitlines() if line.startswith("REPORT ")]
-    reports = [json.loads(line.removeprefix("REPORT ")) for line in lines]
+    reports = [json.loads(line) for line in spec.with_suffix(".reports").read_text().splitlines()]
     return SimpleNamespace(folds=folds, reports=reports, ledger=folds.ledger("killed"))
 
 
@@ -62,11 +61,12 @@ def test_the_schedule_is_that_of_the_undisturbed_twin(faults):
     assert killed["epoch"].tolist() == list(range(EPOCHS)), "each once"
     for column in (
         *("stage", "patch_size", "batch_size", "lr", "voxels_per_iteration"),
-        *("train_loss", "val_loss", "pseudo_dice", "train_gflop"),
+        *("train_loss", "val_loss", "pseudo_dice"),
     ):
         assert killed[column].tolist() == whole[column].tolist(), column
+    assert killed["train_gflop"].tolist() == pytest.approx(whole["train_gflop"].tolist())
     # A validation that was interrupted within an epoch is done again, and its work counted.
-    assert (killed["gflop"] >= whole["gflop"]).all()
+    assert (killed["gflop"] >= whole["gflop"] * (1 - 1e-9)).all()
 
 
 @pytest.mark.slow

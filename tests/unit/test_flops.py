@@ -46,3 +46,9 @@ def test_a_bottleneck_of_one_voxel_is_counted():
     assert FlopTable(layers, channels=1).training_step(1, (2, 2, 2)) == 2 * (2 * 2 * 27)
     with pytest.raises(ValueError, match="more than 1 spatial element"):
         layers(torch.zeros(1, 1, 2, 2, 2))
+
+
+def test_a_training_step_is_counted_where_gradients_are_off():
+    with torch.no_grad():
+        table = FlopTable(Layers(), channels=1)
+        assert table.training_step(1, (8, 6, 4)) == 2 * FIRST + 3 * SECOND

@@ -92,6 +92,7 @@ def test_plus_voxel_fraction():
 def test_plus_batches_follow_the_recursion(plan, batch, seed):
     """Backwards from the seed, floored at every step; the planned batch is the least."""
     patch, pooling = plan
+    seed = seed and min(seed, batch)
     stages = plan_stages(patch, pooling, batch, "progressive_plus", plus_seed=seed)
     counted = seed or batch
     for number in reversed(range(len(stages))):
@@ -100,9 +101,8 @@ def test_plus_batches_follow_the_recursion(plan, batch, seed):
             counted = floor(counted * prod(larger) / prod(smaller))
         assert stages[number].batch_size == (counted if counted > batch else batch)
     planned = batch * prod(patch)
-    if seed is None:
-        assert all(stage.voxels <= planned for stage in stages)
-        assert stages[-1] == Stage(patch, batch)
+    assert all(stage.voxels <= planned for stage in stages)
+    assert stages[-1] == Stage(patch, batch)
 
 
 # --- the journal's curricula
@@ -375,3 +375,16 @@ def test_the_nearest_sizes_are_told(size, count):
     right = [n for n in range(unit, 1000, unit) if abs(n - size) < unit]
     with pytest.raises(ValueError, match=f"the nearest are {' and '.join(map(str, right))}$"):
         listed_stages(*call)
+
+
+def test_a_seed_above_the_planned_batch_is_refused():
+    """The last stage would not be the plan's."""
+    with pytest.raises(ValueError, match="plus_seed 5 is larger than the planned batch of 2"):
+        plan_stages((40, 56, 40), (3, 3, 3), 2, "progressive_plus", plus_seed=5)
+
+
+@pytest.mark.parametrize("epoch", [-3, 10])
+def test_an_epoch_outside_of_the_training_has_no_stage(epoch):
+    stages = tuple(plan_stages((16, 8, 8), (2, 2, 2), 2, "progressive_efficiency"))
+    with pytest.raises(ValueError, match="outside a training of 10 epochs"):
+        Schedule(stages, 10, 1).stage_of_epoch(epoch)

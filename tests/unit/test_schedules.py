@@ -5,7 +5,7 @@ from itertools import pairwise
 from math import ceil, prod
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers.curricula.schedules import (
@@ -85,6 +85,7 @@ def test_voxels_and_label():
     assert stage.label == "40x56x40"
 
 
+@settings(deadline=None)
 @given(plans())
 def test_number_of_stages_follows_the_formula(plan):
     patch, pooling = plan
@@ -95,6 +96,7 @@ def test_number_of_stages_follows_the_formula(plan):
     assert sizes(patch, pooling)[0] == tuple(first)
 
 
+@settings(deadline=None)
 @given(plans())
 def test_sizes_fit_the_network_and_grow_one_axis_by_one_unit(plan):
     patch, pooling = plan
@@ -110,6 +112,7 @@ def test_sizes_fit_the_network_and_grow_one_axis_by_one_unit(plan):
     assert volumes == sorted(set(volumes))
 
 
+@settings(deadline=None)
 @given(plans())
 def test_axes_take_turns(plan):
     patch, pooling = plan
@@ -126,6 +129,7 @@ def test_axes_take_turns(plan):
         turn += 1
 
 
+@settings(deadline=None)
 @given(plans(), st.integers(1, 2000))
 def test_every_training_ends_at_the_planned_size(plan, epochs):
     patch, pooling = plan

@@ -94,7 +94,8 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     def on_train_start(self) -> None:
         """Prepare as nnU-Net does; a compiled network is compiled once for every patch size."""
         if self._do_i_compile():
-            compile_every_size(len({(s.patch_size, s.batch_size) for s in self.stages}))
+            outputs = len(self._get_deep_supervision_scales() or [1])
+            compile_every_size(len(self.stages), outputs)
         super().on_train_start()
 
     def train_step(self, batch: dict) -> dict:
@@ -177,6 +178,12 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             samples = samples_of_rank(stage.batch_size, rank, ranks)
         except ValueError as error:
             raise ValueError(f"patch size {stage.label}: {error}") from None
+        if stage.batch_size % ranks and self.configuration_manager.batch_dice:
+            raise ValueError(
+                f"patch size {stage.label}: a batch of {stage.batch_size} is not a multiple of "
+                f"{ranks} processes, which nnU-Net's Dice over the batch needs: train on one GPU, "
+                "or with a stage_list of such batches"
+            )
         here = slice(samples.start, samples.stop)
         share: dict[str, Any] = {
             "stage": Stage(stage.patch_size, len(samples)),
@@ -225,17 +232,21 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         return start_loading(loader, workers, self.device.type == "cuda")
 
 
-def compile_every_size(sizes: int) -> None:
+def compile_every_size(sizes: int, outputs: int) -> None:
     """Let torch.compile make a static graph of each of `sizes` training sizes.
 
     By default it makes one dynamic graph after the second size, and after 8 compilations falls back
     to eager without a word. The authors of arXiv 2510.23241 compile with `dynamic=False`, too. Were
     the limit reached all the same, torch now raises instead.
+
+    The network is compiled once for each size in training and for the planned one in validation;
+    nnU-Net's Dice loss, which it compiles as well, for each of the `outputs` of deep supervision.
     """
     config = torch._dynamo.config
+    limit = 2 * sizes * outputs + 16
     config.automatic_dynamic_shapes = False
-    # Each size once for training, the planned one also for validation, with room to spare.
-    config.recompile_limit = max(config.recompile_limit, 2 * sizes + 8)
+    config.recompile_limit = max(config.recompile_limit, limit)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, limit)
     config.fail_on_recompile_limit_hit = True
 
 

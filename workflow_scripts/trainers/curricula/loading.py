@@ -138,7 +138,7 @@ class ScheduledDataLoader(nnUNetDataLoader):
         super().set_thread_id(thread_id)
         torch.set_num_threads(1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: threading.Timer(60, os._exit, (1,)).start())
+        signal.signal(signal.SIGTERM, _leave_later)
         threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
 
     def generate_train_batch(self) -> dict:
@@ -169,6 +169,12 @@ class ScheduledDataLoader(nnUNetDataLoader):
     def _is_forced(self, sample: int) -> bool:
         forced = self._plan.forced
         return self._draw_forced(sample) if forced is None else forced[sample]
+
+
+def _leave_later(number: int, frame: object) -> None:
+    timer = threading.Timer(60, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _leave_with_parent(parent: int) -> None:

@@ -77,13 +77,13 @@ def plan_stages(
         curriculum: one of `CURRICULA`. `constant` is the plan's size alone; `random` draws from the
             sizes of `progressive`.
         plus_seed: batch at the planned patch from which `progressive_plus` counts backwards; None
-            is the planned batch. The authors' code has a literal 2.
+            is the planned batch, its maximum. The authors' code has a literal 2.
         max_batch: largest batch of a small patch; None is no limit.
         one_voxel_bottleneck: False skips the stage of the journal's curricula whose bottleneck is a
             single voxel.
 
     Raises:
-        ValueError: unknown curriculum, or a patch that 2**pooling does not divide.
+        ValueError: unknown curriculum, a patch that 2**pooling does not divide, too large a seed.
     """
     planned = tuple(int(size) for size in patch_size)
     if curriculum not in CURRICULA:
@@ -94,6 +94,8 @@ def plan_stages(
     for axis, (size, unit) in enumerate(zip(planned, units, strict=True)):
         if size < 1 or size % unit:
             raise ValueError(f"patch size {planned}: axis {axis} is not a multiple of {unit}")
+    if plus_seed is not None and plus_seed > batch_size:
+        raise ValueError(f"plus_seed {plus_seed} is larger than the planned batch of {batch_size}")
     if curriculum == "constant":
         sizes = [planned]
     elif curriculum in ("progressive_efficiency", "progressive_performance"):
@@ -265,7 +267,12 @@ class Schedule:
         return list(accumulate(each))
 
     def stage_of_epoch(self, epoch: int) -> int | None:
-        """Return the epoch's stage, or None where its batches differ."""
+        """Return the epoch's stage, or None where its batches differ.
+
+        Raises ValueError for an epoch outside of the training.
+        """
+        if not 0 <= epoch < self.epochs:
+            raise ValueError(f"epoch {epoch} is outside a training of {self.epochs} epochs")
         if self.seed is None:
             return bisect_right(self._ends, epoch)
         return None if len(self.stages) > 1 else 0
