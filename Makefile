@@ -69,8 +69,10 @@ test: .venv/lock-dev-installed
 	$(RUN) pytest
 
 BENCH := results/bench/bench.md
-BENCH_TASK04 := $(if $(ARCHIVES),--config archives='$(ARCHIVES)' 'tasks=[Task99_BrainTissue,Task04_Hippocampus]' \
-  'checksums={Task04_Hippocampus: 30c0bc764dda9712c928f83b2df23c20}')
+ifdef ARCHIVES
+BENCH_TASK04 := --config archives='$(ARCHIVES)' 'tasks=[Task99_BrainTissue, Task04_Hippocampus]' \
+  'checksums={Task04_Hippocampus: 30c0bc764dda9712c928f83b2df23c20}'
+endif
 
 bench: .venv/lock-installed
 	$(RUN) snakemake --cores $(CORES) --configfile config/bench.yaml $(BENCH_TASK04) --forcerun bench -- $(BENCH)
