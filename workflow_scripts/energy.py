@@ -49,6 +49,7 @@ class EnergyMeter:
         """
         self._pieces = 0
         self._tracker: Any = None
+        self._intensity_year: int | None = None
         try:
             from codecarbon import OfflineEmissionsTracker
             from codecarbon.input import DataSource
@@ -59,6 +60,7 @@ class EnergyMeter:
                     f"energy.country: codecarbon knows no carbon intensity of {self.country}; give "
                     "the ISO 3166 alpha-3 code of a country that it knows, such as DEU"
                 )
+            self._intensity_year = known[self.country]["year"]
             self._tracker = OfflineEmissionsTracker(
                 country_iso_code=self.country,
                 tracking_mode=self.tracking_mode,
@@ -94,11 +96,15 @@ class EnergyMeter:
             return Reading(error=self.error)
 
     def describe(self) -> dict[str, object]:
-        """Return how the energy is known: sensors, mode, country, PUE, hardware, codecarbon."""
+        """Return how the energy is known.
+
+        Sensors, mode, country, year of its carbon intensity, PUE, hardware, codecarbon's version.
+        """
         described: dict[str, object] = {
             "sensors": "",
             "tracking_mode": self.tracking_mode,
             "country": self.country,
+            "intensity_year": self._intensity_year,
             "pue": self.pue,
             "cpu_model": "",
             "gpu_model": "",

@@ -25,7 +25,7 @@ ENERGIES = ["kwh", "kg_co2eq", "cpu_kwh", "gpu_kwh", "ram_kwh"]
 ENERGY_COLUMNS = [
     "attempt", "phase", "stage", "epochs", "seconds", "kwh", "kg_co2eq", "kwh_kept",
     "kg_co2eq_kept", "cpu_kwh", "gpu_kwh", "ram_kwh", "sensors", "tracking_mode", "country",
-    "g_co2eq_per_kwh", "pue", "cpu_model", "gpu_model", "codecarbon", "error",
+    "g_co2eq_per_kwh", "intensity_year", "pue", "cpu_model", "gpu_model", "codecarbon", "error",
 ]  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import os
+import re
 import shutil
 import time
 
@@ -497,6 +499,23 @@ def test_a_real_reading():
     assert "CPU" in described["sensors"]
     assert described["country"] == "DEU"
     assert described["codecarbon"]
+
+
+def test_energy_is_mean_power_times_seconds():
+    """An independent figure: processor seconds of this process, from the kernel, at the TDP."""
+    meter = EnergyMeter("DEU", tracking_mode="process")
+    sensors = meter.describe()["sensors"]
+    if "CPU: cpu_load" not in sensors:
+        pytest.skip(f"the processor's power is read from a sensor here: {sensors}")
+    tdp = float(re.search(r"CPU: cpu_load \(([0-9.]+) W TDP\)", sensors)[1])
+    meter.read()
+    began, used = time.monotonic(), time.process_time()
+    burn(4)
+    reading = meter.read()
+    seconds, used = time.monotonic() - began, time.process_time() - used
+    watts = tdp * used / seconds / os.cpu_count()
+    assert reading.cpu_kwh == pytest.approx(watts * seconds / 3.6e6, rel=0.05)
+    assert meter.describe()["intensity_year"] == 2023
 
 
 def test_bf16_weight_gradients_of_thin_maps_are_right():
