@@ -28,7 +28,7 @@ def variants(stages: int, iterations: int) -> dict[str, tuple[str, dict[str, Any
     iterations as there are stages. The sizes change in both, so they also write a checkpoint after
     every epoch, as no user would.
     """
-    flat = {"epochs": 3, "iterations_per_epoch": 2 * iterations, "checkpoint_minutes": 10}
+    flat = {"epochs": 3, "iterations_per_epoch": iterations, "checkpoint_minutes": 10}
     grown = {"epochs": stages, "iterations_per_epoch": iterations, "checkpoint_minutes": 0}
     drawn = {"epochs": 2, "iterations_per_epoch": stages * iterations // 2, "checkpoint_minutes": 0}
     return {

@@ -38,8 +38,7 @@ def measure(
         included; `epochs`: for each [seconds, train_seconds, val_seconds]; `peak_mb`: most memory
         of the GPU or, on a CPU, of this process and its workers; `precision`.
     """
-    device = hardware.find_device(settings["device"])
-    precision = hardware.find_precision(settings["precision"], device)
+    device, precision = hardware.prepare(settings, threads)
     workers = hardware.augmentation_workers(device, threads)
     nnunet.configure(max(1, threads // 2), workers, folder)
     import psutil
@@ -49,12 +48,6 @@ def measure(
     from flops import FlopTable
     from training_record import Ledger, Recorder
 
-    torch.set_num_threads(1 if device == "cuda" else threads)
-    if device == "cpu":
-        hardware.keep_freed_memory()
-    torch.backends.cudnn.benchmark = device == "cuda"
-    if settings["deterministic"]:
-        hardware.make_deterministic(device)
     began = time.monotonic()
     trainer = training.make_trainer(run, parameters, settings, plans_file, device, resume=False)
     network = getattr(trainer.network, "_orig_mod", trainer.network)

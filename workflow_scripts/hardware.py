@@ -121,3 +121,21 @@ def make_deterministic(device: str) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
+
+
+def prepare(settings: dict[str, Any], threads: int) -> tuple[str, str]:
+    """Set torch up as the config's `training` section says; return device and precision.
+
+    Raises UserError for a device or a precision that this machine cannot offer.
+    """
+    import torch
+
+    device = find_device(settings["device"])
+    precision = find_precision(settings["precision"], device)
+    torch.set_num_threads(1 if device == "cuda" else threads)
+    torch.backends.cudnn.benchmark = device == "cuda"
+    if device == "cpu":
+        keep_freed_memory()
+    if settings["deterministic"]:
+        make_deterministic(device)
+    return device, precision

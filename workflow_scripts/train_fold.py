@@ -50,27 +50,18 @@ def train_fold(
     Raises:
         UserError: the folder holds a training of another kind, or the device cannot be used.
     """
-    device = hardware.find_device(settings["device"])
-    precision = hardware.find_precision(settings["precision"], device)
+    device, precision = hardware.prepare(settings, threads)
     nnunet.configure(
         processes=max(1, threads // 2),
         augmentation_workers=hardware.augmentation_workers(device, threads),
         results=results,
     )
-    import torch
-
     from energy import EnergyMeter
     from flops import FlopTable
     from run_record import describe_run, energy_table, epochs_table, stages_table, write_csv
     from trainers.curricula.resuming import TrainingStopped
     from training_record import Ledger, Recorder
 
-    torch.set_num_threads(1 if device == "cuda" else threads)
-    if device == "cpu":
-        hardware.keep_freed_memory()
-    torch.backends.cudnn.benchmark = device == "cuda"
-    if settings["deterministic"]:
-        hardware.make_deterministic(device)
     meter = EnergyMeter(**energy)
     began = time.monotonic()
     plans = json.loads(plans_file.read_text())
