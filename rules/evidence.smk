@@ -1,0 +1,32 @@
+"""
+This part of the workflow says how sure the results are.
+
+REQUIRED INPUTS:
+
+    results/{study}/runs/{task}/{arm}/fold_{fold}/{run,summary}.json, and the predictions of the
+    validation cases in the nnU-Net folder that run.json names
+    resources/nnUNet_raw/{dataset}/labelsTr/
+
+OUTPUTS:
+
+    results/{study}/runs/{task}/{arm}/fold_{fold}/surface.csv    NSD of each validation case and label
+"""
+
+
+rule measure_surface_distance:
+    input:
+        run="results/{study}/runs/{task}/{arm}/fold_{fold}/run.json",
+        summary="results/{study}/runs/{task}/{arm}/fold_{fold}/summary.json",
+        dataset=lambda wildcards: f"resources/nnUNet_raw/{DATASET_OF[wildcards.task]}/dataset.json",
+    output:
+        surface="results/{study}/runs/{task}/{arm}/fold_{fold}/surface.csv",
+    log:
+        "logs/measure_surface_distance/{study}_{task}_{arm}_{fold}.log",
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        tolerance_mm=lambda wildcards: NSD_TOLERANCE_MM[wildcards.task],
+    message:
+        "Measuring surface distances of {wildcards.task}, {wildcards.arm}, fold {wildcards.fold}"
+    script:
+        "../workflow_scripts/measure_surface_distance.py"
