@@ -61,6 +61,7 @@ TABLES = expand(
         *(f"{name}.csv" for name in ("runs", "cases", "epochs", "stages", "energy")),
         *(f"comparison.{kind}" for kind in ("csv", "md", "tex")),
         "class_balance.csv",
+        "significance.csv",
     ],
 )
 FIGURES = expand(

@@ -6,10 +6,15 @@ REQUIRED INPUTS:
     results/{study}/runs/{task}/{arm}/fold_{fold}/{run,summary}.json, and the predictions of the
     validation cases in the nnU-Net folder that run.json names
     resources/nnUNet_raw/{dataset}/labelsTr/
+    results/{study}/tables/cases.csv
 
 OUTPUTS:
 
     results/{study}/runs/{task}/{arm}/fold_{fold}/surface.csv    NSD of each validation case and label
+
+and in results/{study}/tables/:
+
+    significance.csv        every arm against the reference arm, paired over cases
 """
 
 
@@ -30,3 +35,29 @@ rule measure_surface_distance:
         "Measuring surface distances of {wildcards.task}, {wildcards.arm}, fold {wildcards.fold}"
     script:
         "../workflow_scripts/measure_surface_distance.py"
+
+
+rule assess_significance:
+    input:
+        cases="results/{study}/tables/cases.csv",
+        modules="workflow_scripts/paired.py",
+    output:
+        table=report(
+            "results/{study}/tables/significance.csv",
+            caption="report/significance.rst",
+            category="Tables",
+            labels={"table": "Significance of the differences"},
+        ),
+    log:
+        "logs/assess_significance/{study}.log",
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        reference_arm=config["reference_arm"],
+        tasks=config["tasks"],
+        arms=list(config["arms"]),
+        seed=config["training"]["seed"],
+    message:
+        "Assessing the differences between the arms of the study {wildcards.study}"
+    script:
+        "../workflow_scripts/assess_significance.py"
