@@ -62,6 +62,7 @@ TABLES = expand(
         *(f"comparison.{kind}" for kind in ("csv", "md", "tex")),
         "class_balance.csv",
         "significance.csv",
+        *("claims.csv", "claims.md", "reference_runs.csv"),
     ],
 )
 FIGURES = expand(
