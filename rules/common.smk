@@ -29,6 +29,10 @@ DEMO_TASK = "Task99_BrainTissue"
 DATASET_OF = {
     task: f"Dataset0{task[4:]}" for task in [*MSD, DEMO_TASK]
 }  # Task04_Hippocampus is nnU-Net's Dataset004_Hippocampus
+NSD_TOLERANCE_MM = {
+    **{task: row["nsd_tolerance_mm"] for task, row in MSD.items()},
+    DEMO_TASK: "1",  # our own choice: half of its voxels' edge
+}
 TASK_OF = {dataset: task for task, dataset in DATASET_OF.items()}
 
 PLANS_OF_PLANNER = {
@@ -57,6 +61,8 @@ TABLES = expand(
         *(f"{name}.csv" for name in ("runs", "cases", "epochs", "stages", "energy")),
         *(f"comparison.{kind}" for kind in ("csv", "md", "tex")),
         "class_balance.csv",
+        "significance.csv",
+        *("claims.csv", "claims.md", "reference_runs.csv"),
     ],
 )
 FIGURES = expand(

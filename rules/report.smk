@@ -18,6 +18,8 @@ SHOWN = {  # by notebook: the name of a parameter of the notebook and its file
     "results": {
         "comparison": f"results/{STUDY}/tables/comparison.csv",
         "comparison_md": f"results/{STUDY}/tables/comparison.md",
+        "significance": f"results/{STUDY}/tables/significance.csv",
+        "claims_md": f"results/{STUDY}/tables/claims.md",
         "runs": f"results/{STUDY}/tables/runs.csv",
         "energy": f"results/{STUDY}/tables/energy.csv",
         "dice": f"results/{STUDY}/figures/dice.png",

@@ -4,14 +4,14 @@ measures the class balance.
 
 REQUIRED INPUTS, of every run, in results/{study}/runs/{task}/{arm}/fold_{fold}/:
 
-    run.json, epochs.csv, stages.csv, energy.csv, summary.json
+    run.json, epochs.csv, stages.csv, energy.csv, summary.json, surface.csv
 
 and, for the class balance, in resources/nnUNet_preprocessed/{dataset}/: plans, preprocessed cases
 
 OUTPUTS, in results/{study}/tables/:
 
     runs.csv                  one row a run
-    cases.csv                 one row a validation case and label
+    cases.csv                 one row a validation case and label: Dice, NSD and counts
     epochs.csv, stages.csv, energy.csv    the runs' own tables, one below the other
     comparison.{csv,md,tex}   the arms against the reference arm, per task and overall
     class_balance.csv         foreground in patches of each curriculum size, as nnU-Net samples them
@@ -25,6 +25,7 @@ rule collect_results:
         stages=run_files("stages.csv"),
         energy=run_files("energy.csv"),
         summary=run_files("summary.json"),
+        surface=run_files("surface.csv"),
         modules="workflow_scripts/results.py",
     output:
         runs="results/{study}/tables/runs.csv",

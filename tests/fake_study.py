@@ -24,6 +24,8 @@ class FakeStudy:
     arms: tuple[str, ...] = ("constant", "progressive", "random")
     folds: tuple[int, ...] = (0, 1)
     epochs: int = 6
+    iterations: int = 2
+    plans: str = "fakePlans"
     cases: int = 3
     labels: tuple[str, ...] = ("inner", "outer & rim")
     dice: dict[tuple[str, str, int], dict[str, dict[str, float]]] | None = None
@@ -120,8 +122,23 @@ def made_up_summary(study: FakeStudy, key: tuple[str, str, int]) -> dict[str, An
     return {"foreground_mean": foreground, "mean": means, "metric_per_case": per_case}
 
 
+def made_up_surface(summary: dict[str, Any]) -> pd.DataFrame:
+    """surface.csv of a run: an NSD between Dice and 1."""
+    rows = [
+        {
+            "case": Path(entry["reference_file"]).name.split(".")[0],
+            "label": label,
+            "nsd": (1 + metrics["Dice"]) / 2,
+            "tolerance_mm": 1.0,
+        }
+        for entry in summary["metric_per_case"]
+        for label, metrics in entry["metrics"].items()
+    ]
+    return pd.DataFrame(rows)
+
+
 def write_run(study: FakeStudy, key: tuple[str, str, int]) -> None:
-    """Write the five files of one run."""
+    """Write the files of one run."""
     task, arm, fold = key
     folder = study.folder(key)
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,15 +184,15 @@ def write_run(study: FakeStudy, key: tuple[str, str, int]) -> None:
         "task": task,
         "dataset": "Dataset" + task.removeprefix("Task"),
         "arm": arm,
-        "trainer": f"nnUNetTrainer{arm.title()}",
+        "trainer": f"nnUNetTrainer{arm.title().replace('_', '')}Patch",
         "parameters": {},
         "fold": fold,
         "seed": 1,
         "epochs": study.epochs,
-        "iterations_per_epoch": 2,
+        "iterations_per_epoch": study.iterations,
         "validation_iterations_per_epoch": 1,
         "configuration": "3d_fullres",
-        "plans": "fakePlans",
+        "plans": study.plans,
         "plans_hash": "f" * 16,
         "splits_hash": "e" * 16,
         "patch_size": list(PATCH),
@@ -212,5 +229,7 @@ def write_run(study: FakeStudy, key: tuple[str, str, int]) -> None:
     }
     (folder / "run.json").write_text(json.dumps(record))
     (folder / "summary.json").write_text(json.dumps(summary))
-    for name, table in {"epochs": epochs, "stages": stages, "energy": energy}.items():
+    tables = {"epochs": epochs, "stages": stages, "energy": energy}
+    tables["surface"] = made_up_surface(summary)
+    for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)

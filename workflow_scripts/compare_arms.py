@@ -8,7 +8,7 @@ import pandas as pd
 
 from log import UserError
 from results import OVERALL
-from units import CARBON, COMPUTATION, ENERGY, TIME, number, unit
+from units import CARBON, COMPUTATION, ENERGY, TIME, number, pipe_table, unit
 
 COSTS = (
     "training_seconds",
@@ -200,14 +200,6 @@ def notes(table: pd.DataFrame) -> list[str]:
             else []
         ),
     ]
-
-
-def pipe_table(rows: pd.DataFrame) -> str:
-    """Text cells as a Markdown table, aligned and no wider than it needs to be."""
-    lines = [list(rows.columns), *rows.to_numpy().tolist()]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
 def to_markdown(table: pd.DataFrame) -> str:

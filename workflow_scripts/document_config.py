@@ -34,7 +34,8 @@ Without `--configfile` it is the demo, `config/demo.yaml`.
 | `hippocampus.yaml` | real data (Task04) on one machine, a reduced schedule |
 | `config.yaml` | the full study of the paper |
 | `plotting.yaml` | order, labels and colours; changing it redraws figures and retrains nothing |
-| `datasets.tsv` | the register of the tasks: address, checksum, licence |
+| `datasets.tsv` | the register of the tasks: address, checksum, licence, tolerance of NSD |
+| `published/` | claims and figures of others, with their sources: what studies are laid beside |
 
 Keys can be set on the command line too, and go before the file's. A section or a list is YAML:
 

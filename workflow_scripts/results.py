@@ -25,7 +25,7 @@ OVERALL = "overall"
 
 
 TEXT_COLUMNS = (
-    "patch_size phase sensors tracking_mode country cpu_model gpu_model codecarbon error"
+    "patch_size phase sensors tracking_mode country cpu_model gpu_model codecarbon error case label"
 ).split()
 
 COLUMNS = {
@@ -42,6 +42,7 @@ COLUMNS = {
         "ram_kwh sensors tracking_mode country g_co2eq_per_kwh pue cpu_model gpu_model codecarbon "
         "error"
     ).split(),
+    "surface.csv": ["case", "label", "nsd", "tolerance_mm"],
 }
 """Columns that each table of a run must have; a table may have more."""
 
@@ -75,7 +76,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One checked run: run.json as a dict, and the four tables without the key columns."""
+    """One checked run: run.json as a dict, and its tables without the key columns."""
 
     key: RunKey
     record: dict[str, Any]
@@ -105,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read epochs.csv, stages.csv or energy.csv of a run.
+    """Read one of the tables of a run that are in `COLUMNS`.
 
     `UserError` names the file where it is missing, was cut off (no newline at its end, a short
     row), lacks a column, or holds text where a number belongs.
@@ -124,7 +125,7 @@ def read_table(path: Path) -> pd.DataFrame:
                 f"{path}, line {number}: {len(row)} values, {len(rows[0])} columns; half-written? "
                 "Train this fold again"
             )
-    table = pd.read_csv(path)
+    table = pd.read_csv(path, dtype={"case": str, "label": str})
     missing = [column for column in COLUMNS[path.name] if column not in table]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}; train this fold again")
@@ -162,6 +163,23 @@ def read_cases(path: Path, label_names: Mapping[str, str]) -> pd.DataFrame:
     return cases
 
 
+def add_surface(cases: pd.DataFrame, surface: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """`cases` with the columns nsd and nsd_tolerance_mm, from surface.csv at `path`.
+
+    `UserError` unless both have the same cases and labels.
+    """
+    keys = ["case", "label"]
+    measured = surface.set_index(keys)[["nsd", "tolerance_mm"]]
+    wanted = pd.MultiIndex.from_frame(cases[keys])
+    if not measured.index.is_unique or set(measured.index) != set(wanted):
+        raise UserError(
+            f"{path} does not hold the cases and labels of summary.json once each; remove it and "
+            "run again"
+        )
+    measured = measured.reindex(wanted).rename(columns={"tolerance_mm": "nsd_tolerance_mm"})
+    return cases.join(measured.reset_index(drop=True))
+
+
 def foreground_mean(cases: pd.DataFrame) -> float:
     """nnU-Net's foreground mean of one fold: mean over labels of the nanmean over cases."""
     return float(np.mean(cases.groupby("label")["dice"].mean().to_numpy()))
@@ -196,6 +214,7 @@ def read_run(folder: Path, key: RunKey) -> Run:
 
     cases = read_cases(folder / "summary.json", record["label_names"])
     _check_summary(folder / "summary.json", record, cases)
+    cases = add_surface(cases, tables["surface.csv"], folder / "surface.csv")
     return Run(key, record, epochs, tables["stages.csv"], tables["energy.csv"], cases)
 
 

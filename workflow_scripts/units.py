@@ -1,4 +1,4 @@
-"""Numbers for readers: a unit that fits, and three significant digits."""
+"""Numbers and tables for readers: a unit that fits, three significant digits, Markdown."""
 
 import pandas as pd
 
@@ -24,3 +24,11 @@ def number(value: float) -> str:
     if value != 0 and not 1e-4 <= abs(value) < 1e6:
         return f"{value:.2e}"
     return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def pipe_table(rows: pd.DataFrame) -> str:
+    """Text cells as a Markdown table, aligned and no wider than it needs to be."""
+    lines = [list(rows.columns), *rows.to_numpy().tolist()]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)

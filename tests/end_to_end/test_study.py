@@ -19,10 +19,11 @@ from tree import plan, snakemake, trainings, write_config
 
 TASK = "Task99_BrainTissue"
 ARMS = ["constant", "progressive", "random"]
-RUN_FILES = ["run.json", "epochs.csv", "stages.csv", "energy.csv", "summary.json"]
+RUN_FILES = ["run.json", "epochs.csv", "stages.csv", "energy.csv", "summary.json", "surface.csv"]
 TABLES = [
     *(f"{name}.csv" for name in ("runs", "cases", "epochs", "stages", "energy", "class_balance")),
     *(f"comparison.{kind}" for kind in ("csv", "md", "tex")),
+    *("significance.csv", "claims.csv", "claims.md", "reference_runs.csv"),
 ]
 FIGURES = ["dice", "cost", "convergence", "schedule", "class_balance", "predictions"]
 NOTEBOOKS = ["results", "curricula"]

@@ -32,6 +32,8 @@ def test_row_is_complete(row):
     assert int(row["cases"]) > 0
     # A tar archive is a multiple of 512 bytes; the cell is empty where the size is not known.
     assert row["bytes"] == "" or int(row["bytes"]) % 512 == 0
+    # Empty where no source for MSD's own tolerance was at hand.
+    assert row["nsd_tolerance_mm"] == "" or float(row["nsd_tolerance_mm"]) > 0
 
 
 def test_no_two_tasks_share_a_checksum():

@@ -9,7 +9,7 @@ import pytest
 from collect_results import collect_results
 from fake_study import FakeStudy
 from log import UserError
-from results import foreground_mean, read_run, read_study, tidy_tables
+from results import COLUMNS, foreground_mean, read_run, read_study, tidy_tables
 
 KEY = ("Task98_Fake", "progressive", 1)
 NAN = math.nan
@@ -42,6 +42,7 @@ def test_tables_have_a_row_for_everything(study):
 def test_columns_of_cases(study):
     cases = tidy_tables(read_study(study.folders()))["cases"]
     expected = "task arm fold case label label_name dice iou tp fp fn n_ref n_pred"
+    expected += " nsd nsd_tolerance_mm"
     assert cases.columns.tolist() == expected.split()
     assert cases["label_name"].unique().tolist() == ["inner", "outer & rim"]
     assert cases["case"].iloc[0] == "case_000"
@@ -73,14 +74,14 @@ def test_missing_folds_are_all_named(study):
     refused(study, "arm random, fold 0", "arm random, fold 1", "run.json")
 
 
-@pytest.mark.parametrize("name", ["epochs.csv", "stages.csv", "energy.csv", "summary.json"])
+@pytest.mark.parametrize("name", [*COLUMNS, "summary.json"])
 def test_missing_file_is_named(study, name):
     path = study.folder(KEY) / name
     path.unlink()
     refused(study, str(path), "missing")
 
 
-@pytest.mark.parametrize("name", ["epochs.csv", "energy.csv", "run.json", "summary.json"])
+@pytest.mark.parametrize("name", [*COLUMNS, "run.json", "summary.json"])
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
 def test_half_written_file_is_named(study, name, kept):
     path = study.folder(KEY) / name
@@ -143,6 +144,29 @@ def test_summary_of_another_training_is_named(study):
     path = study.folder(KEY) / "summary.json"
     path.write_bytes((study.folder(("Task98_Fake", "random", 1)) / "summary.json").read_bytes())
     refused(study, str(path), "dice_foreground_mean")
+
+
+@pytest.mark.parametrize("change", ["missing", "twice", "other"])
+def test_surface_of_other_cases_is_named(study, change):
+    path = study.folder(KEY) / "surface.csv"
+    table = pd.read_csv(path)
+    rows = {"missing": [0, 1, 2], "twice": [0, *range(len(table))]}
+    table = table.iloc[rows[change]] if change in rows else table.assign(label=table["label"] + 1)
+    table.to_csv(path, index=False)
+    refused(study, str(path), "once each")
+
+
+def test_surface_is_joined_by_case_and_label_whatever_its_order(study):
+    path = study.folder(KEY) / "surface.csv"
+    pd.read_csv(path).iloc[::-1].to_csv(path, index=False)
+    cases = read_run(study.folder(KEY), KEY).cases
+    assert cases["nsd"].tolist() == pytest.approx(((1 + cases["dice"]) / 2).tolist())
+
+
+def test_surface_without_a_tolerance_stays_empty(study):
+    path = study.folder(KEY) / "surface.csv"
+    pd.read_csv(path).assign(nsd=None, tolerance_mm=None).to_csv(path, index=False)
+    assert read_run(study.folder(KEY), KEY).cases["nsd"].isna().all()
 
 
 def test_case_twice_in_a_summary_is_named(study):

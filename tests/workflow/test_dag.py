@@ -49,6 +49,13 @@ def test_every_training_of_a_shipped_study_is_planned_once(plans, name):
     assert trainings(text) == wanted
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_run_is_measured_and_every_study_judged(plans, name):
+    jobs, _ = plans[name]
+    assert jobs["measure_surface_distance"] == jobs["train_fold"]
+    assert (jobs["assess_significance"], jobs["check_claims"]) == (1, 1)
+
+
 def test_data_are_prepared_once_for_all_arms_and_folds(plans):
     jobs, _ = plans["config"]
     shared = ["download_task", "extract_task", "convert_task", "fingerprint_task", "plan_task"]

@@ -1,0 +1,97 @@
+"""Normalised surface distance: cases computed by hand, and the files of a run."""
+
+import math
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+
+from fake_study import FakeStudy
+from log import UserError
+from measure_surface_distance import COLUMNS, measure_run, surface_dice
+
+SPACING = (3.0, 2.0, 1.0)
+
+
+def mask(*voxels):
+    array = np.zeros((9, 9, 9), dtype=bool)
+    for voxel in voxels:
+        array[voxel] = True
+    return array
+
+
+@pytest.mark.parametrize(
+    ("other", "tolerance", "share"),
+    [
+        # A voxel's surface is eight equal elements, at its corners. Two voxels on, 1 mm apart each:
+        # four corners are 1 mm from the other voxel's nearest ones, the other four 2 mm.
+        *[((4, 4, 6), 0.9, 0.0), ((4, 4, 6), 1.0, 0.5), ((4, 4, 6), 2.0, 1.0)],
+        # Neighbours of 3 mm share four corners; the other four are 3 mm away.
+        *[((5, 4, 4), 0.0, 0.5), ((5, 4, 4), 2.9, 0.5), ((5, 4, 4), 3.0, 1.0)],
+    ],
+)
+def test_two_voxels_by_hand(other, tolerance, share):
+    pair = mask((4, 4, 4)), mask(other)
+    assert surface_dice(*pair, SPACING, tolerance) == pytest.approx(share)
+    assert surface_dice(*reversed(pair), SPACING, tolerance) == pytest.approx(share)
+
+
+def test_a_false_island_counts_by_its_surface():
+    reference, prediction = mask((1, 4, 4)), mask((1, 4, 4), (7, 4, 4))
+    assert surface_dice(reference, prediction, SPACING, 1.0) == pytest.approx((8 + 8) / (8 + 16))
+
+
+def test_a_mask_at_the_border_has_a_surface_there():
+    assert surface_dice(mask((0, 0, 0)), mask((0, 0, 0)), SPACING, 0.0) == 1
+
+
+def test_empty_masks_as_nnunet_does():
+    assert math.isnan(surface_dice(mask(), mask(), SPACING, 1.0))
+    assert surface_dice(mask((1, 1, 1)), mask(), SPACING, 1.0) == 0
+    assert surface_dice(mask(), mask((1, 1, 1)), SPACING, 1.0) == 0
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A made-up run of three cases whose images are written; returns (run.json, references)."""
+    monkeypatch.chdir(tmp_path)
+    study = FakeStudy(tmp_path, arms=("constant",), folds=(0,)).write()
+    key = study.keys()[0]
+    references = tmp_path / "labelsTr"
+    predictions = tmp_path / "results/fake/nnunet" / key[0] / key[1] / "fold_0/validation"
+    for folder in (references, predictions):
+        folder.mkdir(parents=True)
+    for number in range(3):
+        labels = mask((4, 4, 4)).astype(np.uint8)
+        moved = np.roll(labels, 2 * (number == 1), axis=2)
+        for folder, array in ((references, labels), (predictions, moved)):
+            image = nibabel.Nifti1Image(array, np.diag([*SPACING, 1]))
+            nibabel.save(image, folder / f"case_0{number:02d}.nii.gz")
+    return study.folder(key) / "run.json", references
+
+
+def test_table_of_a_run(run):
+    table = measure_run(*run, tolerance=1.0)
+    assert table.columns.tolist() == COLUMNS
+    assert table["case"].tolist() == ["case_000"] * 2 + ["case_001"] * 2 + ["case_002"] * 2
+    assert table["label"].tolist() == ["1", "2"] * 3
+    expected = pd.Series([1, math.nan, 0.5, math.nan, 1, math.nan])
+    pd.testing.assert_series_equal(table["nsd"], expected, check_names=False)
+    assert (table["tolerance_mm"] == 1).all()
+
+
+def test_without_a_tolerance_no_image_is_read_and_the_cells_are_empty(run):
+    table = measure_run(run[0], run[1] / "absent", tolerance=None)
+    assert len(table) == 6
+    assert table[["nsd", "tolerance_mm"]].isna().all(axis=None)
+
+
+def test_missing_or_other_images_are_named(run, tmp_path):
+    (prediction,) = tmp_path.glob("results/**/validation/case_001.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), prediction)
+    with pytest.raises(UserError, match=r"case_001\.nii\.gz has the shape"):
+        measure_run(*run, tolerance=1.0)
+    prediction.unlink()
+    with pytest.raises(UserError, match=r"case_001\.nii\.gz is missing"):
+        measure_run(*run, tolerance=1.0)

@@ -1,0 +1,82 @@
+"""The results notebook on a MADE-UP study: claim, evidence, cost, how it was made."""
+
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from PIL import Image
+
+from assess_significance import assess
+from check_claims import check_claims, reference_sentence, to_markdown
+from claims import read_claims
+from collect_results import collect_results
+from compare_arms import compare_arms
+from fake_study import FakeStudy
+from run_notebook import execute, render
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "config"
+TASKS = ("Task04_Hippocampus", "Task99_BrainTissue")
+
+
+def page_of(study, without_nsd=()):
+    """The rendered notebook and the text of its outputs."""
+    study.write()
+    for key, folder in study.folders().items():
+        if key[0] in without_nsd:
+            path = folder / "surface.csv"
+            pd.read_csv(path).assign(nsd=None, tolerance_mm=None).to_csv(path, index=False)
+    names = ("runs", "cases", "energy", "comparison", "significance")
+    paths = {name: study.root / f"{name}.csv" for name in names}
+    collect_results(study.folders(), {name: paths[name] for name in ("runs", "cases", "energy")})
+    paths |= {f"{name}_md": study.root / f"{name}.md" for name in ("comparison", "claims")}
+    outputs = {"csv": paths["comparison"], "md": paths["comparison_md"], "tex": study.root / "tex"}
+    arms, tasks = list(study.arms), list(study.tasks)
+    compare_arms(paths["runs"], paths["cases"], outputs, "constant", tasks, arms)
+    cases = pd.read_csv(paths["cases"], dtype={"case": str, "label": str})
+    assess(cases, "constant", tasks, arms, seed=1).to_csv(paths["significance"], index=False)
+    content = read_claims(CONFIG / "published/claims.yaml", CONFIG / "schemas/claims.schema.yaml")
+    published = pd.read_csv(CONFIG / "published/nnunet_runs.tsv", sep="\t")
+    claims, beside = check_claims(pd.read_csv(paths["runs"]), published, content)
+    paths["claims_md"].write_text(to_markdown(claims, reference_sentence(beside)))
+    for figure in ("dice", "cost", "convergence", "predictions"):
+        paths[figure] = study.root / f"{figure}.png"
+        Image.new("RGB", (8, 8), "white").save(paths[figure])
+    done, page = study.root / "results.ipynb", study.root / "results.html"
+    parameters = {"study": "fake", **{name: str(path) for name, path in paths.items()}}
+    execute(ROOT / "notebooks/results.ipynb", parameters, done, study.root / "failed.ipynb")
+    render(done, page, "fake: results")
+    outputs = [
+        output["data"].get("text/markdown", "")
+        for cell in nbformat.read(done, as_version=4).cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "data" in output
+    ]
+    return page.read_text(), "\n".join(outputs)
+
+
+@pytest.mark.parametrize("without", [(), (TASKS[0],)], ids=["nsd", "a task without nsd"])
+def test_story_is_told_in_order(tmp_path, without):
+    page, text = page_of(FakeStudy(tmp_path, tasks=TASKS, folds=(0, 1), cases=5), without)
+    parts = ("Does it work", "What was claimed", "Evidence", "Costs", "How it was made")
+    places = [page.index(f">{part}") for part in parts]
+    assert places == sorted(places)
+    assert "not enough evidence" in text
+    assert ("No NSD for Task04_Hippocampus" in text) == bool(without)
+    tested = [line for line in text.splitlines() if line.startswith(("| Dice ", "| NSD "))]
+    assert len(tested) == 4 + (2 if without else 4)
+    assert "significantly higher on" in text
+
+
+def test_reference_arm_alone(tmp_path):
+    _, text = page_of(FakeStudy(tmp_path, arms=("constant",)))
+    assert "nothing to compare yet" in text
+    assert "nothing to test" in text
+
+
+def test_few_cases_have_no_p_value(tmp_path):
+    _, text = page_of(FakeStudy(tmp_path, folds=(0,)))
+    assert "too few cases for a test" in text
+    assert "too few cases, or equal ones, for a test of that" in text
