@@ -16,6 +16,7 @@ report: "rules/report/workflow.rst"
 include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/plan.smk"
+include: "rules/forecast.smk"
 include: "rules/train.smk"
 include: "rules/results.smk"
 include: "rules/evidence.smk"
@@ -45,3 +46,13 @@ rule figures:
 rule notebooks:
     input:
         NOTEBOOKS,
+
+
+rule plans:
+    input:
+        [plans_file(task) for task in config["tasks"]],
+
+
+rule forecast:
+    input:
+        FORECAST,

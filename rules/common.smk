@@ -119,6 +119,16 @@ def run_files(name):
     return [f"results/{STUDY}/runs/{task}/{arm}/fold_{fold}/{name}" for task, arm, fold in RUNS]
 
 
+def within_budget(wildcards):
+    """Let a training wait for the check of the budget, if there is one.
+
+    Nothing is returned: the check is no input, so one that is made anew trains nothing again.
+    """
+    if any(limit is not None for limit in config["budget"].values()):
+        checkpoints.check_budget.get(study=wildcards.study)
+    return []
+
+
 def describe_run(wildcards):
     """Return the names that identify a training."""
     return {

@@ -5,6 +5,8 @@ REQUIRED INPUTS, in resources/nnUNet_preprocessed/{dataset}/:
 
     {plans}.json, {data_identifier}.manifest.json, splits_final.json
 
+with a budget in the configuration it begins after results/{study}/forecast/within_budget.json is made
+
 OUTPUTS, in results/{study}/runs/{task}/{arm}/fold_{fold}/:
 
     run.json      one record: versions, seed, plans hash, hardware, Dice, seconds, energy
@@ -23,6 +25,7 @@ rule train_fold:
         plans=lambda wildcards: plans_file(wildcards.task),
         manifest=lambda wildcards: manifest_file(wildcards.task),
         splits=lambda wildcards: splits_file(wildcards.task),
+        budget=within_budget,
     output:
         run="results/{study}/runs/{task}/{arm}/fold_{fold}/run.json",
         epochs="results/{study}/runs/{task}/{arm}/fold_{fold}/epochs.csv",

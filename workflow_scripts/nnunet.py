@@ -1,8 +1,10 @@
 """nnU-Net's environment and files, as far as several scripts need them."""
 
+import glob
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 RAW = Path("resources/nnUNet_raw")
@@ -29,6 +31,14 @@ def dataset_number(dataset: str) -> int:
 def json_hash(value: object) -> str:
     """Return a short hash of a JSON value that does not depend on its formatting."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_digests(patterns: Iterable[str]) -> dict[str, str]:
+    """Return a short digest of every file that a pattern fits (`**` is any depth), by path."""
+    found = {path for pattern in patterns for path in glob.glob(pattern, recursive=True)}  # noqa: PTH207
+    return {
+        path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in sorted(found)
+    }
 
 
 def write_json(value: object, path: Path) -> None:

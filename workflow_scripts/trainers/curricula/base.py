@@ -21,8 +21,9 @@ from .loading import (
     start_loading,
 )
 from .one_voxel import allow_one_voxel
+from .planning import SCHEDULE_ATTRIBUTES, plan_schedule
 from .resuming import ResumableTrainer
-from .schedules import Schedule, Stage, count_poolings, listed_stages, pace, plan_stages
+from .schedules import Schedule, Stage, count_poolings
 
 SCALING_OF_SPATIAL_AUGMENTATION = (0.85, 1.25)
 """The range nnU-Net 2.8.1 sizes its initial patch for (its own augmentation uses 0.7 to 1.4)."""
@@ -65,30 +66,18 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     @cached_property
     def stages(self) -> list[Stage]:
         """The training sizes in the order of training."""
-        if self.curriculum == "listed":
-            return listed_stages(self.stage_list or [], self._pooling, self.num_epochs)[0]
-        return plan_stages(
-            self.configuration_manager.patch_size,
-            self._pooling,
-            self.configuration_manager.batch_size,
-            self.curriculum,
-            plus_seed=self.plus_seed,
-            max_batch=self.max_batch,
-            one_voxel_bottleneck=self.one_voxel_bottleneck,
-        )
+        return list(self.schedule().stages)
 
     def schedule(self) -> Schedule:
         """Return the schedule of the whole training with the trainer's present length."""
-        if self.curriculum == "listed":
-            each = listed_stages(self.stage_list or [], self._pooling, self.num_epochs)[1]
-        else:
-            each = pace(self.stages, self.num_epochs, self.pacing)
-        return Schedule(
-            tuple(self.stages),
+        return plan_schedule(
+            self.configuration_manager.patch_size,
+            self._pooling,
+            self.configuration_manager.batch_size,
             self.num_epochs,
             self.num_iterations_per_epoch,
-            self.batch_seed if self.curriculum == "random" else None,
-            each,
+            self.batch_seed,
+            **{name: getattr(self, name) for name in SCHEDULE_ATTRIBUTES},
         )
 
     def on_train_start(self) -> None:

@@ -1,0 +1,409 @@
+"""The forecast's counts and calibrations, the budget's check and the figure."""
+
+import inspect
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import calibration
+from check_budget import check_budget
+from fake_study import FakeStudy
+from flops import FlopTable
+from forecast import (
+    Plan,
+    cases_of_fold,
+    count_work,
+    published_plans,
+    training_flop,
+    windows,
+)
+from forecast_study import find_plans, forecast_rows, published_work, to_markdown
+from log import UserError
+from plot_forecast import plot_forecast
+from plotting import load_style
+from trainers.curricula.planning import (
+    SCHEDULE_ATTRIBUTES,
+    iterations_of_stages,
+    plan_schedule,
+)
+from trainers.curricula.schedules import CURRICULA, Stage, count_poolings
+from training import find_trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = ROOT / "config" / "published"
+TASK = "Task04_Hippocampus"
+TRAINING = {
+    "epochs": 42,
+    "iterations_per_epoch": 32,
+    "validation_iterations_per_epoch": 10,
+    "seed": 7,
+}
+ARMS = {
+    "constant": {"trainer": "nnUNetTrainerConstantPatch", "parameters": {}},
+    "progressive": {"trainer": "nnUNetTrainerProgressivePatch", "parameters": {}},
+}
+
+
+@pytest.fixture(scope="module")
+def plans():
+    return published_plans(PUBLISHED / "nnunet_plans.tsv")
+
+
+@pytest.fixture(scope="module")
+def small(plans):
+    """Task04's plan with few features, for speed."""
+    return find_plans([TASK], {}, plans, "3d_fullres", {TASK: {"features_per_stage": [4, 4, 4, 4]}})
+
+
+# --- Schedules ---
+
+
+def test_what_decides_a_schedule_are_attributes_of_every_trainer():
+    keywords = {
+        name
+        for name, parameter in inspect.signature(plan_schedule).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert set(SCHEDULE_ATTRIBUTES) == keywords
+    trainer = find_trainer("nnUNetTrainerConstantPatch")
+    assert all(hasattr(trainer, name) for name in SCHEDULE_ATTRIBUTES)
+
+
+@pytest.mark.parametrize("curriculum", CURRICULA)
+def test_the_iterations_of_the_stages_are_those_of_the_schedule(curriculum):
+    schedule = plan_schedule((40, 56, 40), (3, 3, 3), 9, 37, 20, 5, curriculum=curriculum)
+    counted = [0] * len(schedule.stages)
+    for iteration in range(37 * 20):
+        counted[schedule.stage_of_iteration(iteration)] += 1
+    assert iterations_of_stages(schedule) == counted
+
+
+def test_of_a_long_random_schedule_a_part_stands_for_all():
+    schedule = plan_schedule((40, 56, 40), (3, 3, 3), 9, 1000, 250, 5, curriculum="random")
+    counts = iterations_of_stages(schedule)
+    assert sum(counts) == pytest.approx(250_000)
+    assert max(counts) < 1.2 * min(counts)
+
+
+def test_listed_stages_and_pacing_are_planned_as_the_user_says():
+    stages = [
+        {"patch_size": [8, 8, 8], "batch_size": 4, "epochs": 1},
+        {"patch_size": [40, 56, 40], "batch_size": 2, "epochs": 3},
+    ]
+    listed = plan_schedule(
+        (40, 56, 40), (3, 3, 3), 2, 4, 5, 0, curriculum="listed", stage_list=stages
+    )
+    assert iterations_of_stages(listed) == [5, 15]
+    paced = plan_schedule(
+        (16, 16, 16), (3, 3, 3), 2, 100, 1, 0, curriculum="progressive", pacing="volume"
+    )
+    counts = iterations_of_stages(paced)
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+
+
+# --- Counts ---
+
+
+def test_published_plans_are_whole(plans):
+    table = pd.read_csv(PUBLISHED / "nnunet_plans.tsv", sep="\t")
+    assert list(plans) == list(table["task"])
+    assert len(plans) == 10
+    for row in table.itertuples():
+        chosen = plans[row.task].plans["configurations"]["3d_fullres"]
+        strides = chosen["architecture"]["arch_kwargs"]["strides"]
+        assert list(count_poolings(strides)) == json.loads(row.pool_per_axis)
+        assert len(plans[row.task].dataset["labels"]) == row.n_classes
+
+
+def test_work_of_the_constant_arm_is_counted_by_hand(small):
+    """One plain U-Net of 4 features, 3 poolings, 1 channel, 3 classes: 2 FLOP a multiply-add."""
+    voxels = [40 * 56 * 40 / 8**depth for depth in range(4)]
+    conv = 2 * 27 * 4 * 4
+    encoder = voxels[0] * 2 * 27 * 4 + sum(voxels) * conv + sum(voxels[1:]) * conv
+    decoder = sum(voxels[:3]) * (2 * 4 * 4 + 2 * conv + conv + 2 * 4 * 3)
+    forward = encoder + decoder
+    backward = 2 * forward - voxels[0] * 2 * 27 * 4  # no gradient of the image
+    trainer = find_trainer("nnUNetTrainerConstantPatch")
+    work = count_work(small[TASK], "3d_fullres", trainer, {}, TRAINING, [0, 1], mirroring=True)
+    assert work.stages == 1
+    assert (work.iterations, work.val_iterations) == (2 * 42 * 32, 2 * 42 * 10)
+    assert work.train_tflop == pytest.approx(2 * 42 * 32 * 9 * (forward + backward) / 1e12)
+    assert work.val_tflop == pytest.approx(2 * 42 * 10 * 9 * forward / 1e12)
+    assert work.predictions == 8 * 2 * 52  # one window, 260 cases in 5 folds
+    assert work.final_tflop == pytest.approx(8 * 2 * 52 * forward / 1e12)
+
+
+def test_every_stage_costs_what_is_counted_for_it(small):
+    from forecast import _flop_table
+
+    plan = small[TASK]
+    trainer = find_trainer("nnUNetTrainerProgressivePlusPatch")
+    content = json.dumps([plan.plans, plan.dataset])
+    table = _flop_table(content, "3d_fullres", trainer.build_network_architecture)
+    stages = plan_schedule(
+        (40, 56, 40), (3, 3, 3), 9, 50, 1, 0, curriculum="progressive_plus"
+    ).stages
+    flop = training_flop(table, stages)
+    assert len(flop) == len(stages) == 14
+    for stage, count in flop.items():
+        assert count == pytest.approx(table.training_step(stage.batch_size, stage.patch_size))
+
+
+def test_a_network_that_is_not_in_proportion_is_counted_at_every_size():
+    class Odd(torch.nn.Module):
+        """A convolution, and a product that does not grow with the image."""
+
+        def __init__(self):
+            super().__init__()
+            self.convolution = torch.nn.Conv3d(1, 2, 3, padding=1)
+            self.linear = torch.nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.linear(self.convolution(x).mean((2, 3, 4)))
+
+    table = FlopTable(Odd(), channels=1)
+    stages = [Stage((n, n, n), 2) for n in (2, 4, 8)]
+    flop = training_flop(table, stages)
+    assert [flop[stage] for stage in stages] == [
+        table.training_step(2, stage.patch_size) for stage in stages
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(1, 300), min_size=3, max_size=3),
+    st.lists(st.integers(4, 128), min_size=3, max_size=3),
+)
+def test_windows_are_those_of_nnunet(shape, patch):
+    from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+
+    padded = [max(size, tile) for size, tile in zip(shape, patch, strict=True)]
+    steps = compute_steps_for_sliding_window(tuple(padded), tuple(patch), 0.5)
+    assert windows(shape, patch) == math.prod(len(axis) for axis in steps)
+
+
+def test_cases_of_the_folds_are_those_of_nnunet():
+    from sklearn.model_selection import KFold
+
+    for cases in (20, 131, 484):
+        sizes = [len(held) for _, held in KFold(5).split(range(cases))]
+        assert [cases_of_fold(cases, fold) for fold in range(5)] == sizes
+
+
+def test_stages_that_do_not_fit_the_plan_are_named(small):
+    trainer = find_trainer("nnUNetTrainerListedPatch")
+    listed = {"stage_list": [{"patch_size": [10, 8, 8], "batch_size": 2, "epochs": 42}]}
+    with pytest.raises(UserError, match=r"Dataset004_Hippocampus.*10 on axis 0"):
+        count_work(small[TASK], "3d_fullres", trainer, listed, TRAINING, [0], mirroring=True)
+
+
+# --- Calibration ---
+
+
+def test_the_fit_is_the_line_and_one_disturbed_point_does_not_bend_it():
+    work = np.array([[32, tflop] for tflop in (1, 2, 3, 5, 8, 13, 21)], float)
+    seconds = work @ [0.07, 4.0]
+    assert calibration.fit(work, seconds) == pytest.approx([0.07, 4.0])
+    seconds[3] *= 2
+    assert calibration.fit(work, seconds) == pytest.approx([0.07, 4.0])
+    errors = calibration.left_out(work, seconds)
+    assert sorted(round(abs(error), 6) for error in errors) == [0] * 6 + [0.5]
+
+
+def test_a_cost_is_never_negative():
+    work = np.array([[1, 1], [1, 2]], float)
+    assert calibration.fit(work, np.array([3.0, 1.0])).min() >= 0
+
+
+def test_two_points_tell_no_error():
+    assert calibration.left_out(np.eye(2), np.ones(2)) == []
+    assert calibration.in_words([]) == "unknown (too few points)"
+
+
+def test_by_the_published_runs_a_constant_training_takes_what_was_measured(plans):
+    runs = pd.read_csv(PUBLISHED / "nnunet_runs.tsv", sep="\t")
+    work = published_work(plans)
+    fitted = calibration.published(runs, work)
+    for task, group in runs.groupby("task"):
+        seconds, kwh = fitted.cost(task, *work[task], epochs=1000)
+        assert seconds == pytest.approx(3600 * group["hours"].median())
+        assert kwh == pytest.approx(group["kwh"].median())
+    assert 0 < fitted.seconds_per_iteration < 0.05
+    assert "H100" in fitted.source
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Finished runs on a made-up machine: 0.1 s an iteration + 0.02 s a GFLOP, 2 s an epoch."""
+    study = FakeStudy(tmp_path, arms=("constant", "progressive")).write()
+    folders = list(study.folders().values())
+    for folder in folders:
+        record = json.loads((folder / "run.json").read_text())
+        record |= {"iterations_per_epoch": 5, "validation_iterations_per_epoch": 2}
+        (folder / "run.json").write_text(json.dumps(record))
+        epochs = pd.read_csv(folder / "epochs.csv")
+        volumes = epochs["patch_size"].map(lambda size: math.prod(map(int, size.split("x"))))
+        epochs["train_gflop"] = volumes / 100
+        epochs["gflop"] = epochs["train_gflop"] + 10
+        epochs["train_seconds"] = 5 * 0.1 + 0.02 * epochs["train_gflop"]
+        epochs["val_seconds"] = 2 * 0.1 + 0.02 * 10
+        epochs["seconds"] = epochs["train_seconds"] + epochs["val_seconds"] + 2
+        epochs["kwh"] = epochs["seconds"] * 1e-4
+        epochs.to_csv(folder / "epochs.csv", index=False)
+    return folders
+
+
+def test_own_runs_give_the_machine_they_ran_on(runs):
+    fitted = calibration.measured(runs)
+    assert fitted.seconds_per_iteration == pytest.approx(0.1)
+    assert fitted.seconds_per_tflop == pytest.approx(20)
+    assert fitted.seconds_per_epoch == pytest.approx(2)
+    seconds, kwh = fitted.cost("Task05_Prostate", iterations=100, tflop=3, epochs=10)
+    assert seconds == pytest.approx(10 + 60 + 20)
+    assert kwh == pytest.approx(90e-4)
+
+
+def test_the_power_usage_of_a_site_is_taken_off(runs):
+    before = calibration.measured(runs).kwh_per_second
+    for folder in runs:
+        energy = pd.read_csv(folder / "energy.csv")
+        energy.assign(pue=2.0).to_csv(folder / "energy.csv", index=False)
+    assert calibration.measured(runs).kwh_per_second == pytest.approx(before / 2)
+
+
+def test_runs_of_several_machines_are_not_mixed(runs):
+    path = runs[0] / "run.json"
+    path.write_text(path.read_text().replace("made-up CPU", "another CPU"))
+    with pytest.raises(UserError, match=r"several machines: another CPU.*made-up CPU"):
+        calibration.measured(runs)
+
+
+def test_without_a_finished_run_it_says_what_to_do():
+    with pytest.raises(UserError, match="train one fold first"):
+        calibration.measured([])
+
+
+def test_a_run_without_metered_energy_still_tells_the_time(runs):
+    for folder in runs:
+        epochs = pd.read_csv(folder / "epochs.csv")
+        epochs.assign(kwh=math.nan).to_csv(folder / "epochs.csv", index=False)
+    seconds, kwh = calibration.measured(runs).cost("Task98_Fake", 100, 3, 10)
+    assert seconds == pytest.approx(90)
+    assert math.isnan(kwh)
+
+
+def test_the_country_gives_the_carbon():
+    assert calibration.carbon_intensity("DEU") == pytest.approx(0.38095)
+    with pytest.raises(UserError, match=r"energy\.country.*QQQ"):
+        calibration.carbon_intensity("QQQ")
+
+
+# --- Table, page, figure, budget ---
+
+
+@pytest.fixture
+def table(small):
+    fitted = calibration.Calibration("made up", 0.01, 10.0, 1e-4, 0.0)
+    rows = forecast_rows(
+        plans={**small, "Task99_BrainTissue": None},
+        arms=ARMS,
+        folds=[0, 1],
+        reference_arm="constant",
+        configuration="3d_fullres",
+        training=TRAINING,
+        mirroring=True,
+        calibration=fitted,
+        kg_per_kwh=0.4,
+    )
+    page = to_markdown(rows, "made_up", "constant", TRAINING, fitted, "DEU", 0.4, 1.0)
+    return rows, page
+
+
+def test_a_row_is_a_task_and_arm_and_sums_its_folds(table):
+    rows, _ = table
+    constant, progressive = rows.to_dict("records")[:2]
+    assert constant["hours"] * 3600 == pytest.approx(
+        0.01 * (2 * 42 * 42 + 8 * 104)
+        + 10 * (constant["train_tflop"] + constant["val_tflop"] + constant["final_tflop"])
+    )
+    assert constant["kg_co2eq"] == pytest.approx(0.4 * constant["kwh"])
+    assert progressive["stages"] == 14
+    assert progressive["relative_to_reference"] == pytest.approx(
+        progressive["hours"] / constant["hours"]
+    )
+
+
+def test_a_task_without_a_plan_has_rows_without_numbers_and_a_note(table):
+    rows, page = table
+    unplanned = rows[rows["task"] == "Task99_BrainTissue"]
+    assert len(unplanned) == 2
+    assert unplanned[["stages", "hours", "kwh", "kg_co2eq"]].isna().all(axis=None)
+    assert "Task99_BrainTissue. Plan first" in " ".join(page.split())
+    assert len(page.splitlines()) < 50
+
+
+def test_own_plans_go_before_published_ones_and_overrides_are_applied(plans, tmp_path):
+    own = {**plans[TASK].plans, "plans_name": "mine"}
+    (tmp_path / "plans.json").write_text(json.dumps(own))
+    (tmp_path / "dataset.json").write_text(json.dumps(plans[TASK].dataset))
+    found = find_plans(
+        [TASK, "Task02_Heart", "Task99_BrainTissue"],
+        {TASK: tmp_path / "plans.json"},
+        plans,
+        "3d_fullres",
+        {TASK: {"batch_size": 4}, "Task02_Heart": {}, "Task99_BrainTissue": {}},
+    )
+    sources = [plan.source if plan else None for plan in found.values()]
+    assert sources == ["planned here", "published", None]
+    assert found[TASK].plans["configurations"]["3d_fullres"]["batch_size"] == 4
+    assert isinstance(plans[TASK], Plan)
+    assert plans[TASK].plans["configurations"]["3d_fullres"]["batch_size"] == 9
+
+
+FORECAST = pd.DataFrame(
+    {
+        "task": ["Task02_Heart"] * 2,
+        "arm": ["constant", "progressive"],
+        "hours": [100.0, 50.0],
+        "kg_co2eq": [10.0, 4.0],
+    }
+)
+
+
+def test_a_forecast_within_the_budget_is_recorded():
+    budget = {"gpu_hours": 150, "kg_co2eq": None}
+    assert check_budget(FORECAST, budget, "s", "p") == {
+        "gpu_hours": {"forecast": 150, "limit": 150}
+    }
+
+
+def test_a_forecast_beyond_the_budget_is_refused_with_the_arithmetic():
+    with pytest.raises(UserError) as caught:
+        check_budget(FORECAST, {"gpu_hours": 120, "kg_co2eq": 10}, "s", "page.md")
+    message = str(caught.value)
+    assert "constant 100 + progressive 50.0 = 150 hours: 30.0 too many" in message
+    assert "constant 10.0 + progressive 4.00 = 14.0 kg CO2eq: 4.00 too many" in message
+    assert "nothing is trained" in message
+
+
+def test_what_cannot_be_forecast_is_not_within_a_budget():
+    unknown = FORECAST.assign(hours=math.nan)
+    with pytest.raises(UserError, match="Task02_Heart cannot be forecast"):
+        check_budget(unknown, {"gpu_hours": 120, "kg_co2eq": None}, "s", "p")
+
+
+def test_the_figure_is_drawn_also_where_nothing_is_planned(table, tmp_path):
+    rows, _ = table
+    style = load_style(ROOT / "config" / "plotting.yaml")
+    for name, part in {"some": rows, "none": rows[rows["hours"].isna()]}.items():
+        outputs = [tmp_path / f"{name}.svg", tmp_path / f"{name}.png"]
+        plot_forecast(part, "constant", style, outputs)
+        assert all(path.stat().st_size > 2000 for path in outputs)
