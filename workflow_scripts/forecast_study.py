@@ -126,8 +126,7 @@ def to_markdown(
     import textwrap
 
     from calibration import in_words
-    from compare_arms import pipe_table
-    from units import CARBON, ENERGY, TIME, number
+    from units import CARBON, ENERGY, TIME, number, pipe_table
 
     unplanned = list(dict.fromkeys(table.loc[table["hours"].isna(), "task"]))
     known = table[table["hours"].notna()]
