@@ -75,7 +75,7 @@ BENCH_TASK04 := --config archives='$(ARCHIVES)' 'tasks=[Task99_BrainTissue, Task
 endif
 
 bench: .venv/lock-installed
-	$(RUN) snakemake --cores $(CORES) --configfile config/bench.yaml $(BENCH_TASK04) --forcerun bench -- $(BENCH)
+	$(RUN) snakemake --cores $(CORES) --configfile config/bench.yaml $(BENCH_TASK04) --forcerun bench_trainers -- $(BENCH)
 	@cat $(BENCH)
 
 lint: .venv/lock-dev-installed

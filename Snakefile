@@ -22,6 +22,7 @@ include: "rules/results.smk"
 include: "rules/evidence.smk"
 include: "rules/figures.smk"
 include: "rules/report.smk"
+include: "rules/budget_sweep.smk"
 include: "rules/bench.smk"
 
 
@@ -56,3 +57,8 @@ rule plans:
 rule forecast:
     input:
         FORECAST,
+
+
+rule budget_sweep:
+    input:
+        expand(f"results/{STUDY}/figures/budget.{{kind}}", kind=["svg", "png"]),

@@ -11,7 +11,7 @@ OUTPUTS:
 """
 
 
-rule bench:
+rule bench_trainers:
     input:
         plans=[plans_file(task) for task in config["tasks"]],
         manifests=[manifest_file(task) for task in config["tasks"]],
@@ -20,7 +20,7 @@ rule bench:
         table=f"results/{STUDY}/bench.csv",
         page=f"results/{STUDY}/bench.md",
     log:
-        f"logs/bench/{STUDY}.log",
+        f"logs/bench_trainers/{STUDY}.log",
     conda:
         "../envs/nnunet.yaml"
     threads: workflow.cores
@@ -43,4 +43,4 @@ rule bench:
     message:
         "Measuring the trainers on {params.runs}"
     script:
-        "../workflow_scripts/bench.py"
+        "../workflow_scripts/bench_trainers.py"

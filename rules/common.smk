@@ -114,6 +114,12 @@ def splits_file(task):
     return f"resources/nnUNet_preprocessed/{DATASET_OF[task]}/splits_final.json"
 
 
+def training_of(arm):
+    """Return what decides a training of the arm: the section `training`, with the arm's own length."""
+    settings = {key: value for key, value in config["training"].items() if key != "threads"}
+    return settings | {"epochs": config["arms"][arm]["epochs"] or settings["epochs"]}
+
+
 def run_files(name):
     """Return the path of one file of every run of the study."""
     return [f"results/{STUDY}/runs/{task}/{arm}/fold_{fold}/{name}" for task, arm, fold in RUNS]

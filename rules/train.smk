@@ -43,7 +43,7 @@ rule train_fold:
     params:
         run=lambda wildcards: describe_run(wildcards),
         parameters=lambda wildcards: config["arms"][wildcards.arm]["parameters"],
-        training={key: value for key, value in config["training"].items() if key != "threads"},
+        training=lambda wildcards: training_of(wildcards.arm),
         energy=config["energy"],
         mirroring=config["validation"]["mirroring"],
         results=lambda wildcards: f"results/{wildcards.study}/nnunet/{wildcards.arm}",

@@ -178,17 +178,18 @@ def _cross_check(config: dict[str, Any]) -> Iterator[str]:
     arms = config["arms"]
     if config["reference_arm"] not in arms:
         yield f"reference_arm: {_not_among(config['reference_arm'], list(arms))}"
-    epochs = config["training"]["epochs"]
     for number, (name, arm) in enumerate(arms.items()):
         twins = [other for other in list(arms)[:number] if arms[other] == arm]
         if twins:
             yield f"arms.{name}: it is the same as arms.{twins[0]}; change its parameters"
         listed = arm["parameters"].get("stage_list")
         total = sum(stage["epochs"] for stage in listed or [])
+        key = f"arms.{name}.epochs" if arm["epochs"] else "training.epochs"
+        epochs = arm["epochs"] or config["training"]["epochs"]
         if listed and total != epochs:
             yield (
                 f"arms.{name}.parameters.stage_list: its epochs add up to {total}, but "
-                f"training.epochs is {epochs}"
+                f"{key} is {epochs}"
             )
     for task in config["planning"]["overrides"]:
         if task not in ("all", *config["tasks"]):

@@ -84,7 +84,7 @@ def forecast_rows(
                 configuration,
                 find_trainer(chosen["trainer"]),
                 chosen["parameters"],
-                training,
+                {**training, "epochs": chosen.get("epochs") or training["epochs"]},
                 folds,
                 mirroring,
             )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import by_stage, epoch_overhead, run_variant, stage_switch
+from bench_trainers import by_stage, epoch_overhead, run_variant, stage_switch
 from log import UserError
 
 

@@ -8,18 +8,13 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from tree import copy_tree, snakemake, start, write_config
+from tree import ROOT, copy_tree, snakemake, start, write_config
 
 TASK = "Task99_BrainTissue"
-TRAINERS = {
-    "constant": "nnUNetTrainerConstantPatch",
-    "progressive": "nnUNetTrainerProgressivePatch",
-    "random": "nnUNetTrainerRandomPatch",
-    "progressive_plus": "nnUNetTrainerProgressivePlusPatch",
-    "progressive_efficiency": "nnUNetTrainerProgressiveEfficiencyPatch",
-    "progressive_performance": "nnUNetTrainerProgressivePerformancePatch",
-}
+SHIPPED = yaml.safe_load((ROOT / "config/config.yaml").read_text())["arms"]
+TRAINERS = {arm: chosen["trainer"] for arm, chosen in SHIPPED.items()}
 CONFIG = {
     "study": "tiny",
     "tasks": [TASK],

@@ -13,6 +13,7 @@ from compare_arms import compare_arms
 from fake_study import FakeStudy
 from log import UserError
 from measure_class_balance import label_shares, summarise
+from plot_budget import budgets, plot_budget
 from plot_class_balance import plot_class_balance
 from plot_convergence import POINTS, blocks, plot_convergence
 from plot_cost import plot_cost
@@ -68,6 +69,7 @@ def outputs(study, name):
 @pytest.mark.parametrize(
     ("name", "draw", "tables"),
     [
+        ("budget", plot_budget, ["runs"]),
         ("dice", plot_dice, ["runs"]),
         ("cost", plot_cost, ["comparison"]),
         ("convergence", plot_convergence, ["epochs"]),
@@ -222,3 +224,20 @@ def test_wrong_key_in_the_style_is_named(tmp_path):
     path.write_text(STYLE.read_text().replace("  font_size:", "  fontsize:"))
     with pytest.raises(UserError, match="font_size"):
         load_style(path)
+
+
+def test_a_sweep_joins_the_lengths_of_an_arm():
+    runs = pd.DataFrame(
+        {
+            "task": "Task98_B",
+            "arm": ["constant_4", "constant_8", "constant_8", "progressive_plus_4"],
+            "fold": [0, 0, 1, 0],
+            "epochs": [4, 8, 8, 4],
+            "dice_foreground_mean": [0.5, 0.6, 0.8, 0.4],
+            "training_kwh": [1.0, 2.0, 4.0, 0.5],
+        }
+    )
+    table = budgets(runs).set_index(["arm", "epochs"])
+    assert list(table.index) == [("constant", 4), ("constant", 8), ("progressive_plus", 4)]
+    row = table.loc[("constant", 8)]
+    assert (row["dice"], row["low"], row["high"], row["kwh"]) == pytest.approx((0.7, 0.6, 0.8, 3.0))

@@ -9,7 +9,7 @@ import yaml
 
 from tree import ROOT, copy_tree, plan, said, snakemake, trainings
 
-STUDIES = ["demo", "hippocampus", "config"]
+STUDIES = ["demo", "hippocampus", "config", "budget_sweep"]
 ARMS = ["constant", "progressive", "random"]
 HEAVY = {"torch", "nnunetv2", "pandas", "seaborn", "matplotlib", "codecarbon", "nibabel", "scipy"}
 PROBE = """
@@ -88,6 +88,7 @@ def test_the_paper_is_planned_within_seconds_and_without_heavy_imports(tree, tmp
 def test_every_rule_is_reached_by_a_shipped_study(tree, plans):
     others = {
         "bench": plan(tree, "results/bench/bench.md", "--configfile", "config/bench.yaml"),
+        "sweep": plan(tree, "budget_sweep", "--configfile", "config/budget_sweep.yaml"),
         "forecast": plan(tree, "forecast", "--config", "budget={gpu_hours: 1}"),
         "budget": plan(tree, "--config", "budget={gpu_hours: 1}"),
     }
@@ -179,6 +180,20 @@ def test_the_bench_prepares_its_tasks_and_trains_no_arm_of_a_study(tree):
         tree,
         *("--configfile", "config/bench.yaml", "--config", tasks, "--", "results/bench/bench.md"),
     )
-    assert jobs["bench"] == 1
+    assert jobs["bench_trainers"] == 1
     assert jobs["preprocess_task"] == 2
     assert "train_fold" not in jobs
+
+
+def test_an_arm_s_own_length_is_that_of_its_training(tree):
+    arguments = ("--configfile", "config/budget_sweep.yaml", "--", "budget_sweep")
+    jobs, _ = plan(tree, *arguments)
+    assert jobs["train_fold"] == 12
+    assert jobs["plot_budget"] == 1
+    probe = (
+        "import sys; print([(a, training_of(a)['epochs']) for a in config['arms']]); sys.exit(3)"
+    )
+    (tree / "probe.smk").write_text(f'include: "Snakefile"\n{probe}\n')
+    run = snakemake(tree, "-n", "-s", "probe.smk", "--configfile", "config/budget_sweep.yaml")
+    assert "('constant_10', 10)" in run.stdout
+    assert "('progressive_efficiency_84', 84)" in run.stdout

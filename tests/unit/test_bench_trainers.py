@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import FIGURES, by_stage, over_flops, steady, summarise, to_markdown, variants
+from bench_trainers import FIGURES, by_stage, over_flops, steady, summarise, to_markdown, variants
 
 SMALL, LARGE = [8, 8, 8], [16, 16, 16]
 

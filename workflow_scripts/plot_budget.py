@@ -1,0 +1,68 @@
+"""Figure: Dice against the energy of training, a line an arm, a point a length of training."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from plotting import Style, add_legend, load_style, read_tables, save, wrapped_grid
+from units import ENERGY, unit
+
+
+def budgets(runs: pd.DataFrame) -> pd.DataFrame:
+    """task, arm (without its number of epochs), epochs, dice, low, high, kwh; means over folds.
+
+    An arm of a sweep is named after what it trains and its number of epochs: `constant_42`.
+    """
+    table = runs.assign(arm=runs["arm"].str.replace(r"_\d+$", "", regex=True))
+    groups = table.groupby(["task", "arm", "epochs"], as_index=False)
+    return groups.agg(
+        dice=("dice_foreground_mean", "mean"),
+        low=("dice_foreground_mean", "min"),
+        high=("dice_foreground_mean", "max"),
+        kwh=("training_kwh", lambda kwh: kwh.mean(skipna=False)),
+    )
+
+
+def plot_budget(runs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
+    """Draw runs.csv of a sweep: a panel a task, each point with its number of epochs."""
+    table = budgets(runs)
+    tasks, arms = list(runs["task"].unique()), style.order(table["arm"])
+    figure, axes = wrapped_grid(style, len(tasks), 2)
+    name, scale = unit(table["kwh"], ENERGY)
+    for axis, task in zip(axes, tasks, strict=True):
+        for arm in arms:
+            line = table[(table["task"] == task) & (table["arm"] == arm)].sort_values("epochs")
+            x, looks = line["kwh"] * scale, style.arm(arm)
+            axis.vlines(x, line["low"], line["high"], color=looks["color"], linewidth=1)
+            axis.plot(x, line["dice"], marker=looks["marker"], markersize=4, **style.line(arm))
+            for point in line.itertuples():
+                axis.annotate(
+                    str(point.epochs),
+                    (point.kwh * scale, point.dice),
+                    textcoords="offset points",
+                    xytext=(4, -9),
+                    color=looks["color"],
+                    fontsize="small",
+                )
+        axis.set_xscale("log")
+        axis.set_title(style.task(task))
+        axis.set_xlabel(f"energy of training, {name}")
+        axis.set_ylabel("foreground Dice")
+    folds = runs["fold"].nunique()
+    spread = f"mean and range of {folds} folds" if folds > 1 else "one fold"
+    figure.suptitle(f"Dice by energy; numbers are epochs; {spread}")
+    add_legend(figure, style, arms)
+    save(figure, style, outputs)
+
+
+if __name__ == "__main__":
+    from log import redirect
+
+    redirect(snakemake.log[0])
+    (table,) = read_tables(Path(snakemake.input.runs))
+    plot_budget(
+        runs=table,
+        style=load_style(Path(snakemake.input.style)),
+        outputs=[Path(path) for path in snakemake.output],
+    )
