@@ -23,7 +23,7 @@ rule bench_trainers:
         f"logs/bench_trainers/{STUDY}.log",
     conda:
         "../envs/nnunet.yaml"
-    threads: workflow.cores
+    threads: config["training"]["threads"]
     resources:
         gpu=0 if config["training"]["device"] == "cpu" else 1,
         power_meter=1,
