@@ -508,13 +508,18 @@ def test_energy_is_mean_power_times_seconds():
     if "CPU: cpu_load" not in sensors:
         pytest.skip(f"the processor's power is read from a sensor here: {sensors}")
     tdp = float(re.search(r"CPU: cpu_load \(([0-9.]+) W TDP\)", sensors)[1])
+    # The reading is of what lies between two moments within the calls of `read`.
+    before = time.process_time()
     meter.read()
-    began, used = time.monotonic(), time.process_time()
+    began = time.process_time()
     burn(4)
+    ended = time.process_time()
     reading = meter.read()
-    seconds, used = time.monotonic() - began, time.process_time() - used
-    watts = tdp * used / seconds / os.cpu_count()
-    assert reading.cpu_kwh == pytest.approx(watts * seconds / 3.6e6, rel=0.05)
+    after = time.process_time()
+    kwh_per_second = tdp / os.cpu_count() / 3.6e6
+    least, most = (ended - began) * kwh_per_second, (after - before) * kwh_per_second
+    assert 0.95 * least <= reading.cpu_kwh <= 1.05 * most
+    assert most < 2 * least, "the calls took so long that nothing was checked"
     assert meter.describe()["intensity_year"] == 2023
 
 
