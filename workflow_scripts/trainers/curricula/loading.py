@@ -187,9 +187,15 @@ def _leave_with_parent(parent: int) -> None:
 def start_loading(
     loader: ScheduledDataLoader, workers: int, pin_memory: bool
 ) -> SingleThreadedAugmenter | MultiThreadedAugmenter:
-    """Start handing out the loader's batches in order, by `workers` processes (0: in this one)."""
+    """Start handing out the loader's batches in order, by `workers` processes (0: in this one).
+
+    They start at once, as nnU-Net's do, and not with the first batch: else the validation's would
+    slow down the epochs in which they fill their queues.
+    """
     if workers == 0:
         return SingleThreadedAugmenter(loader, None)
-    return MultiThreadedAugmenter(
+    augmenter = MultiThreadedAugmenter(
         loader, None, workers, num_cached_per_queue=2, pin_memory=pin_memory, wait_time=0.002
     )
+    augmenter._start()
+    return augmenter
