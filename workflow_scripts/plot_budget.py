@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.ticker import ScalarFormatter
 
 from plotting import Style, add_legend, load_style, read_tables, save, wrapped_grid
 from units import ENERGY, unit
@@ -31,7 +32,7 @@ def plot_budget(runs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> No
     figure, axes = wrapped_grid(style, len(tasks), 2)
     name, scale = unit(table["kwh"], ENERGY)
     for axis, task in zip(axes, tasks, strict=True):
-        for arm in arms:
+        for place, arm in enumerate(arms):
             line = table[(table["task"] == task) & (table["arm"] == arm)].sort_values("epochs")
             x, looks = line["kwh"] * scale, style.arm(arm)
             axis.vlines(x, line["low"], line["high"], color=looks["color"], linewidth=1)
@@ -41,11 +42,13 @@ def plot_budget(runs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> No
                     str(point.epochs),
                     (point.kwh * scale, point.dice),
                     textcoords="offset points",
-                    xytext=(4, -9),
+                    xytext=(6, -10) if place % 2 == 0 else (-10, 6),
                     color=looks["color"],
                     fontsize="small",
                 )
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.margins(0.1)
         axis.set_title(style.task(task))
         axis.set_xlabel(f"energy of training, {name}")
         axis.set_ylabel("foreground Dice")
