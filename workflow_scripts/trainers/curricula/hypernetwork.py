@@ -97,7 +97,9 @@ class ScaleSpaceNetwork(nn.Module):
         if not self.rank:
             return self.primary(x)
         weights = self.weights(self.scale_factor) if self._frozen is None else self._frozen
-        return functional_call(self.primary, dict(weights), (x,))
+        # Some modules have two names. Under both, `tie_weights` would swap their weights twice and
+        # put back the wrong ones.
+        return functional_call(self.primary, dict(weights), (x,), tie_weights=False)
 
     def coordinates(self, scale_factor: float) -> torch.Tensor:
         """Return u (one row of `rank` numbers)."""
@@ -114,7 +116,9 @@ class ScaleSpaceNetwork(nn.Module):
         own = dict(self.primary.named_parameters())
         if not self.rank:
             return own
-        with torch.autocast(self.modulation.device.type, enabled=False):
+        device = self.modulation.device.type
+        device = device if torch.amp.is_autocast_available(device) else "cpu"
+        with torch.autocast(device, enabled=False):
             change = (self.coordinates(scale_factor) @ self.modulation).squeeze(0)
             parts = change.split([parameter.numel() for parameter in own.values()])
             return {
