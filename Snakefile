@@ -23,6 +23,7 @@ include: "rules/evidence.smk"
 include: "rules/figures.smk"
 include: "rules/report.smk"
 include: "rules/budget_sweep.smk"
+include: "rules/scale_space.smk"
 include: "rules/bench.smk"
 
 
@@ -62,3 +63,19 @@ rule forecast:
 rule budget_sweep:
     input:
         expand(f"results/{STUDY}/figures/budget.{{kind}}", kind=["svg", "png"]),
+
+
+rule scale_space:
+    input:
+        expand(f"results/{STUDY}/tables/scale_space.{{kind}}", kind=["csv", "md"]),
+        expand(f"results/{STUDY}/figures/scale_space.{{kind}}", kind=["svg", "png"]),
+
+
+rule bake:
+    input:
+        lambda wildcards: [
+            f"results/{STUDY}/baked/{arm}/scale_{chosen_scale(config)}/{DATASET_OF[task]}/"
+            f"{BAKED_NAME.format(plans=plans_name(task))}/plans.json"
+            for arm in hypernetworks(config)
+            for task in config["tasks"]
+        ],

@@ -47,6 +47,7 @@ rule forecast_study:
                 "flops",
                 "trainers/curricula/planning",
                 "trainers/curricula/schedules",
+                "trainers/curricula/scales",
             ],
         ),
         # Needed for the trainings anyway; without them a budget could not be checked.

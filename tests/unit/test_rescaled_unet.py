@@ -146,9 +146,7 @@ def closed_form(net, size):
     def convolutions(module, voxels):
         return sum(m.weight.numel() * voxels for m in module.modules() if isinstance(m, nn.Conv3d))
 
-    total = sum(
-        convolutions(stage, n) for stage, n in zip(net.encoder.stages, sizes, strict=True)
-    )
+    total = sum(convolutions(stage, n) for stage, n in zip(net.encoder.stages, sizes, strict=True))
     if hasattr(net.encoder, "stem"):
         total += convolutions(net.encoder.stem, sizes[0])
     decoder = net.decoder

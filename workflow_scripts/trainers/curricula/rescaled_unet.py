@@ -19,9 +19,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.nn.functional import interpolate
 
-SCALE_KEY = "scale_factor"
-"""What a baked plan's `arch_kwargs` have besides nnU-Net's own."""
-
 SMALLEST = 2
 """Voxels that rescaling leaves of an axis: InstanceNorm has nothing to normalise in one."""
 

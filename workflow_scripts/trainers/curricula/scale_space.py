@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from .base import nnUNetTrainerPatchCurriculum
 from .hypernetwork import ScaleSpaceNetwork
 from .rescaled_unet import build_rescaled
-from .scales import NETWORK_ATTRIBUTES, SCALE_ATTRIBUTES, Scales, plan_scales
+from .scales import DEFAULT_RANK, NETWORK_ATTRIBUTES, SCALE_ATTRIBUTES, Scales, plan_scales
 
 SMALLEST_SUPERVISED = 4
 """Voxels per axis that an output needs to take part in the loss."""
@@ -27,7 +27,7 @@ def build_scale_space(
     scale_factor: float | None = None,
     smallest_scale: float = 0.25,
     largest_scale: float = 0.5,
-    rank: int = 8,
+    rank: int = DEFAULT_RANK,
     unit_norm: bool = True,
     scale_encoding: str = "linear",
 ) -> ScaleSpaceNetwork:
@@ -63,7 +63,7 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
     scale_factor: float | None = None
     smallest_scale = 0.25
     largest_scale = 0.5
-    rank = 8
+    rank = DEFAULT_RANK
     unit_norm = True
     scale_encoding = "linear"
 
@@ -98,7 +98,11 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
 
     @staticmethod
     def get_training_transforms(
-        patch_size: Any, rotation_for_DA: Any, deep_supervision_scales: Any, *args: Any, **kwargs: Any
+        patch_size: Any,
+        rotation_for_DA: Any,
+        deep_supervision_scales: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """Return nnU-Net's augmentation; targets stay at full size, since outputs' sizes vary."""
         return nnUNetTrainer.get_training_transforms(

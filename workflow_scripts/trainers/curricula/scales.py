@@ -17,6 +17,8 @@ SCALE_ATTRIBUTES = ("scale_factor", "smallest_scale", "largest_scale")
 NETWORK_ATTRIBUTES = ("rank", "unit_norm", "scale_encoding")
 """Attributes of a trainer that decide the hypernetwork's size."""
 
+DEFAULT_RANK = 8
+
 
 @dataclass(frozen=True)
 class Scales:
@@ -43,9 +45,7 @@ class Scales:
         return self.validated[iteration % len(self.validated)]
 
 
-def plan_scales(
-    scale_factor: float | None, smallest_scale: float, largest_scale: float
-) -> Scales:
+def plan_scales(scale_factor: float | None, smallest_scale: float, largest_scale: float) -> Scales:
     """Return the scale factors of a training.
 
     Args:

@@ -1,0 +1,152 @@
+"""
+This part of the workflow bakes scale-space networks into ordinary nnU-Net models, and measures
+accuracy against the cost of inference: `snakemake scale_space`, `snakemake bake`.
+
+REQUIRED INPUTS, of a study with an arm of the trainer nnUNetTrainerScaleSpace:
+
+    results/{study}/runs/{task}/{arm}/fold_{fold}/run.json, and the checkpoints that it names
+    resources/nnUNet_preprocessed/{dataset}/: preprocessed cases, splits_final.json
+
+OUTPUTS:
+
+    results/{study}/baked/{arm}/scale_{scale}/       a folder for nnUNet_results, one a scale factor;
+        {dataset}/nnUNetTrainerRescaledUNet__{plans}__{configuration}/   nnU-Net's model folder, with
+        trainers/                                    the code to name in nnUNet_extTrainer
+    results/{study}/scales/{task}/{arm}/fold_{fold}/ Dice and cost of each evaluated scale factor
+    results/{study}/tables/scale_space.{csv,md}      all of them; scale_costs.csv: of training;
+        scale_choice.csv                             the cheapest one that is good enough
+    results/{study}/figures/scale_space.{svg,png}
+
+STEPS: bake_model, evaluate_scale, tabulate_scales, plot_scales
+"""
+
+from scale_study import BAKED_TRAINER, CHOSEN, PLANNED, chosen_scale, evaluations, hypernetworks
+
+BAKED_NAME = f"{BAKED_TRAINER}__{{plans}}__{PLANNING['configuration']}"
+
+
+rule bake_model:
+    input:
+        runs=lambda wildcards: [
+            f"results/{wildcards.study}/runs/{TASK_OF[wildcards.dataset]}/{wildcards.arm}/fold_{fold}/run.json"
+            for fold in config["folds"]
+        ],
+        choice=branch(
+            lambda wildcards: wildcards.scale == CHOSEN,
+            then="results/{study}/tables/scale_choice.csv",
+            otherwise=[],
+        ),
+        modules=expand(
+            "workflow_scripts/trainers/curricula/{module}.py",
+            module=["rescaled_unet", "hypernetwork", "scale_space"],
+        ),
+    output:
+        plans=f"results/{{study}}/baked/{{arm}}/scale_{{scale}}/{{dataset}}/{BAKED_NAME}/plans.json",
+        dataset=f"results/{{study}}/baked/{{arm}}/scale_{{scale}}/{{dataset}}/{BAKED_NAME}/dataset.json",
+        baked=f"results/{{study}}/baked/{{arm}}/scale_{{scale}}/{{dataset}}/{BAKED_NAME}/baked.json",
+        trainer=f"results/{{study}}/baked/{{arm}}/scale_{{scale}}/{{dataset}}/{BAKED_NAME}/trainers/rescaled_unet.py",
+        checkpoints=expand(
+            f"results/{{{{study}}}}/baked/{{{{arm}}}}/scale_{{{{scale}}}}/{{{{dataset}}}}/{BAKED_NAME.replace('{', '{{').replace('}', '}}')}/fold_{{fold}}/checkpoint_final.pth",
+            fold=config["folds"],
+        ),
+    log:
+        "logs/bake_model/{study}_{arm}_{scale}_{dataset}_{plans}.log",
+    wildcard_constraints:
+        scale=rf"[01]|0\.\d+|{CHOSEN}",
+        plans=r"[^/]+",
+    conda:
+        "../envs/nnunet.yaml"
+    params:
+        task=lambda wildcards: TASK_OF[wildcards.dataset],
+        parameters=lambda wildcards: config["arms"][wildcards.arm]["parameters"],
+    message:
+        "Baking {wildcards.arm} for the scale factor {wildcards.scale}, {wildcards.dataset}"
+    script:
+        "../workflow_scripts/bake_model.py"
+
+
+rule evaluate_scale:
+    input:
+        run="results/{study}/runs/{task}/{arm}/fold_{fold}/run.json",
+        model=lambda wildcards: (
+            []
+            if wildcards.scale == PLANNED
+            else [
+                f"results/{wildcards.study}/baked/{wildcards.arm}/scale_{wildcards.scale}/"
+                f"{DATASET_OF[wildcards.task]}/{BAKED_NAME.format(plans=plans_name(wildcards.task))}/plans.json"
+            ]
+        ),
+        manifest=lambda wildcards: manifest_file(wildcards.task),
+        splits=lambda wildcards: splits_file(wildcards.task),
+    output:
+        evaluation="results/{study}/scales/{task}/{arm}/fold_{fold}/scale_{scale}.json",
+        summary="results/{study}/scales/{task}/{arm}/fold_{fold}/scale_{scale}.summary.json",
+    log:
+        "logs/evaluate_scale/{study}_{task}_{arm}_{fold}_{scale}.log",
+    wildcard_constraints:
+        scale=rf"[01]|0\.\d+|{PLANNED}",
+    conda:
+        "../envs/nnunet.yaml"
+    threads: config["training"]["threads"]
+    resources:
+        gpu=0 if config["training"]["device"] == "cpu" else 1,
+        power_meter=1 if config["energy"]["tracking_mode"] == "machine" else 0,
+    params:
+        training={key: config["training"][key] for key in ("device", "precision", "deterministic")},
+        energy=config["energy"],
+        mirroring=config["validation"]["mirroring"],
+    message:
+        "Evaluating {wildcards.task}, {wildcards.arm}, fold {wildcards.fold} at {wildcards.scale}"
+    script:
+        "../workflow_scripts/evaluate_scale.py"
+
+
+rule tabulate_scales:
+    input:
+        evaluations=[
+            f"results/{STUDY}/scales/{task}/{arm}/fold_{fold}/scale_{scale}.json"
+            for task, arm, fold, scale in evaluations(config)
+        ],
+        runs=run_files("run.json"),
+        modules="workflow_scripts/scale_tables.py",
+    output:
+        csv="results/{study}/tables/scale_space.csv",
+        md=report(
+            "results/{study}/tables/scale_space.md",
+            caption="report/scale_space.rst",
+            category="Scale space",
+            labels={"result": "Accuracy and cost by scale factor"},
+        ),
+        choice="results/{study}/tables/scale_choice.csv",
+        costs="results/{study}/tables/scale_costs.csv",
+    log:
+        "logs/tabulate_scales/{study}.log",
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        arms=config["arms"],
+        tolerance=config["scale_space"]["tolerance"],
+        mirroring=config["validation"]["mirroring"],
+    script:
+        "../workflow_scripts/tabulate_scales.py"
+
+
+rule plot_scales:
+    input:
+        scales="results/{study}/tables/scale_space.csv",
+        style="config/plotting.yaml",
+        modules="workflow_scripts/plotting.py",
+    output:
+        svg="results/{study}/figures/scale_space.svg",
+        png=report(
+            "results/{study}/figures/scale_space.png",
+            caption="report/scale_space.rst",
+            category="Scale space",
+            labels={"result": "Dice by cost of inference"},
+        ),
+    log:
+        "logs/plot_scales/{study}.log",
+    conda:
+        "../envs/analysis.yaml"
+    script:
+        "../workflow_scripts/plot_scales.py"

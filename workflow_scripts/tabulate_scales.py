@@ -1,0 +1,146 @@
+"""Accuracy against cost by scale factor: which models no other beats, which scale factor to take."""
+
+import math
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from results import read_json
+from scale_tables import COSTS, SUM_OF_FIXED, choose_scales, scales_table, training_costs
+from units import COMPUTATION, ENERGY, TIME, number, pipe_table, unit
+
+COLLAPSED = 1e-3
+"""Relative distance of weights below which a hypernetwork ignores its scale factor."""
+
+
+def to_markdown(
+    table: pd.DataFrame, choice: pd.DataFrame, costs: pd.DataFrame, mirroring: bool
+) -> str:
+    """Return all three tables and what a reader must know of them."""
+    parts = []
+    for task in table["task"].unique():
+        parts.append(f"**{task}: accuracy and cost of inference**")
+        parts.append(pipe_table(_inference_rows(table[table["task"] == task])))
+        parts.append(f"**{task}: cost of training**")
+        parts.append(pipe_table(_training_rows(costs[costs["task"] == task])))
+    notes = [*_choice_notes(choice), *_collapse_notes(table), *_limits(table, costs, mirroring)]
+    parts.append("\n".join(textwrap.fill(f"- {n}", 100, subsequent_indent="  ") for n in notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _inference_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    energy, scale = unit(rows["kwh_per_case"], ENERGY)
+    spread = rows["folds"].max() > 1
+    return pd.DataFrame(
+        {
+            "arm": rows["arm"],
+            "scale": ["planned" if math.isnan(s) else f"{s:g}" for s in rows["scale"]],
+            "Dice": [
+                f"{dice:.3f} ± {sd:.3f}" if spread else f"{dice:.3f}"
+                for dice, sd in zip(rows["dice"], rows["dice_sd"], strict=True)
+            ],
+            "GMAC/patch": rows["gmac_per_patch"].map(number),
+            "GMAC/case": rows["gmac_per_case"].map(number),
+            "s/case": rows["seconds_per_case"].map(number),
+            f"{energy}/case": (rows["kwh_per_case"] * scale).map(number),
+            "non-dominated": [
+                ", ".join(["GMAC"] * by_gmac + ["seconds"] * by_seconds) or "–"
+                for by_gmac, by_seconds in zip(
+                    *(rows[f"non_dominated_{cost}"] for cost in COSTS), strict=True
+                )
+            ],
+        }
+    )
+
+
+def _training_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    named = {"training_seconds": TIME, "training_kwh": ENERGY, "training_gflop": COMPUTATION}
+    columns: dict[str, Any] = {"arm": rows["arm"], "networks": rows["networks"].astype(str)}
+    for column, choices in named.items():
+        name, scale = unit(rows[column], choices)
+        columns[name] = (rows[column] * scale).map(number)
+    return pd.DataFrame(columns)
+
+
+def _choice_notes(choice: pd.DataFrame) -> list[str]:
+    return [
+        f"{row.task}, {row.arm}: the cheapest scale factor within {100 * row.tolerance:g} Dice "
+        f"points of the best ({row.best_scale:g}, Dice {row.best_dice:.3f}) is {row.scale:g} "
+        f"(Dice {row.dice:.3f}, {row.relative_gmac:.2f} of its GMAC). It is chosen and measured on "
+        "the same validation cases, so its Dice is optimistic."
+        for row in choice.itertuples()
+    ]
+
+
+def _collapse_notes(table: pd.DataFrame) -> list[str]:
+    """Tell of each hypernetwork whether its weights follow the scale factor."""
+    notes = []
+    hyper = table[table["role"] == "hypernetwork"]
+    for (task, arm), same in hyper.groupby(["task", "arm"], sort=False):
+        farthest = same.loc[same["relative_distance"].idxmax()]
+        moved = farthest["relative_distance"] > COLLAPSED
+        notes.append(
+            f"{task}, {arm}: the weights at {farthest['scale']:g} are "
+            f"{farthest['relative_distance']:.2g} of their length away from those at the largest "
+            + (
+                "scale factor, so they follow it."
+                if moved
+                else f"scale factor, less than {COLLAPSED:g}: the hypernetwork has collapsed, and is "
+                "no more than one network for all scale factors."
+            )
+        )
+    return notes
+
+
+def _limits(table: pd.DataFrame, costs: pd.DataFrame, mirroring: bool) -> list[str]:
+    """What the curve cannot do, and what it costs."""
+    notes = []
+    rescaled = table[table["role"] != "stock"]
+    for task, same in rescaled.groupby("task", sort=False):
+        share = same["gmac_per_patch"].min() / same["gmac_per_patch"].max()
+        notes.append(
+            f"{task}: the cheapest of these networks takes {share:.2f} of the GMAC of the most "
+            "expensive one. It cannot fall much further: the stage of full resolution, about half "
+            "of the cost at 0.5, is not rescaled."
+        )
+    for task, same in costs.groupby("task", sort=False):
+        fixed = same[same["arm"] == SUM_OF_FIXED]
+        for row in same[same["role"] == "hypernetwork"].itertuples():
+            if len(fixed):
+                total, networks = fixed[["training_seconds", "networks"]].iloc[0]
+                notes.append(
+                    f"{task}: training {row.arm} took {row.training_seconds / total:.2f} of the "
+                    f"time of the {networks:.0f} fixed networks together, "
+                    f"{networks * row.training_seconds / total:.2f} of their mean."
+                )
+    passes = "with mirroring" if mirroring else "without mirroring"
+    notes += [
+        "A scale-space network saves at inference, and in training only against the set of fixed "
+        "networks that it stands for; one network for one scale factor is trained for less.",
+        f"Dice and costs of inference: sliding window over the fold's validation cases, {passes}. "
+        "Seconds are the network's; energy also has reading and export of the cases. Every arm was "
+        "trained once, with one seed.",
+        "Non-dominated: no other model of the table is as good and as cheap, and better in one.",
+    ]
+    return notes
+
+
+if __name__ == "__main__":
+    from log import redirect
+
+    redirect(snakemake.log[0])
+    from run_record import write_csv
+
+    arms = snakemake.params.arms
+    evaluated = [read_json(Path(path)) for path in snakemake.input.evaluations]
+    found = scales_table(evaluated, arms)
+    choices = choose_scales(found, snakemake.params.tolerance)
+    trained = training_costs([read_json(Path(path)) for path in snakemake.input.runs], arms)
+    write_csv(found, Path(snakemake.output.csv))
+    write_csv(choices, Path(snakemake.output.choice))
+    write_csv(trained, Path(snakemake.output.costs))
+    Path(snakemake.output.md).write_text(
+        to_markdown(found, choices, trained, snakemake.params.mirroring)
+    )
