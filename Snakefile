@@ -74,8 +74,9 @@ rule scale_space:
 rule bake:
     input:
         lambda wildcards: [
-            f"results/{STUDY}/baked/{arm}/scale_{chosen_scale(config)}/{DATASET_OF[task]}/"
-            f"{BAKED_NAME.format(plans=plans_name(task))}/plans.json"
-            for arm in hypernetworks(config)
+            path
             for task in config["tasks"]
+            for path in wanted_models(
+                BAKED_MODEL, config, dataset=DATASET_OF[task], plans=plans_name(task)
+            )
         ],

@@ -1,36 +1,37 @@
 """
 This part of the workflow bakes scale-space networks into ordinary nnU-Net models, and measures
-accuracy against the cost of inference: `snakemake scale_space`, `snakemake bake`.
+accuracy against the cost of inference: `snakemake bake`, `snakemake scale_space`.
 
 REQUIRED INPUTS, of a study with an arm of the trainer nnUNetTrainerScaleSpace:
 
     results/{study}/runs/{task}/{arm}/fold_{fold}/run.json, and the checkpoints that it names
     resources/nnUNet_preprocessed/{dataset}/: preprocessed cases, splits_final.json
 
-OUTPUTS:
+OUTPUTS, in results/{study}/:
 
-    results/{study}/baked/{arm}/scale_{scale}/       a folder for nnUNet_results, one a scale factor;
-        {dataset}/nnUNetTrainerRescaledUNet__{plans}__{configuration}/   nnU-Net's model folder, with
-        trainers/                                    the code to name in nnUNet_extTrainer
-    results/{study}/scales/{task}/{arm}/fold_{fold}/ Dice and cost of each evaluated scale factor
-    results/{study}/tables/scale_space.{csv,md}      all of them; scale_costs.csv: of training;
-        scale_choice.csv                             the cheapest one that is good enough
-    results/{study}/figures/scale_space.{svg,png}
+    baked/{arm}/scale_{scale}/{dataset}/…            nnU-Net's model folder, with trainers/ for
+                                                     nnUNet_extTrainer
+    scales/{task}/{arm}/fold_{fold}/                 Dice and cost of each evaluated scale factor
+    tables/scale_space.{csv,md}, scale_choice.csv, scale_costs.csv, figures/scale_space.{svg,png}
 
 STEPS: bake_model, evaluate_scale, tabulate_scales, plot_scales
 """
 
-from scale_study import BAKED_TRAINER, CHOSEN, PLANNED, chosen_scale, evaluations, hypernetworks
+from scale_study import BAKED_TRAINER, CHOSEN, PLANNED, baked_plans, evaluations, wanted_models
 
-BAKED_NAME = f"{BAKED_TRAINER}__{{plans}}__{PLANNING['configuration']}"
+BAKED_MODEL = (
+    "results/{study}/baked/{arm}/scale_{scale}/{dataset}/"
+    f"{BAKED_TRAINER}__{{plans}}__{PLANNING['configuration']}"
+)
 
 
 rule bake_model:
     input:
-        runs=lambda wildcards: [
-            f"results/{wildcards.study}/runs/{TASK_OF[wildcards.dataset]}/{wildcards.arm}/fold_{fold}/run.json"
-            for fold in config["folds"]
-        ],
+        runs=lambda wildcards: expand(
+            "results/{{study}}/runs/{task}/{{arm}}/fold_{fold}/run.json",
+            task=TASK_OF[wildcards.dataset],
+            fold=config["folds"],
+        ),
         choice=branch(
             lambda wildcards: wildcards.scale == CHOSEN,
             then="results/{study}/tables/scale_choice.csv",
@@ -41,13 +42,14 @@ rule bake_model:
             module=["rescaled_unet", "hypernetwork", "scale_space"],
         ),
     output:
-        plans=f"results/{{study}}/baked/{{arm}}/scale_{{scale}}/{{dataset}}/{BAKED_NAME}/plans.json",
-        dataset=f"results/{{study}}/baked/{{arm}}/scale_{{scale}}/{{dataset}}/{BAKED_NAME}/dataset.json",
-        baked=f"results/{{study}}/baked/{{arm}}/scale_{{scale}}/{{dataset}}/{BAKED_NAME}/baked.json",
-        trainer=f"results/{{study}}/baked/{{arm}}/scale_{{scale}}/{{dataset}}/{BAKED_NAME}/trainers/rescaled_unet.py",
+        plans=f"{BAKED_MODEL}/plans.json",
+        dataset=f"{BAKED_MODEL}/dataset.json",
+        baked=f"{BAKED_MODEL}/baked.json",
+        trainer=f"{BAKED_MODEL}/trainers/rescaled_unet.py",
         checkpoints=expand(
-            f"results/{{{{study}}}}/baked/{{{{arm}}}}/scale_{{{{scale}}}}/{{{{dataset}}}}/{BAKED_NAME.replace('{', '{{').replace('}', '}}')}/fold_{{fold}}/checkpoint_final.pth",
+            f"{BAKED_MODEL}/fold_{{fold}}/checkpoint_final.pth",
             fold=config["folds"],
+            allow_missing=True,
         ),
     log:
         "logs/bake_model/{study}_{arm}_{scale}_{dataset}_{plans}.log",
@@ -68,13 +70,8 @@ rule bake_model:
 rule evaluate_scale:
     input:
         run="results/{study}/runs/{task}/{arm}/fold_{fold}/run.json",
-        model=lambda wildcards: (
-            []
-            if wildcards.scale == PLANNED
-            else [
-                f"results/{wildcards.study}/baked/{wildcards.arm}/scale_{wildcards.scale}/"
-                f"{DATASET_OF[wildcards.task]}/{BAKED_NAME.format(plans=plans_name(wildcards.task))}/plans.json"
-            ]
+        model=lambda wildcards: baked_plans(
+            BAKED_MODEL, DATASET_OF[wildcards.task], plans_name(wildcards.task), **wildcards
         ),
         manifest=lambda wildcards: manifest_file(wildcards.task),
         splits=lambda wildcards: splits_file(wildcards.task),

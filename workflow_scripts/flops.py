@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +23,7 @@ class FlopTable:
         """Take an (uncompiled) network on any device; `channels` is its number of inputs."""
         import copy
 
-        self._network = copy.deepcopy(network).to("meta")
+        self._network: Any = copy.deepcopy(network).to("meta")
         self._channels = channels
         self.training_step = lru_cache(None)(self._training_step)
         self.validation_step = lru_cache(None)(self._validation_step)

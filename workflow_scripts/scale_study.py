@@ -62,21 +62,36 @@ def evaluations(config: Mapping[str, Any]) -> list[tuple[str, str, int, str]]:
     ]
 
 
-def chosen_scale(config: Mapping[str, Any]) -> str:
-    """Return the scale factor that the user wants, or `CHOSEN`."""
-    scale = config["scale_factor"]
-    return CHOSEN if scale is None else scale_label(scale)
+def baked_plans(model: str, dataset: str, plans: str, scale: str, **names: str) -> list[str]:
+    """Return the file that stands for a baked model, none for nnU-Net's own network.
 
-
-def hypernetworks(config: Mapping[str, Any]) -> list[str]:
-    """Return the arms that `snakemake bake` makes models of.
-
-    Raises ValueError where the study has none.
+    Args:
+        model: path of a baked model with names in braces.
+        dataset, plans, scale, names: what stands for them.
     """
+    if scale == PLANNED:
+        return []
+    return [f"{model}/plans.json".format(dataset=dataset, plans=plans, scale=scale, **names)]
+
+
+def wanted_models(model: str, config: Mapping[str, Any], dataset: str, plans: str) -> list[str]:
+    """Return what `snakemake bake` makes of a task: a model of every hypernetwork of the study.
+
+    For the config's `scale_factor`, or the `CHOSEN` one.
+
+    Raises ValueError where the study has no hypernetwork.
+    """
+    wanted = config["scale_factor"]
+    scale = CHOSEN if wanted is None else scale_label(wanted)
     found = [name for name, arm in config["arms"].items() if role_of(arm) == "hypernetwork"]
     if not found:
         raise ValueError(
             f"no arm of this study is a scale-space hypernetwork (trainer {TRAINER} without a "
             "scale_factor and with a rank above 0): see config/scale_space.yaml"
         )
-    return found
+    study = config["study"]
+    return [
+        path
+        for arm in found
+        for path in baked_plans(model, dataset, plans, scale, study=study, arm=arm)
+    ]

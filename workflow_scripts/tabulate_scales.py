@@ -1,4 +1,4 @@
-"""Accuracy against cost by scale factor: which models no other beats, which scale factor to take."""
+"""Accuracy against cost by scale factor: the tables, and what a reader must know of them."""
 
 import math
 import textwrap
@@ -87,8 +87,8 @@ def _collapse_notes(table: pd.DataFrame) -> list[str]:
             + (
                 "scale factor, so they follow it."
                 if moved
-                else f"scale factor, less than {COLLAPSED:g}: the hypernetwork has collapsed, and is "
-                "no more than one network for all scale factors."
+                else f"scale factor, less than {COLLAPSED:g}: the hypernetwork has collapsed, and "
+                "is no more than one network for all scale factors."
             )
         )
     return notes

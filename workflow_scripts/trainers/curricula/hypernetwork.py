@@ -10,6 +10,7 @@ have 2.9 billion parameters.
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -72,7 +73,7 @@ class ScaleSpaceNetwork(nn.Module):
             self.modulation = nn.Parameter(_initial_modulation(primary, rank))
             widths = (2, *HIDDEN, rank)
             layers: list[nn.Module] = []
-            for width, following in zip(widths[:-1], widths[1:], strict=True):
+            for width, following in pairwise(widths):
                 linear = nn.Linear(width, following)
                 nn.init.kaiming_normal_(linear.weight, a=0.01, mode="fan_out")
                 nn.init.zeros_(linear.bias)
@@ -86,6 +87,7 @@ class ScaleSpaceNetwork(nn.Module):
 
     @property
     def scale_factor(self) -> float:
+        """The primary network's; setting it decides the next forward passes."""
         return self.primary.scale_factor
 
     @scale_factor.setter
@@ -113,7 +115,7 @@ class ScaleSpaceNetwork(nn.Module):
 
     def weights(self, scale_factor: float) -> dict[str, torch.Tensor]:
         """Return the primary network's parameters by name, in full precision."""
-        own = dict(self.primary.named_parameters())
+        own: dict[str, torch.Tensor] = dict(self.primary.named_parameters())
         if not self.rank:
             return own
         device = self.modulation.device.type

@@ -49,7 +49,7 @@ def build_scale_space(
 
 
 class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
-    """Scale-space hypernetwork (SSHN, NeurIPS 2023) in 3D: the scale factor is drawn anew each step.
+    """Scale-space hypernetwork (SSHN, NeurIPS 2023) in 3D: each step draws its scale factor.
 
     Its controls are the same class: `rank: 0` shares one set of weights among all scale factors
     ("stochastic"); a `scale_factor` trains for that one alone, with `rank: 0` an ordinary network
@@ -68,6 +68,7 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
     scale_encoding = "linear"
 
     build_network_architecture = staticmethod(build_scale_space)
+    network: Any
     _validated = 0
 
     @property
@@ -81,8 +82,8 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
         return getattr(self.network, "module", self.network)
 
     def schedule(self) -> Any:
-        """Return the schedule of the batches, which is constant; raise ValueError for bad scales."""
-        self.scales  # noqa: B018
+        """Return the schedule of the batches; ValueError also for scale factors that cannot be."""
+        plan_scales(**{name: getattr(self, name) for name in SCALE_ATTRIBUTES})
         return super().schedule()
 
     def initialize(self) -> None:
@@ -99,7 +100,7 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
     @staticmethod
     def get_training_transforms(
         patch_size: Any,
-        rotation_for_DA: Any,
+        rotation_for_DA: Any,  # noqa: N803
         deep_supervision_scales: Any,
         *args: Any,
         **kwargs: Any,
@@ -142,7 +143,7 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
             super().perform_actual_validation(save_probabilities)
 
     def _at_scale(self, batch: dict, phase: Literal["train", "val"]) -> dict:
-        """Set network and loss to the step's scale factor; return the batch with a target a head."""
+        """Set network and loss to the step's scale factor; give each of its outputs a target."""
         self.scale_space.scale_factor = self.scale_of_step(phase)
         sizes = self.scale_space.primary.head_sizes(batch["data"].shape[2:])
         self.loss.weight_factors = head_weights(sizes, 1e-6 if self.is_ddp else 0.0)
