@@ -1,0 +1,292 @@
+"""Scale-space training under the pinned nnU-Net, and its models under nnU-Net's own command."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bake_model import bake_model
+from flops import FlopTable
+from log import UserError
+from trainers.curricula.resuming import TrainingStopped
+from training_record import Ledger, Recorder
+
+ROOT = Path(__file__).parents[2]
+PYTHON = Path(sys.executable)
+SCALE_SPACE = "nnUNetTrainerScaleSpace"
+ROLES = {
+    "hypernetwork": {"rank": 3},
+    "stochastic": {"rank": 0},
+    "fixed": {"rank": 0, "scale_factor": 0.35},
+    "fixed_hyper": {"rank": 3, "scale_factor": 0.35},
+}
+
+
+def watch_scales(trainer):
+    """Note the scale factor that the network has in each step of training and validation."""
+    seen = {"train_step": [], "validation_step": []}
+    network = trainer.scale_space
+
+    def watched(name):
+        step = getattr(trainer, name)
+
+        def note(batch):
+            result = step(batch)
+            seen[name].append(network.scale_factor)
+            return result
+
+        return note
+
+    for name in seen:
+        setattr(trainer, name, watched(name))
+    return seen["train_step"], seen["validation_step"]
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.network.state_dict().items()}
+
+
+def losses(trainer):
+    return [float(value) for value in trainer.logger.get_value("train_losses", step=None)]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_trains_at_its_scales(tiny, role):
+    options = ROLES[role]
+    trainer = tiny.trainer(
+        SCALE_SPACE, epochs=2, iterations=4, validation_iterations=4, seed=5, **options
+    )
+    trainer.batch_seed = 5
+    before = weights(trainer)
+    trained, validated = watch_scales(trainer)
+    trainer.run_training()
+    if "scale_factor" in options:
+        assert set(trained) == set(validated) == {0.35}
+    else:
+        assert trained == [trainer.scales.of_iteration(5, i) for i in range(8)]
+        assert len(set(trained)) > 3
+        assert validated == [0.5, 0.38, 0.25, 0.5] * 2
+    assert np.isfinite(losses(trainer)).all()
+    after = weights(trainer)
+    assert ("modulation" in after) == (options["rank"] > 0)
+    assert all(
+        not torch.equal(before[name], after[name]) for name in after if "conv.weight" in name
+    )
+    if options["rank"]:
+        assert not torch.equal(before["modulation"], after["modulation"])
+        assert trainer.scale_space.coordinates(0.3).norm().item() == pytest.approx(1, abs=1e-4)
+    written = json.loads((Path(trainer.output_folder_base) / "plans.json").read_text())
+    assert written == tiny.plans, "the plan is left alone"
+
+
+@pytest.mark.parametrize("stops", [[(1, 1)], [(0, 0), (1, 2)]])
+def test_a_stopped_training_goes_on_with_the_same_scales(tiny, stops):
+    options = {"epochs": 3, "iterations": 3, "rank": 2, "batch_seed": 4}
+    whole = tiny.trainer(SCALE_SPACE, **options)
+    expected, _ = watch_scales(whole)
+    whole.run_training()
+
+    path, done = None, []
+    for stop_at in [*stops, None]:
+        trainer = tiny.trainer(SCALE_SPACE, seed=77 if path else 1, **options)
+        if path:
+            trainer.load_checkpoint(str(path))
+        step = trainer.train_step
+
+        def watch(batch, trainer=trainer, step=step, at=stop_at):
+            trainer.stop_requested = (trainer.current_epoch, trainer.iterations_done) == at
+            scale = trainer.scale_of_step("train")
+            try:
+                return step(batch)
+            finally:
+                done.append(scale)
+                assert trainer.scale_space.scale_factor == scale
+
+        trainer.train_step = watch
+        if stop_at is None:
+            trainer.run_training()
+        else:
+            with pytest.raises(TrainingStopped):
+                trainer.run_training()
+            path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    assert done == expected
+    assert losses(trainer) == losses(whole)
+    one, other = weights(trainer), weights(whole)
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_batches_are_those_of_the_constant_arm_with_whole_targets(tiny):
+    loaded = []
+    for name in ("nnUNetTrainerConstantPatch", SCALE_SPACE):
+        loaders = tiny.trainer(name, batch_seed=9).get_dataloaders()
+        loaded.append([list(islice(loader, 2)) for loader in loaders])
+    for stock, ours in zip(*loaded, strict=True):
+        for one, other in zip(stock, ours, strict=True):
+            assert torch.equal(one["data"], other["data"])
+            assert torch.equal(one["target"][0], other["target"])
+
+
+def test_targets_at_one_half_are_stock(tiny):
+    """At the planned sizes targets and weights of the loss are those of nnU-Net."""
+    stock = tiny.trainer("nnUNetTrainerConstantPatch", batch_seed=9)
+    ours = tiny.trainer(SCALE_SPACE, batch_seed=9, scale_factor=0.5, rank=0)
+    batches = [next(iter(trainer.get_dataloaders()[0])) for trainer in (stock, ours)]
+    at_scale = ours._at_scale(batches[1], "val")
+    for one, other in zip(batches[0]["target"], at_scale["target"], strict=True):
+        assert torch.equal(one, other)
+    assert ours.loss.weight_factors == pytest.approx(stock.loss.weight_factors)
+
+
+def test_every_step_s_work_is_counted_at_its_scale(tiny, tmp_path):
+    class Meter:
+        def read(self):
+            from energy import Reading
+
+            return Reading()
+
+    trainer = tiny.trainer(SCALE_SPACE, epochs=1, iterations=5, validation_iterations=3, rank=2)
+    table = FlopTable(trainer.network, 1)
+    recorder = Recorder(Ledger(tmp_path / "ledger"), Meter(), table, 1, 0.0, lambda entries: None)
+    trained, validated = watch_scales(trainer)
+    recorder.attach(trainer)
+    trainer.run_training()
+    (entry,) = [e for e in Ledger(tmp_path / "ledger").read() if e["phase"] == "training"]
+    expected = sum(
+        n * table.training_step(4, (16, 8, 8), scale) for scale, n in Counter(trained).items()
+    )
+    assert entry["train_gflop"] == pytest.approx(expected / 1e9)
+    both = expected + sum(table.validation_step(4, (16, 8, 8), scale) for scale in validated)
+    assert entry["gflop"] == pytest.approx(both / 1e9)
+    assert (entry["patch_size"], entry["iterations"], entry["stage"]) == ("16x8x8", 5, 0)
+    costs = [table.training_step(4, (16, 8, 8), scale) for scale in (0.25, 0.35, 0.5)]
+    assert costs == sorted(costs)
+
+
+def test_scales_that_cannot_be_stop_the_training_before_it_begins(tiny):
+    trainer = tiny.trainer(SCALE_SPACE)
+    trainer.smallest_scale = 0.6
+    with pytest.raises(ValueError, match=r"smallest_scale 0\.6 is not smaller"):
+        trainer.schedule()
+
+
+# --- baked models
+
+
+@pytest.fixture
+def trained(tiny):
+    """A short training of a hypernetwork, with a final validation."""
+    trainer = tiny.trainer(SCALE_SPACE, epochs=2, iterations=6, rank=2)
+    trainer.run_training()
+    return trainer
+
+
+def test_final_validation_has_the_weights_of_the_final_scale(trained, monkeypatch):
+    seen = []
+    primary = trained.scale_space.primary
+    primary.register_forward_hook(
+        lambda module, x, y: seen.append((module.scale_factor, trained.scale_space._frozen is None))
+    )
+    trained.perform_actual_validation()
+    assert set(seen) == {(0.5, False)}
+    assert trained.scale_space._frozen is None
+    assert (Path(trained.output_folder) / "validation" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_stock_nnunet_predicts_with_a_baked_model(trained, tiny):
+    """By its own command in a process that knows nothing of this workflow's folders."""
+    scale, out, model = 0.3, tiny.results.parent / "predicted", tiny.results.parent / "baked"
+    fold = Path(trained.output_folder)
+    bake_model({0: fold}, {"rank": 2}, scale, model)
+    assert {path.name for path in model.iterdir()} == {
+        *("plans.json", "dataset.json", "baked.json", "trainers", "fold_0"),
+    }
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        **tiny.environment,
+        "nnUNet_extTrainer": str(model / "trainers"),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        *(PYTHON.with_name("nnUNetv2_predict_from_modelfolder"), "-m", model, "-f", "0"),
+        *("-i", tiny.raw / tiny.dataset / "imagesTr", "-o", out, "-device", "cpu"),
+        *("--save_probabilities", "-npp", "1", "-nps", "1"),
+    ]
+    done = subprocess.run(
+        list(map(str, command)),
+        env=environment,
+        cwd=tiny.results.parent,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.manual_initialization(
+        trained.network,
+        trained.plans_manager,
+        trained.configuration_manager,
+        None,
+        trained.dataset_json,
+        SCALE_SPACE,
+        trained.inference_allowed_mirroring_axes,
+    )
+    trained.set_deep_supervision_enabled(False)
+    dataset = trained.dataset_class(trained.preprocessed_dataset_folder, ["tiny_000"])
+    data = torch.from_numpy(dataset.load_case("tiny_000")[0][:])
+    trained.scale_space.scale_factor = scale
+    logits = predictor.predict_sliding_window_return_logits(data)
+    expected = torch.softmax(logits.float(), 0).numpy()
+    found = np.load(out / "tiny_000.npz")["probabilities"]
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-5
+    trained.scale_space.scale_factor = 0.5
+    other = torch.softmax(predictor.predict_sliding_window_return_logits(data).float(), 0).numpy()
+    assert np.abs(found - other).max() > 1e-3, "another scale factor predicts otherwise"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_baked_folder_s_logits_are_the_hypernetwork_s(tiny, monkeypatch, role):
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    options = ROLES[role]
+    trainer = tiny.trainer(SCALE_SPACE, epochs=1, iterations=3, **options)
+    trainer.run_training()
+    scale, model = options.get("scale_factor", 0.4), tiny.results.parent / "baked"
+    bake_model({0: Path(trainer.output_folder)}, options, scale, model)
+    monkeypatch.setenv("nnUNet_extTrainer", str(model / "trainers"))
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0,))
+    assert type(predictor.network).__name__ == "RescaledUNet"
+    assert predictor.network.scale_factor == scale
+    trainer.set_deep_supervision_enabled(False)
+    trainer.scale_space.scale_factor = scale
+    x = torch.randn(1, 1, 16, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(predictor.network(x), trainer.network(x), atol=1e-5)
+    distance = json.loads((model / "baked.json").read_text())["relative_distance"]["0"]
+    assert (distance > 0) == (role == "hypernetwork")
+
+
+def test_the_file_that_goes_with_a_model_stands_alone():
+    text = (ROOT / "workflow_scripts/trainers/curricula/rescaled_unet.py").read_text()
+    assert "from ." not in text
+    assert "trainers." not in text
+
+
+def test_a_training_that_is_not_there_is_named(tiny):
+    with pytest.raises(UserError, match=r"checkpoint_final\.pth is missing: train this fold"):
+        bake_model({0: tiny.results / "nothing"}, {}, 0.3, tiny.results / "model")
+    with pytest.raises(UserError, match="must be above 0 and at most 1"):
+        bake_model({}, {}, 1.3, tiny.results / "model")
