@@ -239,7 +239,7 @@ def _mean_flop(count: Callable[..., int], size: Stage, scales: Sequence[float]) 
 
 @lru_cache
 def _flop_table(
-    content: str, configuration: str, build: Any, options: tuple[tuple[str, Any], ...]
+    content: str, configuration: str, build: Any, options: tuple[tuple[str, Any], ...] = ()
 ) -> FlopTable:
     """Count the network that a trainer builds of a plan.
 

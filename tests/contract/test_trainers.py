@@ -540,7 +540,7 @@ def test_arms_of_a_config_name_their_curriculum(name):
 
 def test_every_config_is_tested():
     shipped = {path.stem for path in (ROOT / "config").glob("*.yaml")} - {"plotting"}
-    assert shipped == {"bench", "budget_sweep", "config", "demo", "hippocampus"}
+    assert shipped == {"bench", "budget_sweep", "config", "demo", "hippocampus", "scale_space"}
 
 
 @pytest.mark.slow
