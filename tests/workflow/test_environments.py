@@ -1,15 +1,24 @@
-"""The locks, and the conda environments that are in step with them."""
+"""The locks, and the conda environments and the image that are in step with them."""
 
+import importlib.metadata
 import re
+import subprocess
 import tomllib
-from pathlib import Path
+from functools import cache
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from imports import RULE_FILES, imports_of, rules, top_level
+from tree import ROOT
+
 ENVIRONMENTS = sorted(ROOT.glob("envs/*.yaml"))
-RULE_FILES = [ROOT / "Snakefile", *sorted(ROOT.glob("rules/*.smk"))]
+RULES = rules()
+PYPI_NAMES = {"matplotlib-base": "matplotlib"}  # without a window system's packages
+UNIMPORTED = {
+    "ipykernel": "runs the notebooks",
+    "torchvision": "nnU-Net's networks import it through timm, and it must fit torch",
+}
 
 
 def pins(name):
@@ -25,6 +34,26 @@ def pins(name):
 def requirements(name):
     lines = (ROOT / name).read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def environment_pins(path):
+    """Read an environment: (conda's pins, pip's pins), package -> version."""
+    *conda, last = yaml.safe_load(path.read_text())["dependencies"]
+    pip = last["pip"] if isinstance(last, dict) else []
+    conda += [] if isinstance(last, dict) else [last]
+    assert conda.pop(0) == "python=3.11"
+    assert ("pip" in conda) == bool(pip)
+    conda = [re.fullmatch(r"([a-z0-9-]+)=([0-9][^=]*)", pin) for pin in conda if pin != "pip"]
+    return dict(pin.groups() for pin in conda), dict(pin.split("==") for pin in pip)
+
+
+distributions = cache(importlib.metadata.packages_distributions)  # reads the lists of all files
+
+
+def package_of(statement):
+    """Return the package, as PyPI names it, that an import statement takes from."""
+    (name,) = set(distributions()[top_level(statement)])
+    return name.lower().replace("_", "-")
 
 
 @pytest.mark.parametrize("kind", ["requirements", "requirements-dev"])
@@ -52,33 +81,67 @@ def test_locks_name_no_address():
 @pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)
 def test_environment_is_pinned_to_the_lock(path):
     environment = yaml.safe_load(path.read_text())
+    assert set(environment) == {"channels", "dependencies"}
     assert environment["channels"] == ["conda-forge", "nodefaults"]
-    *conda, last = environment["dependencies"]
-    pip = last["pip"] if isinstance(last, dict) else []
-    conda += [] if isinstance(last, dict) else [last]
-    assert conda[0] == "python=3.11"
-    assert ("pip" in conda) == bool(pip)
     locked = pins("requirements.lock")
-    for pin in [name for name in conda[1:] if name != "pip"]:
-        package, version = re.fullmatch(r"([a-z0-9-]+)=([0-9][^=]*)", pin).groups()
-        assert locked[package] == {version}
-    for pin in pip:
-        package, version = pin.split("==")
-        assert locked[package] == {version}
+    conda, pip = environment_pins(path)
+    for package, version in [*conda.items(), *pip.items()]:
+        assert locked[PYPI_NAMES.get(package, package)] == {version}
+    assert conda.keys() & pip.keys() == set()
 
 
-@pytest.mark.parametrize("path", RULE_FILES, ids=lambda path: path.name)
-def test_environments_of_rules_exist(path):
-    named = re.findall(r"^\s+conda:\s+\"([^\"]+)\"", path.read_text(), flags=re.MULTILINE)
-    for environment in named:
-        assert (path.parent / environment).resolve() in ENVIRONMENTS
-    assert len(named) == len(re.findall(r"^\s+conda:", path.read_text(), flags=re.MULTILINE))
-
-
-def test_every_environment_is_used():
-    used = "\n".join(path.read_text() for path in RULE_FILES)
+def test_environments_that_conda_fills_need_no_pip():
+    """Snakemake makes an environment from its pin file alone, which knows nothing of pip's packages."""
     for path in ENVIRONMENTS:
-        assert f"envs/{path.name}" in used
+        conda, pip = environment_pins(path)
+        assert not (conda and pip), path
+
+
+def test_every_rule_with_a_script_has_an_environment():
+    text = "\n".join(path.read_text() for path in RULE_FILES)
+    for keyword in ("conda", "script"):
+        assert len(re.findall(rf"^ +{keyword}:", text, re.M)) == len(RULES) > 0
+    for rule in RULES.values():
+        assert rule.script.is_file()
+    assert {rule.environment for rule in RULES.values()} == set(ENVIRONMENTS)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_environment_declares_what_the_rule_imports(name):
+    conda, pip = environment_pins(RULES[name].environment)
+    declared = {PYPI_NAMES.get(package, package) for package in (*conda, *pip)}
+    undeclared = {
+        statement
+        for statement in imports_of(RULES[name].script)
+        if package_of(statement) not in declared
+    }
+    assert undeclared == set()
+
+
+@pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)
+def test_environment_declares_nothing_that_no_rule_imports(path):
+    conda, pip = environment_pins(path)
+    scripts = [rule.script for rule in RULES.values() if rule.environment == path]
+    imported = {package_of(statement) for script in scripts for statement in imports_of(script)}
+    assert {PYPI_NAMES.get(package, package) for package in (*conda, *pip)} <= {
+        *imported,
+        *UNIMPORTED,
+    }
+
+
+def test_requirements_name_what_the_rules_import():
+    asked = {line.partition("==")[0] for line in requirements("requirements.in")}
+    for rule in RULES.values():
+        assert {package_of(statement) for statement in imports_of(rule.script)} <= asked
+
+
+def test_imports_are_found_through_modules_subprocesses_and_notebooks():
+    """Each of these is reached in another way; a reader that misses one would prove nothing."""
+    found = {name: imports_of(rule.script) for name, rule in RULES.items()}
+    assert "import torch.distributed as dist" in found["forecast_study"]  # find_trainer's name
+    assert "import psutil" in found["bench_trainers"]  # the script that it starts
+    assert "import nibabel" in found["extract_task"]  # a function's import, two modules away
+    assert "from IPython.display import Image, Markdown" in found["run_notebook"]
 
 
 def test_ruff_and_mypy_target_the_oldest_python():
