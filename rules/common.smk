@@ -10,9 +10,17 @@ OUTPUTS: none, there are no rules here
 
 import hashlib
 import json
+import os
 import re
+import site
 import sys
 from pathlib import Path
+
+import snakemake
+
+# What a user has in ~/.local would come before the packages of a rule's conda environment.
+if not Path(snakemake.__file__).is_relative_to(site.getusersitepackages()):
+    os.environ["PYTHONNOUSERSITE"] = "1"
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 

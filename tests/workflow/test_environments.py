@@ -2,49 +2,34 @@
 
 import importlib.metadata
 import re
-import subprocess
 import tomllib
 from functools import cache
 
 import pytest
 import yaml
 
-from imports import RULE_FILES, imports_of, rules, top_level
+from environments import (
+    ENVIRONMENTS,
+    RULE_FILES,
+    environment_pins,
+    imports_of,
+    pins,
+    rules,
+    top_level,
+)
 from tree import ROOT
 
-ENVIRONMENTS = sorted(ROOT.glob("envs/*.yaml"))
+PAGE = (ROOT / "docs/environments.md").read_text()
 RULES = rules()
-PYPI_NAMES = {"matplotlib-base": "matplotlib"}  # without a window system's packages
 UNIMPORTED = {
     "ipykernel": "runs the notebooks",
     "torchvision": "nnU-Net's networks import it through timm, and it must fit torch",
 }
 
 
-def pins(name):
-    """Read a lock: package -> set of versions (two where Python versions need different ones)."""
-    found = {}
-    for line in (ROOT / name).read_text().splitlines():
-        if line and not line.lstrip().startswith("#"):
-            package, version = re.fullmatch(r"([a-z0-9.-]+)==(\S+)(?: ; .+)?", line).groups()
-            found.setdefault(package, set()).add(version)
-    return found
-
-
 def requirements(name):
     lines = (ROOT / name).read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def environment_pins(path):
-    """Read an environment: (conda's pins, pip's pins), package -> version."""
-    *conda, last = yaml.safe_load(path.read_text())["dependencies"]
-    pip = last["pip"] if isinstance(last, dict) else []
-    conda += [] if isinstance(last, dict) else [last]
-    assert conda.pop(0) == "python=3.11"
-    assert ("pip" in conda) == bool(pip)
-    conda = [re.fullmatch(r"([a-z0-9-]+)=([0-9][^=]*)", pin) for pin in conda if pin != "pip"]
-    return dict(pin.groups() for pin in conda), dict(pin.split("==") for pin in pip)
 
 
 distributions = cache(importlib.metadata.packages_distributions)  # reads the lists of all files
@@ -86,12 +71,12 @@ def test_environment_is_pinned_to_the_lock(path):
     locked = pins("requirements.lock")
     conda, pip = environment_pins(path)
     for package, version in [*conda.items(), *pip.items()]:
-        assert locked[PYPI_NAMES.get(package, package)] == {version}
+        assert locked[package] == {version}
     assert conda.keys() & pip.keys() == set()
 
 
 def test_environments_that_conda_fills_need_no_pip():
-    """Snakemake makes an environment from its pin file alone, which knows nothing of pip's packages."""
+    """Where there is a pin file, which lists none of pip's packages, Snakemake reads that alone."""
     for path in ENVIRONMENTS:
         conda, pip = environment_pins(path)
         assert not (conda and pip), path
@@ -109,11 +94,10 @@ def test_every_rule_with_a_script_has_an_environment():
 @pytest.mark.parametrize("name", RULES)
 def test_environment_declares_what_the_rule_imports(name):
     conda, pip = environment_pins(RULES[name].environment)
-    declared = {PYPI_NAMES.get(package, package) for package in (*conda, *pip)}
     undeclared = {
         statement
         for statement in imports_of(RULES[name].script)
-        if package_of(statement) not in declared
+        if package_of(statement) not in {*conda, *pip}
     }
     assert undeclared == set()
 
@@ -123,10 +107,7 @@ def test_environment_declares_nothing_that_no_rule_imports(path):
     conda, pip = environment_pins(path)
     scripts = [rule.script for rule in RULES.values() if rule.environment == path]
     imported = {package_of(statement) for script in scripts for statement in imports_of(script)}
-    assert {PYPI_NAMES.get(package, package) for package in (*conda, *pip)} <= {
-        *imported,
-        *UNIMPORTED,
-    }
+    assert {*conda, *pip} <= {*imported, *UNIMPORTED}
 
 
 def test_requirements_name_what_the_rules_import():
@@ -148,3 +129,39 @@ def test_ruff_and_mypy_target_the_oldest_python():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     assert settings["mypy"]["python_version"] == "3.11"
     assert settings["ruff"]["target-version"] == "py311"
+
+
+def test_the_image_is_made_from_the_lock():
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+    (base,) = [value for step, value in steps if step == "FROM"]
+    assert re.fullmatch(r"python:3\.11-slim-\w+", base)  # as the conda environments
+    ((source, target),) = [value.split() for step, value in steps if step == "COPY"]
+    assert source == "requirements.lock"
+    assert f"pip install --no-cache-dir --disable-pip-version-check -r {target}" in "\n".join(
+        value for step, value in steps if step == "RUN"
+    )
+    context = (ROOT / ".dockerignore").read_text().splitlines()
+    assert context[1:] == ["*", f"!{source}"]
+
+
+def test_the_lock_for_another_build_of_torch_lacks_the_cuda_libraries_alone():
+    """The command of docs/environments.md, against what the installed torch brings."""
+    (pattern,) = re.findall(r"^grep -vE '(.+)' requirements\.lock", PAGE, re.M)
+    dropped = {name for name in pins("requirements.lock") if re.search(pattern, name)}
+    brought = {
+        re.match(r"[\w-]+", line).group()
+        for line in importlib.metadata.requires("torch")
+        if line.startswith(("cuda-", "nvidia-"))
+    }
+    assert brought <= dropped
+    assert "nvidia-ml-py" not in dropped
+    # The toolkit's parts are what torch's extras of it stand for, one level down.
+    assert all(name.startswith(("cuda-", "nvidia-")) for name in dropped)
+
+
+def test_the_page_names_files_that_exist():
+    for target in re.findall(r"\]\((?!https:)([^)#]+)", PAGE):
+        assert (ROOT / "docs" / target).exists(), target
+    for path in ENVIRONMENTS:
+        assert f"`{path.name}`" in PAGE

@@ -1,4 +1,4 @@
-"""Which script and environment a rule has, and what the script imports: found by reading, not running."""
+"""What the rules import and what locks and environments hold: found by reading, not by running."""
 
 import ast
 import json
@@ -8,9 +8,13 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import yaml
+
 from tree import ROOT
 
 SCRIPTS = ROOT / "workflow_scripts"
+ENVIRONMENTS = sorted(ROOT.glob("envs/*.yaml"))
+PYPI_NAMES = {"matplotlib-base": "matplotlib"}  # without a window system's packages
 RULE_FILES = [ROOT / "Snakefile", *sorted(ROOT.glob("rules/*.smk"))]
 OWN = {"__future__", "snakemake", "trainers"} | {path.stem for path in SCRIPTS.glob("*.py")}
 
@@ -28,6 +32,31 @@ def rules():
             if "script" in named:
                 found[name] = SimpleNamespace(script=named["script"], environment=named["conda"])
     return found
+
+
+def pins(name):
+    """Read a lock: package -> set of versions (two where Python versions need different ones)."""
+    found = {}
+    for line in (ROOT / name).read_text().splitlines():
+        if line and not line.lstrip().startswith("#"):
+            package, version = re.fullmatch(r"([a-z0-9.-]+)==(\S+)(?: ; .+)?", line).groups()
+            found.setdefault(package, set()).add(version)
+    return found
+
+
+def environment_pins(path):
+    """Read an environment: (conda's pins, pip's pins), package as PyPI names it -> version."""
+    *conda, last = yaml.safe_load(path.read_text())["dependencies"]
+    pip = last["pip"] if isinstance(last, dict) else []
+    conda += [] if isinstance(last, dict) else [last]
+    assert conda.pop(0) == "python=3.11"
+    assert ("pip" in conda) == bool(pip)
+    matches = [re.fullmatch(r"([a-z0-9-]+)=([0-9][^=]*)", pin) for pin in conda if pin != "pip"]
+    pairs = [match.groups() for match in matches]
+    return (
+        {PYPI_NAMES.get(package, package): version for package, version in pairs},
+        dict(pin.split("==") for pin in pip),
+    )
 
 
 def modules(node):
