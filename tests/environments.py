@@ -14,7 +14,6 @@ from tree import ROOT
 
 SCRIPTS = ROOT / "workflow_scripts"
 ENVIRONMENTS = sorted(ROOT.glob("envs/*.yaml"))
-PYPI_NAMES = {"matplotlib-base": "matplotlib"}  # without a window system's packages
 RULE_FILES = [ROOT / "Snakefile", *sorted(ROOT.glob("rules/*.smk"))]
 OWN = {"__future__", "snakemake", "trainers"} | {path.stem for path in SCRIPTS.glob("*.py")}
 
@@ -45,18 +44,14 @@ def pins(name):
 
 
 def environment_pins(path):
-    """Read an environment: (conda's pins, pip's pins), package as PyPI names it -> version."""
+    """Read an environment: (conda's pins, pip's pins), package -> version."""
     *conda, last = yaml.safe_load(path.read_text())["dependencies"]
     pip = last["pip"] if isinstance(last, dict) else []
     conda += [] if isinstance(last, dict) else [last]
     assert conda.pop(0) == "python=3.11"
     assert ("pip" in conda) == bool(pip)
     matches = [re.fullmatch(r"([a-z0-9-]+)=([0-9][^=]*)", pin) for pin in conda if pin != "pip"]
-    pairs = [match.groups() for match in matches]
-    return (
-        {PYPI_NAMES.get(package, package): version for package, version in pairs},
-        dict(pin.split("==") for pin in pip),
-    )
+    return dict(match.groups() for match in matches), dict(pin.split("==") for pin in pip)
 
 
 def modules(node):
