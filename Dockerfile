@@ -11,7 +11,7 @@ RUN apt-get update \
 COPY requirements.lock /opt/requirements.lock
 RUN python -m pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.lock
 
-# Whoever runs it may have no home in here; their own packages stay out.
-ENV HOME=/tmp PYTHONNOUSERSITE=1
+# Whoever runs it has neither a name nor a home in here (Snakemake asks for both); their own packages stay out.
+ENV USER=workflow HOME=/tmp PYTHONNOUSERSITE=1
 WORKDIR /workflow
 CMD ["snakemake", "--cores", "all"]

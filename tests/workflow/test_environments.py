@@ -23,6 +23,8 @@ PAGE = (ROOT / "docs/environments.md").read_text()
 RULES = rules()
 UNIMPORTED = {
     "ipykernel": "runs the notebooks",
+    "tabulate": "pandas writes the notebooks' Markdown tables with it",
+    "tinycss2": "nbconvert needs it through an extra of bleach, and conda knows no extras",
     "torchvision": "nnU-Net's networks import it through timm, and it must fit torch",
 }
 
