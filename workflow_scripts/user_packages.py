@@ -5,9 +5,8 @@ The Snakefile asks this module while it is parsed, so it imports only what Snake
 
 import os
 import site
+from importlib.metadata import distribution
 from pathlib import Path
-
-import snakemake as engine
 
 
 def keep_out() -> None:
@@ -15,5 +14,6 @@ def keep_out() -> None:
 
     Nothing is hidden where Snakemake itself is installed there, since jobs need it as well.
     """
-    if not Path(engine.__file__).is_relative_to(site.getusersitepackages()):
+    folder = Path(str(distribution("snakemake").locate_file("")))
+    if not folder.is_relative_to(site.getusersitepackages()):
         os.environ["PYTHONNOUSERSITE"] = "1"
