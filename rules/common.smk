@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 
 from config_tools import ConfigError, check_config
 from msd import read_register
+from user_packages import keep_out
 
+keep_out()
 try:
     check_config(config, Path(workflow.basedir) / "config/schemas/config.schema.yaml")
 except ConfigError as error:
@@ -26,9 +28,7 @@ except ConfigError as error:
 
 MSD = read_register(Path(workflow.basedir) / "config/datasets.tsv")
 DEMO_TASK = "Task99_BrainTissue"
-DATASET_OF = {
-    task: f"Dataset0{task[4:]}" for task in [*MSD, DEMO_TASK]
-}  # Task04_Hippocampus is nnU-Net's Dataset004_Hippocampus
+DATASET_OF = {task: f"Dataset0{task[4:]}" for task in [*MSD, DEMO_TASK]}  # Dataset004_Hippocampus
 NSD_TOLERANCE_MM = {
     **{task: row["nsd_tolerance_mm"] for task, row in MSD.items()},
     DEMO_TASK: "1",  # our own choice: half of its voxels' edge
