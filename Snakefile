@@ -24,6 +24,7 @@ include: "rules/figures.smk"
 include: "rules/report.smk"
 include: "rules/budget_sweep.smk"
 include: "rules/bench.smk"
+include: "rules/clean.smk"
 
 
 rule all:

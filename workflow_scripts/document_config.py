@@ -112,6 +112,9 @@ def _allowed(subschema: dict[str, Any], schema: dict[str, Any]) -> str:
     """Say in a few words which values a key takes."""
     if "enum" in subschema:
         return ", ".join(f"`{value}`" for value in subschema["enum"])
+    if "anyOf" in subschema:
+        branches = [resolve(branch, schema) for branch in subschema["anyOf"]]
+        return " or ".join(_allowed(branch, schema) for branch in branches)
     kinds = subschema["type"] if isinstance(subschema["type"], list) else [subschema["type"]]
     text = _KINDS[kinds[0]]
     if "maxItems" in subschema:
