@@ -18,19 +18,21 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 
 from config_tools import ConfigError, check_config
 from msd import read_register
+from own_task import check_own_tasks, dataset_of
+from user_packages import keep_out
 
+keep_out()
 try:
     check_config(config, Path(workflow.basedir) / "config/schemas/config.schema.yaml")
+    check_own_tasks(config, Path("resources/nnUNet_raw"))
 except ConfigError as error:
     sys.exit(str(error))
 
 MSD = read_register(Path(workflow.basedir) / "config/datasets.tsv")
 DEMO_TASK = "Task99_BrainTissue"
-DATASET_OF = {
-    task: f"Dataset0{task[4:]}" for task in [*MSD, DEMO_TASK]
-}  # Task04_Hippocampus is nnU-Net's Dataset004_Hippocampus
+DATASET_OF = {task: dataset_of(task) for task in [*MSD, DEMO_TASK, *config["own_tasks"]]}
 NSD_TOLERANCE_MM = {
-    **{task: row["nsd_tolerance_mm"] for task, row in MSD.items()},
+    **{task: row["nsd_tolerance_mm"] for task, row in (MSD | config["own_tasks"]).items()},
     DEMO_TASK: "1",  # our own choice: half of its voxels' edge
 }
 TASK_OF = {dataset: task for task, dataset in DATASET_OF.items()}

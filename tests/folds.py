@@ -24,6 +24,7 @@ from log import UserError
 if __name__ == "__main__":
     spec = json.loads(Path(sys.argv[1]).read_text())
     nnunet.RAW, nnunet.PREPROCESSED = Path(spec["raw"]), Path(spec["preprocessed"])
+    exec(spec["before"])
     from train_fold import train_fold
 
     for number, call in enumerate(spec["calls"]):
@@ -45,7 +46,10 @@ OUTPUTS = {name: f"{name}.csv" for name in ("epochs", "stages", "energy")} | {
 
 
 class Folds:
-    """Calls of `train_fold` in processes of their own, as Snakemake's jobs would be."""
+    """Calls of `train_fold` in processes of their own, as Snakemake's jobs would be.
+
+    `log` is what the last process of `run` printed.
+    """
 
     def __init__(self, prepared, root):
         self.raw, self.preprocessed = prepared
@@ -76,6 +80,8 @@ class Folds:
                 "precision": "fp32",
                 "checkpoint_minutes": 0,
                 "deterministic": False,
+                "lease_minutes": 5,
+                "wait_minutes": 30,
                 **settings,
             },
             "energy": {"country": "DEU", "tracking_mode": "process", "pue": 1.0},
@@ -87,11 +93,14 @@ class Folds:
             "threads": 1,
         }
 
-    def start(self, *calls):
+    def start(self, *calls, before=""):
+        """Start a process that runs the code `before`, then makes the calls."""
         spec = self.root / f"spec_{time.monotonic_ns()}.json"
         said = spec.with_suffix(".said")
         content = {"raw": str(self.raw), "preprocessed": str(self.preprocessed)}
-        spec.write_text(json.dumps({**content, "said": str(said), "calls": calls}))
+        spec.write_text(
+            json.dumps({**content, "said": str(said), "before": before, "calls": calls})
+        )
         with spec.with_suffix(".log").open("w") as log:
             process = subprocess.Popen(
                 [PYTHON, self.root / "driver.py", spec],
@@ -102,13 +111,14 @@ class Folds:
             )
         return process, said
 
-    def run(self, *calls):
-        process, said = self.start(*calls)
+    def run(self, *calls, before=""):
+        process, said = self.start(*calls, before=before)
         try:
             process.wait(timeout=400)
         finally:
             kill_group(process)
-        assert process.returncode == 0, said.with_suffix(".log").read_text()[-3000:]
+        self.log = said.with_suffix(".log").read_text()
+        assert process.returncode == 0, self.log[-3000:]
         return [json.loads(line) for line in said.read_text().splitlines()]
 
     def fold(self, study):

@@ -32,7 +32,7 @@ Without `--configfile` it is the demo, `config/demo.yaml`.
 | --- | --- |
 | `demo.yaml` | small, semi-synthetic, minutes on a CPU |
 | `hippocampus.yaml` | real data (Task04) on one machine, a reduced schedule |
-| `budget_sweep.yaml` | one task at four lengths of training: Dice against energy |
+| `budget_sweep.yaml` | one task at three lengths of training: Dice against energy |
 | `scale_space.yaml` | one network for many scale factors: accuracy against the cost of inference |
 | `bench.yaml` | what `make bench` measures |
 | `config.yaml` | the full study of the paper |
@@ -113,6 +113,9 @@ def _allowed(subschema: dict[str, Any], schema: dict[str, Any]) -> str:
     """Say in a few words which values a key takes."""
     if "enum" in subschema:
         return ", ".join(f"`{value}`" for value in subschema["enum"])
+    if "anyOf" in subschema:
+        branches = [resolve(branch, schema) for branch in subschema["anyOf"]]
+        return " or ".join(_allowed(branch, schema) for branch in branches)
     kinds = subschema["type"] if isinstance(subschema["type"], list) else [subschema["type"]]
     text = _KINDS[kinds[0]]
     if "maxItems" in subschema:

@@ -1,14 +1,10 @@
 """What one training needs around nnU-Net: trainer, identity, interruption, progress."""
 
-import contextlib
 import importlib
 import json
 import platform
 import random
-import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -199,28 +195,6 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
-@contextlib.contextmanager
-def stoppable(trainer: Any, title: str) -> Iterator[None]:
-    """Let SIGTERM (a scheduler's) and SIGINT (Ctrl-C) end the training at its next step.
-
-    A trainer that can write a checkpoint then does so; a second signal, or a trainer that cannot,
-    ends the process at once.
-    """
-
-    def stop(number: int, frame: object) -> None:
-        if not hasattr(trainer, "stop_requested") or trainer.stop_requested:
-            sys.exit(128 + number)
-        trainer.stop_requested = True
-        tell(f"{title}: {signal.Signals(number).name}, writing a checkpoint after this step")
-
-    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
 def load_checkpoint(trainer: Any, path: Path, identity: dict[str, Any]) -> None:
     """Load a checkpoint of this very training; the identity goes into those that it will write.
 
@@ -237,21 +211,3 @@ def load_checkpoint(trainer: Any, path: Path, identity: dict[str, Any]) -> None:
     if found is not None:
         compare_identity(identity, found, path, VERSIONS)
     trainer.my_init_kwargs["identity"] = identity
-
-
-@contextlib.contextmanager
-def counted_predictions(trainer: Any, show: Callable[[int], None]) -> Iterator[None]:
-    """Call `show(n)` as the trainer's final validation predicts its n-th case."""
-    original, seen = trainer.print_to_log_file, [0]
-
-    def watch(*args: Any, **kwargs: Any) -> None:
-        if args and str(args[0]).startswith("predicting "):
-            seen[0] += 1
-            show(seen[0])
-        original(*args, **kwargs)
-
-    trainer.print_to_log_file = watch
-    try:
-        yield
-    finally:
-        trainer.print_to_log_file = original

@@ -3,8 +3,8 @@
 This file stands alone: `bake_model` copies it beside each model that it writes, so that stock
 nnU-Net runs the model wherever `nnUNet_extTrainer` names the copy's folder.
 
-Source: Gonzalez Ortiz, Guttag, Dalca, "Scale-Space Hypernetworks for Efficient Biomedical Image Analysis"
-(NeurIPS 2023): fractional rescaling between the stages. The authors' networks are 2D.
+Source: Gonzalez Ortiz, Guttag, Dalca, "Scale-Space Hypernetworks for Efficient Biomedical Image
+Analysis" (NeurIPS 2023): fractional rescaling between the stages. The authors' networks are 2D.
 """
 
 import math
