@@ -352,3 +352,44 @@ def test_weights_of_the_outputs():
     thin = [(3, 16, 16), (3, 8, 8), (3, 4, 4)]
     assert head_weights(thin, 0.0) == pytest.approx((2 / 3, 1 / 3, 0)), "an axis that never shrinks"
     assert head_weights([(2,) * 3, (2,) * 3], 1e-6) == (1.0, 1e-6)
+
+
+# --- precision and determinism
+
+
+def test_it_trains_and_predicts_in_bf16():
+    """As `training.precision: bf16` makes it; two voxels on an axis are the case to guard."""
+    from hardware import autocast_network
+
+    net, x = hyper(rank=3), torch.randn(1, 1, 8, 12, 9)
+    net.scale_factor = 0.25
+    with torch.no_grad():
+        exact = net(x)
+    autocast_network(net)
+    outputs = net(x)
+    sum(output.square().mean() for output in outputs).backward()
+    assert torch.isfinite(net.modulation.grad).all()
+    assert all(p.grad.dtype == torch.float32 for p in net.parameters())
+    with torch.no_grad(), net.frozen(0.25):
+        still = net(x)
+    for full, mixed, frozen in zip(exact, outputs, still, strict=True):
+        assert mixed.dtype == torch.float32
+        assert torch.allclose(mixed, frozen, atol=1e-6)
+        assert (mixed - full).norm() < 0.1 * full.norm()
+
+
+def test_it_computes_the_same_bits_if_wanted():
+    x = torch.randn(1, 1, 9, 11, 8)
+
+    def gradients():
+        net = hyper(rank=3)
+        net.scale_factor = 0.37
+        sum(output.square().mean() for output in net(x)).backward()
+        return [parameter.grad for parameter in net.parameters()]
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        one, other = gradients(), gradients()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
