@@ -22,7 +22,7 @@ INTRODUCTION = """\
 
 One file describes one study: tasks × arms × folds. A study is run by
 
-```
+```bash
 snakemake --cores all --configfile config/hippocampus.yaml
 ```
 
@@ -42,7 +42,7 @@ Without `--configfile` it is the demo, `config/demo.yaml`.
 
 Keys can be set on the command line too, and go before the file's. A section or a list is YAML:
 
-```
+```bash
 snakemake --cores all --configfile config/config.yaml \\
   --config archives=/data/msd folds=[0] 'training={epochs: 100}'
 ```

@@ -9,8 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from config_tools import ConfigError
-from log import UserError
+from log import ConfigError, UserError
 from msd_check import check_cases, read_json, refuse
 
 ENDING = ".nii.gz"
@@ -38,22 +37,22 @@ def check_own_tasks(config: dict[str, Any], raw: Path) -> None:
     """
     problems = []
     for task in sorted({*config["tasks"]} & {*config["own_tasks"]}):
-        key = f"config: own_tasks.{task}.folder"
         folder = Path(config["own_tasks"][task]["folder"])
         imported = raw / dataset_of(task) / "dataset.json"
         if imported.is_file():
             source = json.loads(imported.read_text()).get(SOURCE)
             if source != str(folder.absolute()):
                 problems.append(
-                    f"{key}: {folder}, but {imported.parent} was made from {source}; give the task "
-                    f"another name, or remove what was made of it (docs/own_dataset.md)"
+                    f"own_tasks.{task}.folder: {folder}, but {imported.parent} was made from "
+                    f"{source}; give the task another name, or remove what was made of it "
+                    "(docs/own_dataset.md)"
                 )
         elif not folder.is_dir():
-            problems.append(f"{key}: {folder} is not a folder")
+            problems.append(f"own_tasks.{task}.folder: {folder} is not a folder")
         elif not (folder / "dataset.json").is_file():
-            problems.append(f"{key}: {folder} has no dataset.json")
+            problems.append(f"own_tasks.{task}.folder: {folder} has no dataset.json")
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(f"config: {line}" for line in problems))
 
 
 def is_raw(folder: Path) -> bool:
