@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from log import UserError, redirect
+from log import UserError, redirect, tell
 from nnunet import write_json
 
 NETWORK_CLASS = "rescaled_unet.RescaledUNet"
@@ -130,9 +130,14 @@ if __name__ == "__main__":
             Path(snakemake.input.choice), snakemake.params.task, snakemake.wildcards.arm
         )
     records = [read_json(Path(path)) for path in snakemake.input.runs]
+    model = Path(snakemake.output.plans).parent
     bake_model(
         folds={int(record["fold"]): Path(record["results_folder"]) for record in records},
         parameters=snakemake.params.parameters,
         scale=float(wanted),
-        model=Path(snakemake.output.plans).parent,
+        model=model,
+    )
+    tell(
+        f"To predict with it: nnUNet_extTrainer={model}/trainers "
+        f"nnUNetv2_predict_from_modelfolder -m {model} -i images -o predictions"
     )
