@@ -127,7 +127,7 @@ def below(figure: Figure, handles: list[Any]) -> None:
 
 def read_tables(*paths: Path) -> list[pd.DataFrame]:
     """Read tidy tables; labels, cases and patch sizes stay text."""
-    text = {"label": str, "case": str, "patch_size": str}
+    text = {"label": str, "case": str, "patch_size": str, "field_of_view": str}
     return [pd.read_csv(path, dtype=text, keep_default_na=True) for path in paths]
 
 
