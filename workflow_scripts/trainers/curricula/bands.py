@@ -12,13 +12,13 @@ from fractions import Fraction
 from .schedules import Stage, stage_at
 
 LOW_FREQUENCY = {"low_frequency": True, "low_frequency_iterations": False}
-"""Name of a curriculum -> whether each of its epochs computes the same (else: as many iterations)."""
+"""By name of a curriculum: whether its epochs compute the same; else they iterate the same."""
 
 FRACTIONS = (*[Fraction(96, 224)] * 2, *[Fraction(160, 224)] * 4, *[Fraction(1)] * 4)
 """Of the frequencies that each stage keeps (ResNet-50, Swin and CSWin of EfficientTrain++)."""
 
 REPLAYS = {Fraction(96, 224): 4, Fraction(160, 224): 2, Fraction(1): 1}
-"""Iterations to each loaded batch where iterations outnumber the planned ones (the same authors)."""
+"""Iterations to each loaded batch, where there are more than the planned ones (same authors)."""
 
 
 def kept_size(planned: int, unit: int, fraction: Fraction) -> int:
@@ -70,7 +70,7 @@ def plan_bands(
 
 
 def spread(stages: int, epochs: int) -> tuple[int, ...]:
-    """Return the epochs of each stage, spread evenly: epoch e is of stage floor(stages * e / epochs).
+    """Return the epochs of each stage, spread evenly: epoch e is of floor(stages * e / epochs).
 
     With fewer epochs than stages some are left out, but never the last one (`stage_at`).
     """

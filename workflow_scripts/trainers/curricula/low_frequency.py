@@ -91,19 +91,21 @@ class LowFrequencyBatches:
     def _load(self, stage: Stage) -> dict:
         """Take the loader's next batch and reduce it; keep it if the stage replays."""
         batch = next(self._loader)
-        if stage.field_of_view is None:
-            return batch
-        data = batch["data"].to(self._device, non_blocking=True)
-        target = batch["target"].to(self._device, non_blocking=True)
-        target = reduce_labels(target, stage.patch_size)
-        batch = {
-            "data": reduce_image(data, stage.patch_size, **self._lowpass),
-            "target": self._split(target),
-            "keys": batch["keys"],
-        }
+        if stage.field_of_view is not None:
+            batch = self._reduce(batch, stage.patch_size)
         if stage.replay > 1:
             self._kept.append(self._pack(batch))
         return batch
+
+    def _reduce(self, batch: dict, size: tuple[int, ...]) -> dict:
+        """Return a batch of the loader at `size`, on the device."""
+        data = batch["data"].to(self._device, non_blocking=True)
+        target = batch["target"].to(self._device, non_blocking=True)
+        return {
+            "data": reduce_image(data, size, **self._lowpass),
+            "target": self._split(reduce_labels(target, size)),
+            "keys": batch["keys"],
+        }
 
     def _split(self, target: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Return the target of every output by nnU-Net's own transform, all samples at once."""

@@ -304,9 +304,8 @@ class Schedule:
     def _batch_ends(self) -> list[int]:
         """Loaded batches at the end of each stage; every stage begins with one."""
         iterations = [end - start for start, end in pairwise([0, *self._iteration_ends])]
-        return list(
-            accumulate(-(-n // stage.replay) for n, stage in zip(iterations, self.stages, strict=True))
-        )
+        replays = [stage.replay for stage in self.stages]
+        return list(accumulate(-(-n // r) for n, r in zip(iterations, replays, strict=True)))
 
     def stage_of_epoch(self, epoch: int) -> int | None:
         """Return the epoch's stage, or None where its batches differ.
