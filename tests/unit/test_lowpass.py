@@ -67,7 +67,7 @@ def test_it_is_the_cropped_spectrum(planned, size, shift):
     assert np.abs(reduce(data, size, "fft", shift) - expected.real).max() < 1e-12
     found = reduce_image(torch.from_numpy(data).float(), size, "fft", shift)
     assert found.shape == (2, 3, *size)
-    assert np.abs(found.numpy() - expected.real).max() < 2e-6
+    assert np.abs(found.numpy() - expected.real).max() < 4e-6
 
 
 def test_with_the_nyquist_bin_the_crop_does_not_commute_with_flips():
@@ -114,7 +114,9 @@ def test_constants_are_preserved_for_every_sample_and_channel(planned, size, met
     data = values[:, :, None, None, None].expand(2, 2, *planned)
     found = reduce_image(data, size, method, shift)
     expected = values[:, :, None, None, None].expand(2, 2, *size)
-    assert torch.allclose(found, expected, rtol=1e-6, atol=0)
+    assert torch.allclose(found, expected, rtol=4e-6, atol=0)
+    exact = reduce(data.numpy().astype(float), size, method, shift)
+    assert np.allclose(exact, expected.numpy(), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("method", ["fft", "dct"])
@@ -180,8 +182,8 @@ def test_a_low_passed_ball_fits_its_label_best_with_the_half_voxel():
         image = reduce_image(ball, (kept,) * 3, "fft", shift) > 0.5
         return float(2 * (label & image).sum() / (label.sum() + image.sum()))
 
-    for kept in (28, 32, 48):
-        assert dice(kept, True) > dice(kept, False) + 0.015, kept
+    for kept, gain in ((28, 0.05), (32, 0.04), (48, 0.008)):
+        assert dice(kept, True) > dice(kept, False) + gain, kept
 
 
 def test_autocast_does_not_touch_it():
