@@ -29,7 +29,7 @@ def schedule(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     axes = _axes(table["patch_size"]).rename(columns="axis_{}".format)
     # Tables of before there was a low-pass lack both columns.
     known = table.reindex(columns=[*table.columns.union(["field_of_view", "augmentation"])])
-    views = _axes(known["field_of_view"].fillna(known["patch_size"]))
+    views = _axes(known["field_of_view"].astype(object).fillna(known["patch_size"]))
     kept = axes.prod(axis=1) / views.prod(axis=1)
     result = table[["task", "arm"]].assign(
         epoch=table["epoch"] + 1,

@@ -199,7 +199,8 @@ def test_schedule_tells_what_a_low_pass_left(tmp_path, style):
     low = result[result["arm"] == "progressive"]
     assert low["bandwidth"].tolist() == pytest.approx([0.5, 0.5 ** (1 / 3), 1.0])
     assert low["augmentation"].tolist() == [0, 0.5, 1]
-    assert (result.loc[result["arm"] == "constant", ["bandwidth", "augmentation"]] == 1).all(None)
+    whole = result.loc[result["arm"] == "constant", ["bandwidth", "augmentation"]]
+    assert (whole == 1).all(axis=None)
     paths = [tmp_path / "low.png", tmp_path / "low.svg"]
     plot_schedule(epochs, runs, style, paths)
     check(paths)

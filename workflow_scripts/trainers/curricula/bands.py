@@ -51,8 +51,8 @@ def plan_bands(
     """
     planned = tuple(int(size) for size in patch_size)
     units = tuple(2 ** int(count) for count in pooling)
-    for axis, (size, unit) in enumerate(zip(planned, units, strict=True)):
-        if size < 1 or size % unit:
+    for axis, (whole, unit) in enumerate(zip(planned, units, strict=True)):
+        if whole < 1 or whole % unit:
             raise ValueError(f"patch size {planned}: axis {axis} is not a multiple of {unit}")
     stages = []
     for number, fraction in enumerate(FRACTIONS):
