@@ -1,5 +1,5 @@
 """
-This part of the workflow shows what the network sees: one patch of every task in the course of the training.
+This part of the workflow shows what the network sees: one patch of the first task in the course of the training.
 
 REQUIRED INPUTS, in resources/nnUNet_preprocessed/{dataset}/:
 
@@ -8,14 +8,14 @@ REQUIRED INPUTS, in resources/nnUNet_preprocessed/{dataset}/:
 
 OUTPUTS:
 
-    results/{study}/figures/patches.{svg,png}   a row a task and arm, from beginning to end
+    results/{study}/figures/patches.{svg,png}   a row a schedule, from beginning to end
 """
 
 
 rule plot_patches:
     input:
-        plans=[plans_file(task) for task in config["tasks"]],
-        manifests=[manifest_file(task) for task in config["tasks"]],
+        plans=plans_file(config["tasks"][0]),
+        manifest=manifest_file(config["tasks"][0]),
         style="config/plotting.yaml",
         modules=[
             "workflow_scripts/plotting.py",
@@ -36,7 +36,7 @@ rule plot_patches:
     conda:
         "../envs/nnunet.yaml"
     params:
-        tasks=config["tasks"],
+        task=config["tasks"][0],
         data_identifier=DATA_IDENTIFIER,
         configuration=PLANNING["configuration"],
         arms={

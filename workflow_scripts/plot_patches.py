@@ -1,4 +1,4 @@
-"""Figure: one patch of a case as the network sees it at moments of the training, a row an arm."""
+"""Figure: a patch of a case as the network sees it in the course of training, a row a schedule."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -73,41 +73,48 @@ def draw(axis: Any, found: np.ndarray, stage: Stage, limits: tuple[float, float]
         extent=(-reach[1], reach[1], reach[0], -reach[0]),
     )
     strength = f"\naugm. {stage.augmentation:.2f}" if stage.augmentation < 1 else ""
-    axis.set_xlabel(stage.label + strength)
+    axis.set_xlabel(stage.label + strength, fontsize="small")
 
 
 def plot_patches(
-    tasks: Mapping[str, tuple[np.ndarray, Mapping[str, tuple[Schedule, Any, Mapping]]]],
+    patch: np.ndarray,
+    arms: Mapping[str, tuple[Schedule, Any, Mapping]],
+    task: str,
     style: Style,
     outputs: Iterable[Path],
 ) -> None:
-    """Draw a row a task and arm.
+    """Draw a row a schedule; arms that see the same share one.
 
     Args:
-        tasks: by task, a patch of the planned size and, by arm, its schedule, its trainer's class
-            and parameters.
+        patch: of the planned size.
+        arms: by arm, its schedule, its trainer's class and parameters.
+        task: that the patch is of.
         style: looks.
         outputs: files to write.
     """
-    rows = [(task, arm) for task, (_, arms) in tasks.items() for arm in style.order(arms)]
-    height = 1.45 * style.figure["width"] / MOMENTS / style.figure["panel_height"]
-    figure, axes = grid(style, len(rows), MOMENTS, height=1.6 * height)
-    figure.set_figwidth(1.6 * style.figure["width"])
-    for row, (task, arm) in zip(axes, rows, strict=True):
-        patch, arms = tasks[task]
+    rows: dict[tuple, list[str]] = {}
+    for arm in style.order(arms):
         schedule, trainer, parameters = arms[arm]
-        limits = tuple(np.percentile(patch, (1, 99.5)))
-        reach = [n / 2 for n in patch.shape[1:]]
-        for moment, (axis, stage) in enumerate(zip(row, stages_of(schedule), strict=True)):
+        sizes = [(stage.patch_size, stage.loaded_size) for stage in stages_of(schedule)]
+        options = [parameters.get(name) for name in ("lowpass", "half_voxel_shift")]
+        rows.setdefault((*sizes, *options), []).append(arm)
+    height = 2.2 * style.figure["width"] / MOMENTS / style.figure["panel_height"]
+    figure, axes = grid(style, len(rows), MOMENTS, height=height)
+    figure.set_figwidth(1.5 * style.figure["width"])
+    limits = tuple(np.percentile(patch, (1, 99.5)))
+    reach = [n / 2 for n in patch.shape[1:]]
+    for row, names in zip(axes, rows.values(), strict=True):
+        schedule, trainer, parameters = arms[names[0]]
+        for axis, stage in zip(row, stages_of(schedule), strict=True):
             draw(axis, seen(patch, stage, trainer, parameters), stage, limits)
             axis.set(xlim=(-reach[1], reach[1]), ylim=(reach[0], -reach[0]))
             axis.set(xticks=[], yticks=[], aspect="equal", facecolor="#D9D9D9")
             axis.grid(visible=False)
-            if (task, arm) == rows[0]:
-                axis.set_title(f"{100 * (moment + 0.5) / MOMENTS:.0f} %")
-        named = f"{style.task(task)}\n" if len(tasks) > 1 else ""
-        row[0].set_ylabel(named + style.arm(arm)["label"])
-    figure.suptitle("A patch as the network sees it, by the share of the training's epochs")
+        row[0].set_ylabel("\n".join(style.arm(name)["label"] for name in names))
+    for moment, axis in enumerate(axes[0]):
+        axis.set_title(f"{100 * (moment + 0.5) / MOMENTS:.0f} %")
+    name = style.task(task)
+    figure.suptitle(f"A patch of {name} as the network sees it, by the share of the epochs")
     save(figure, style, outputs)
 
 
@@ -150,14 +157,12 @@ if __name__ == "__main__":
 
     configure(processes=1)
     params = snakemake.params
-    found = {}
-    for task, plans, manifest in zip(
-        params.tasks, snakemake.input.plans, snakemake.input.manifests, strict=True
-    ):
-        size, arms = plan_arms(Path(plans), params.configuration, params.arms)
-        found[task] = central_patch(Path(manifest).parent / params.data_identifier, size), arms
+    size, planned = plan_arms(Path(snakemake.input.plans), params.configuration, params.arms)
+    folder = Path(snakemake.input.manifest).parent / params.data_identifier
     plot_patches(
-        tasks=found,
+        patch=central_patch(folder, size),
+        arms=planned,
+        task=params.task,
         style=load_style(Path(snakemake.input.style)),
         outputs=[Path(path) for path in snakemake.output],
     )

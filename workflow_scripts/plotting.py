@@ -121,7 +121,7 @@ def add_legend(figure: Figure, style: Style, arms: Iterable[str], markers: bool 
 
 def below(figure: Figure, handles: list[Any]) -> None:
     """A legend of these handles below all panels, in as many columns as fit."""
-    columns = min(max(1, int(figure.get_figwidth() / 1.2)), len(handles))
+    columns = min(max(1, int(figure.get_figwidth() / 1.5)), len(handles))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 

@@ -136,6 +136,7 @@ def test_predictions(study, style, monkeypatch):
 def test_class_balance(study, style):
     rows = [
         {"task": task, "patch_size": size, "patch_voxels": voxels, "forced": forced}
+        | {"field_of_view": "16x8x8" if label == "1" else size}
         | {"label": label, "label_name": f"name {label}", "foreground_share": 10 / voxels}
         | {"foreground_share_sem": 0.01, "patches_with_label": 0.5, "samples": 9}
         for task in study.tasks
@@ -227,12 +228,15 @@ def test_patches_are_those_of_the_training(tmp_path, style):
     assert not np.allclose(resized, seen(patch, low.stages[0], TRAINER, {}))
     first = grown.stages[0]
     assert np.array_equal(seen(patch, first, TRAINER, {}), patch[4:12, 10:14, 6:10])
-    arms = {
-        name: (planned(name), TRAINER, {}) for name in ("constant", "progressive", "low_frequency")
-    }
+    names = ("constant", "progressive", "low_frequency", "low_frequency_iterations")
+    arms = {name: (planned(name), TRAINER, {}) for name in names}
+    arms["dct"] = (low, TRAINER, {"lowpass": "dct"})
     paths = [tmp_path / "patches.png", tmp_path / "patches.svg"]
-    plot_patches({"Task98_A": (patch, arms), "Task99_B": (patch, arms)}, style, paths)
+    plot_patches(patch, arms, "Task98_A", style, paths)
     check(paths)
+    labels = [style.arm(name)["label"] for name in names]
+    assert all(paths[1].read_text().count(f"<!-- {label} -->") == 1 for label in labels)
+    assert paths[1].read_text().count("<!-- augm. 0.00 -->") == 2, "one row for both clocks"
 
 
 def test_long_trainings_are_averaged_in_blocks():
