@@ -39,7 +39,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     Attributes:
         curriculum: name in `schedules.CURRICULA`, or `listed` for the stages of `stage_list`.
         pacing: how epochs are shared among the stages, one of `schedules.PACINGS`.
-        stage_list: the user's own stages, as `schedules.listed_stages` takes them.
+        stage_list: the user's own stages, as `listed.listed_stages` takes them.
         plus_seed, max_batch, one_voxel_bottleneck: see `schedules.plan_stages`.
         replay_batches: see `planning.plan_schedule`.
         batch_seed: seed of every batch's content; None (constant patches only) is nnU-Net's own

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from .bands import LOW_FREQUENCY, plan_bands, spread
-from .schedules import Schedule, listed_stages, pace, plan_stages
+from .listed import listed_stages
+from .schedules import Schedule, pace, plan_stages
 
 SCHEDULE_ATTRIBUTES = (
     "curriculum",
@@ -48,7 +49,7 @@ def plan_schedule(
         curriculum: name in `schedules.CURRICULA` or `bands.LOW_FREQUENCY`, or `listed` for the
             stages of `stage_list`.
         pacing: how epochs are shared among the stages, one of `schedules.PACINGS`.
-        stage_list: the user's own stages, as `schedules.listed_stages` takes them.
+        stage_list: the user's own stages, as `listed.listed_stages` takes them.
         plus_seed, max_batch, one_voxel_bottleneck: see `schedules.plan_stages`.
         replay_batches: the batches that `low_frequency` keeps for repetition; 0 repeats none.
 

@@ -10,12 +10,14 @@ reference implementation (`nnUNetTrainer_PGPS.py`, `_PGPS+.py`, `_RPSS.py`) for 
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from math import prod
 from operator import mul
+
+from .growth import grow_in_turn, grow_shortest, plus_batches
 
 CURRICULA = (
     "constant",
@@ -117,101 +119,17 @@ def plan_stages(
     if curriculum == "constant":
         sizes = [planned]
     elif curriculum in ("progressive_efficiency", "progressive_performance"):
-        sizes = _grow_shortest(planned, units, one_voxel_bottleneck)
+        sizes = grow_shortest(planned, units, one_voxel_bottleneck)
     else:
-        sizes = _grow_in_turn(planned, units)
+        sizes = grow_in_turn(planned, units)
     batches = [batch_size] * len(sizes)
     if curriculum == "progressive_plus":
-        batches = _plus_batches(sizes, batch_size, plus_seed or batch_size)
+        batches = plus_batches(sizes, batch_size, plus_seed or batch_size)
     elif curriculum == "progressive_performance":
         batches = [batch_size * prod(planned) // prod(size) for size in sizes]
     if max_batch is not None:
         batches = [max(batch_size, min(batch, max_batch)) for batch in batches]
     return [Stage(size, batch) for size, batch in zip(sizes, batches, strict=True)]
-
-
-def _grow_in_turn(planned: tuple[int, ...], units: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Grow the patch by one unit on one axis a stage, axes 1, 2, 0, 1, 2, 0, ... (PGPS, MICCAI).
-
-    The smallest patch is one unit on every axis but two on axis 0: a bottleneck of a single voxel
-    has no variance for InstanceNorm to divide by.
-    """
-    current = list(_smallest(planned, units, two_voxels=True))
-    sizes = [tuple(current)]
-    turn = 1
-    while tuple(current) != planned:
-        axis = turn % len(planned)
-        turn += 1
-        if current[axis] < planned[axis]:
-            current[axis] += units[axis]
-            sizes.append(tuple(current))
-    return sizes
-
-
-def _grow_shortest(
-    planned: tuple[int, ...], units: tuple[int, ...], one_voxel_bottleneck: bool
-) -> list[tuple[int, ...]]:
-    """Grow by one unit the axis that is then the shortest, ties to the first (PGPS, journal)."""
-    current = list(_smallest(planned, units, two_voxels=not one_voxel_bottleneck))
-    sizes = [tuple(current)]
-    while tuple(current) != planned:
-        growing = [axis for axis, size in enumerate(current) if size < planned[axis]]
-        axis = min(growing, key=lambda axis: current[axis] + units[axis])
-        current[axis] += units[axis]
-        sizes.append(tuple(current))
-    return sizes
-
-
-def _smallest(planned: tuple[int, ...], units: tuple[int, ...], two_voxels: bool) -> tuple:
-    """One unit on every axis; with `two_voxels`, two on axis 0 where the plan has room."""
-    return (min(planned[0], units[0] * (1 + two_voxels)), *units[1:])
-
-
-def _plus_batches(sizes: Sequence[tuple[int, ...]], planned: int, seed: int) -> list[int]:
-    """Batches of PGPS+: the volume that is saved from one size to the next smaller one, floored."""
-    batches = [seed]
-    for larger, smaller in pairwise(reversed(sizes)):
-        batches.append(batches[-1] * prod(larger) // prod(smaller))
-    return [max(batch, planned) for batch in reversed(batches)]
-
-
-def listed_stages(
-    listed: Sequence[Mapping], pooling: Sequence[int], epochs: int
-) -> tuple[list[Stage], tuple[int, ...]]:
-    """Return the stages that a user listed and the epochs of each.
-
-    Args:
-        listed: mappings with `patch_size` (voxels per axis), `batch_size` and `epochs`, in the
-            order of training.
-        pooling: stride-2 stages per axis of the network.
-        epochs: of the whole training.
-
-    Raises:
-        ValueError: a size that the network cannot pool, with the nearest ones that it can, or
-            epochs that do not add up.
-    """
-    if not listed:
-        raise ValueError("the list of stages is empty")
-    units = [2 ** int(count) for count in pooling]
-    for number, entry in enumerate(listed, start=1):
-        size = [int(n) for n in entry["patch_size"]]
-        if len(size) != len(units):
-            raise ValueError(f"stage {number}: patch size {size} needs {len(units)} axes")
-        for axis, (n, unit) in enumerate(zip(size, units, strict=True)):
-            if n < 1 or n % unit:
-                near = sorted({max(unit, n // unit * unit), (n // unit + 1) * unit})
-                raise ValueError(
-                    f"stage {number}: patch size {size}: {n} on axis {axis} is not a multiple of "
-                    f"{unit}, as this plan's network needs; the nearest are "
-                    f"{' and '.join(map(str, near))}"
-                )
-        if entry["batch_size"] < 1 or entry["epochs"] < 1:
-            raise ValueError(f"stage {number}: batch_size and epochs must be at least 1")
-    each = tuple(int(entry["epochs"]) for entry in listed)
-    if sum(each) != epochs:
-        raise ValueError(f"the epochs of the stages add up to {sum(each)}, but epochs is {epochs}")
-    stages = [Stage(tuple(int(n) for n in e["patch_size"]), int(e["batch_size"])) for e in listed]
-    return stages, each
 
 
 def stage_at(epoch: int, epochs: int, number_of_stages: int) -> int:
