@@ -279,6 +279,44 @@ def test_a_baked_folder_s_logits_are_the_hypernetwork_s(tiny, monkeypatch, role)
     assert (distance > 0) == (role == "hypernetwork")
 
 
+def test_an_evaluation_is_nnunet_s_own_validation(trained, tiny, monkeypatch):
+    """Same Dice as the final validation at that scale factor, and what it cost."""
+    from evaluate_scale import evaluate_scale
+
+    trained.perform_actual_validation()
+    fold = Path(trained.output_folder)
+    own = json.loads((fold / "validation" / "summary.json").read_text())
+    model = tiny.results.parent / "baked"
+    bake_model({0: fold}, {"rank": 2}, 0.5, model)
+    monkeypatch.setattr("nnunet.RAW", tiny.raw)
+    monkeypatch.setattr("nnunet.PREPROCESSED", tiny.preprocessed)
+    for name in ("nnUNet_def_n_proc", "nnUNet_extTrainer"):
+        monkeypatch.setenv(name, "1")  # what is changed is put back at the end
+    cases = json.loads((tiny.folder / "splits_final.json").read_text())[0]["val"]
+    summary = tiny.results.parent / "evaluated.json"
+    found = evaluate_scale(
+        model=model,
+        fold=0,
+        cases=cases,
+        preprocessed=tiny.folder,
+        settings={"device": "cpu", "precision": "fp32", "deterministic": False},
+        energy={"country": "DEU", "tracking_mode": "process"},
+        mirroring=True,
+        threads=1,
+        summary_file=summary,
+    )
+    assert found["dice"] == pytest.approx(own["foreground_mean"]["Dice"], abs=1e-6)
+    assert found["cases"] == len(cases) == len(json.loads(summary.read_text())["metric_per_case"])
+    network = trained.scale_space.primary
+    trained.set_deep_supervision_enabled(False)
+    gmac = FlopTable(network, 1).validation_step(1, (16, 8, 8), 0.5) / 2e9
+    assert found["gmac_per_patch"] == pytest.approx(gmac)
+    # 24x32x24 voxels in windows of 16x8x8 at half steps, eight times with mirroring.
+    assert found["passes_per_case"] == 2 * 7 * 5 * 8
+    assert found["gmac_per_case"] == pytest.approx(gmac * found["passes_per_case"])
+    assert found["seconds_per_case"] > 0
+
+
 def test_the_file_that_goes_with_a_model_stands_alone():
     text = (ROOT / "workflow_scripts/trainers/curricula/rescaled_unet.py").read_text()
     assert "from ." not in text
