@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import sys
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
@@ -19,7 +20,9 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 from config_tools import ConfigError, check_config
 from msd import read_register
 from own_task import check_own_tasks, dataset_of
+from user_packages import keep_out
 
+keep_out()
 try:
     check_config(config, Path(workflow.basedir) / "config/schemas/config.schema.yaml")
     check_own_tasks(config, Path("resources/nnUNet_raw"))
@@ -48,12 +51,7 @@ if PLANNING["gpu_memory_target_gb"] is not None:
 DATA_IDENTIFIER = f"{BASE_PLANS}_{PLANNING['configuration']}"
 
 STUDY = config["study"]
-RUNS = [
-    (task, arm, fold)
-    for task in config["tasks"]
-    for arm in config["arms"]
-    for fold in config["folds"]
-]
+RUNS = list(product(config["tasks"], config["arms"], config["folds"]))
 
 TABLES = expand(
     f"results/{STUDY}/tables/{{table}}",

@@ -31,7 +31,7 @@ rule measure_surface_distance:
     log:
         "logs/measure_surface_distance/{study}_{task}_{arm}_{fold}.log",
     conda:
-        "../envs/analysis.yaml"
+        "../envs/nnunet.yaml"
     params:
         tolerance_mm=lambda wildcards: NSD_TOLERANCE_MM[wildcards.task],
     message:

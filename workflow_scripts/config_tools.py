@@ -12,9 +12,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator, ValidationError, validators
 
-
-class ConfigError(ValueError):
-    """The configuration cannot be used; the message has one line per problem."""
+from log import ConfigError
 
 
 def check_config(config: dict[str, Any], schema_path: str | Path) -> None:

@@ -9,8 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from config_tools import ConfigError
-from log import UserError
+from log import ConfigError, UserError
 from msd_check import check_cases, read_json, refuse
 
 ENDING = ".nii.gz"
