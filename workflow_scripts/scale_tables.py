@@ -18,6 +18,9 @@ COLUMNS = [
     *("task", "arm", "role", "scale", "folds", "cases", *MEASURES, "dice_sd"),
     *(f"non_dominated_{cost}" for cost in COSTS),
 ]
+CHOICE_COLUMNS = [
+    *("task", "arm", "scale", "dice", "best_scale", "best_dice", "tolerance", "relative_gmac"),
+]
 TRAINED = ["training_seconds", "training_kwh", "training_gflop"]
 SUM_OF_FIXED = "sum of the fixed networks"
 
@@ -60,8 +63,7 @@ def non_dominated(costs: Sequence[float], values: Sequence[float]) -> list[bool]
 def choose_scales(table: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     """Return the cheapest good enough scale factor of each task and hypernetwork.
 
-    Columns: task, arm, scale, dice, best_scale, best_dice, tolerance, relative_gmac (to the best
-    one's). The cheapest by GMAC whose Dice is at most `tolerance` below the arm's best.
+    Columns `CHOICE_COLUMNS`; `relative_gmac` is to those of the best one. The cheapest by GMAC whose Dice is at most `tolerance` below the arm's best.
     """
     rows = []
     for (task, arm), same in table[table["role"] == "hypernetwork"].groupby(
@@ -82,7 +84,7 @@ def choose_scales(table: pd.DataFrame, tolerance: float) -> pd.DataFrame:
                 "relative_gmac": chosen["gmac_per_case"] / best["gmac_per_case"],
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=CHOICE_COLUMNS)
 
 
 def read_choice(path: Path, task: str, arm: str) -> float:
