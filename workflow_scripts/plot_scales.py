@@ -59,8 +59,7 @@ def _number(axis, points: pd.DataFrame, cost: str, color: str) -> None:
             f"{point['scale']:g}",
             (point[cost], point["dice"]),
             textcoords="offset points",
-            xytext=(0, 6),
-            ha="center",
+            xytext=(4, -11),
             color=color,
             fontsize="small",
         )

@@ -63,7 +63,8 @@ def non_dominated(costs: Sequence[float], values: Sequence[float]) -> list[bool]
 def choose_scales(table: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     """Return the cheapest good enough scale factor of each task and hypernetwork.
 
-    Columns `CHOICE_COLUMNS`; `relative_gmac` is to those of the best one. The cheapest by GMAC whose Dice is at most `tolerance` below the arm's best.
+    The cheapest by GMAC whose Dice is at most `tolerance` below the arm's best. Columns
+    `CHOICE_COLUMNS`; `relative_gmac` is over those of the best one.
     """
     rows = []
     for (task, arm), same in table[table["role"] == "hypernetwork"].groupby(
