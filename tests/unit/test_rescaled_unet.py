@@ -78,6 +78,7 @@ strides_and_size = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(strides_and_size, st.floats(0.05, 1), st.floats(0.05, 1))
 def test_sizes_shrink_with_the_stages_and_grow_with_the_scale(case, one, other):
     strides, size = [[1, 1, 1], *case[0]], case[1]

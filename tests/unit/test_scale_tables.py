@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from log import UserError
@@ -108,6 +108,7 @@ def test_scales_of_the_arms():
         wanted_models(pattern, {**config, "arms": {"small": ARMS["small"]}}, "D", "P")
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
 def test_no_point_beats_a_non_dominated_one(points):
     kept = non_dominated(*zip(*points, strict=True))
