@@ -84,7 +84,7 @@ def test_the_paper_is_planned_within_seconds_and_without_heavy_imports(tree, tmp
         env={"PYTHONPATH": str(tmp_path), "PROBE": str(seen), "PROBED_TREE": str(tree)},
     )
     assert seconds_of_children() - before < 10
-    assert jobs["train_fold"] == 300
+    assert jobs["train_fold"] == 450
     imported = set(seen.read_text().split())
     assert {"config_tools", "jsonschema", "msd"} <= imported, "the probe does not see imports"
     assert imported & HEAVY == set()
