@@ -39,7 +39,7 @@ rule bake_model:
         ),
         modules=expand(
             "workflow_scripts/trainers/curricula/{module}.py",
-            module=["rescaled_unet", "hypernetwork", "scale_space"],
+            module=["rescaled_unet", "hypernetwork", "scale_space", "scales"],
         ),
     output:
         plans=f"{BAKED_MODEL}/plans.json",

@@ -16,7 +16,12 @@ from trainers.curricula.planning import (
     iterations_of_stages,
     plan_schedule,
 )
-from trainers.curricula.scales import NETWORK_ATTRIBUTES, SCALE_ATTRIBUTES, plan_scales
+from trainers.curricula.scales import (
+    NETWORK_ATTRIBUTES,
+    SCALE_ATTRIBUTES,
+    check_hypernetwork,
+    plan_scales,
+)
 from trainers.curricula.schedules import Stage, count_poolings
 
 MIRRORINGS = 8
@@ -159,6 +164,8 @@ def count_work(
     network = _set_attributes(trainer, parameters, names)
     try:
         scales = plan_scales(*(network[n] for n in SCALE_ATTRIBUTES)) if is_rescaled else None
+        if is_rescaled:
+            check_hypernetwork(*(network[n] for n in NETWORK_ATTRIBUTES))
         schedule = plan_schedule(
             planned.patch_size,
             count_poolings(chosen.pool_op_kernel_sizes),
@@ -176,7 +183,10 @@ def count_work(
     )
     if scales:
         flop = {planned: _mean_flop(table.training_step, planned, scales.trained)}
-        val = _mean_flop(table.validation_step, planned, scales.validated)
+        validated = [
+            scales.of_validation(i) for i in range(training["validation_iterations_per_epoch"])
+        ]
+        val = _mean_flop(table.validation_step, planned, validated)
         final = _mean_flop(table.validation_step, planned, [scales.final])
     else:
         flop = training_flop(table, schedule.stages)

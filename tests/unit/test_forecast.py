@@ -430,6 +430,10 @@ def test_a_scale_space_arm_is_counted_at_its_scales(small):
     assert low.val_tflop < drawn.val_tflop < high.val_tflop
     each = [count(scale_factor=n / 100, rank=2).train_tflop for n in range(25, 51)]
     assert drawn.train_tflop == pytest.approx(sum(each) / 26)
+    turns = [0.5, 0.38, 0.25] * 3 + [0.5]
+    assert len(turns) == TRAINING["validation_iterations_per_epoch"]
+    each = [count(scale_factor=scale, rank=2).val_tflop for scale in turns]
+    assert drawn.val_tflop == pytest.approx(sum(each) / 10), "the first one has one turn more"
     assert count(rank=0).train_tflop < drawn.train_tflop
     assert drawn.iterations == high.iterations == 42 * 32
 
@@ -440,3 +444,5 @@ def test_scales_that_cannot_be_are_named_by_the_forecast(small):
         count_work(
             small[TASK], "3d_fullres", trainer, {"smallest_scale": 0.7}, TRAINING, [0], False
         )
+    with pytest.raises(UserError, match="rank 1 with unit_norm"):
+        count_work(small[TASK], "3d_fullres", trainer, {"rank": 1}, TRAINING, [0], False)

@@ -318,7 +318,11 @@ def test_the_combination_is_never_of_reduced_precision():
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"scale_encoding": "cubic"}, "known are linear, circular"), ({"rank": -1}, "negative")],
+    [
+        ({"scale_encoding": "cubic"}, "known are linear, circular"),
+        ({"rank": -1}, "negative"),
+        ({"rank": 1}, "cannot follow"),
+    ],
 )
 def test_options_that_cannot_be_are_named(options, said):
     with pytest.raises(ValueError, match=said):

@@ -18,8 +18,8 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
 from .rescaled_unet import RescaledUNet
+from .scales import check_hypernetwork
 
-ENCODINGS = ("linear", "circular")
 HIDDEN = (16, 64)
 FIRST_SPREAD = 0.1
 """Initial size of all that the scale factor changes, relative to nnU-Net's initial weights."""
@@ -57,15 +57,10 @@ class ScaleSpaceNetwork(nn.Module):
                 whose initial length is anything from 0 to 1.8.
             scale_encoding: `linear` (x, 1 - x), the authors'; `circular` (cos, sin) of x pi/2.
 
-        Raises ValueError for an unknown encoding or a negative rank.
+        Raises ValueError where `scales.check_hypernetwork` does.
         """
         super().__init__()
-        if scale_encoding not in ENCODINGS:
-            raise ValueError(
-                f"unknown scale_encoding {scale_encoding!r}; known are {', '.join(ENCODINGS)}"
-            )
-        if rank < 0:
-            raise ValueError(f"a rank of {rank} is negative")
+        check_hypernetwork(rank, unit_norm, scale_encoding)
         self.primary, self.rank = primary, rank
         self._bounds, self._unit_norm, self._encoding = bounds, unit_norm, scale_encoding
         self._frozen: Mapping[str, torch.Tensor] | None = None

@@ -19,6 +19,8 @@ NETWORK_ATTRIBUTES = ("rank", "unit_norm", "scale_encoding")
 
 DEFAULT_RANK = 8
 
+ENCODINGS = ("linear", "circular")
+
 
 @dataclass(frozen=True)
 class Scales:
@@ -67,6 +69,21 @@ def plan_scales(scale_factor: float | None, smallest_scale: float, largest_scale
         )
     drawn = tuple(step / STEPS_OF_ONE for step in range(low, high + 1))
     return Scales(drawn, (drawn[-1], drawn[len(drawn) // 2], drawn[0]), drawn[-1])
+
+
+def check_hypernetwork(rank: int, unit_norm: bool, scale_encoding: str) -> None:
+    """Raise ValueError for a hypernetwork that cannot be (see `hypernetwork.ScaleSpaceNetwork`)."""
+    if scale_encoding not in ENCODINGS:
+        raise ValueError(
+            f"unknown scale_encoding {scale_encoding!r}; known are {', '.join(ENCODINGS)}"
+        )
+    if rank < 0:
+        raise ValueError(f"a rank of {rank} is negative")
+    if rank == 1 and unit_norm:
+        raise ValueError(
+            "rank 1 with unit_norm has one coordinate of length 1, which cannot follow the scale "
+            "factor: take a rank of 2 or more, or unit_norm: false"
+        )
 
 
 def _check(name: str, value: float) -> None:
