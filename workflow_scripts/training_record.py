@@ -133,6 +133,7 @@ class Recorder:
             train_loss=loss,
             val_loss=float(log.get_value("val_losses", step=-1)),
             pseudo_dice=float(log.get_value("mean_fg_dice", step=-1)),
+            **_dice_by_scale(trainer),
         )
         self._reset()
         self._after_epoch(self._ledger.read())
@@ -201,6 +202,13 @@ class Recorder:
             return result
 
         setattr(self._trainer, name, observed)
+
+
+def _dice_by_scale(trainer) -> dict[str, dict[str, float]]:
+    """Return the pseudo Dice of each scale factor (as text), of a trainer that has several."""
+    found = getattr(trainer, "pseudo_dice_by_scale", {})
+    named = {f"{scale:g}": dice for scale, dice in found.items()}
+    return {"pseudo_dice_by_scale": named} if named else {}
 
 
 def _gflop(steps: dict[tuple, int], count: Callable[..., int]) -> float:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bake_model import bake_model
+from energy import Reading
 from flops import FlopTable
 from log import UserError
 from trainers.curricula.resuming import TrainingStopped
@@ -27,6 +28,13 @@ ROLES = {
     "fixed": {"rank": 0, "scale_factor": 0.35},
     "fixed_hyper": {"rank": 3, "scale_factor": 0.35},
 }
+
+
+class Meter:
+    """Reads nothing."""
+
+    def read(self):
+        return Reading()
 
 
 def watch_scales(trainer):
@@ -86,9 +94,13 @@ def test_every_role_trains_at_its_scales(tiny, role):
     assert written == tiny.plans, "the plan is left alone"
 
 
-@pytest.mark.parametrize("stops", [[(1, 1)], [(0, 0), (1, 2)]])
-def test_a_stopped_training_goes_on_with_the_same_scales(tiny, stops):
+@pytest.mark.parametrize(
+    ("stops", "optimizer"),
+    [([(1, 1)], "sgd"), ([(0, 0), (1, 2)], "sgd"), ([(0, 1), (2, 0)], "adamw")],
+)
+def test_a_stopped_training_goes_on_with_the_same_scales(tiny, stops, optimizer):
     options = {"epochs": 3, "iterations": 3, "rank": 2, "batch_seed": 4}
+    options["optimizer_name"] = optimizer
     whole = tiny.trainer(SCALE_SPACE, **options)
     expected, _ = watch_scales(whole)
     whole.run_training()
@@ -122,6 +134,54 @@ def test_a_stopped_training_goes_on_with_the_same_scales(tiny, stops):
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    ("chosen", "kind", "rate"),
+    [
+        ({}, torch.optim.SGD, 0.01),
+        ({"optimizer_name": "adamw"}, torch.optim.AdamW, 0.001),
+        ({"optimizer_name": "adamw", "initial_lr": 0.0003}, torch.optim.AdamW, 0.0003),
+        ({"optimizer_name": "sgd", "initial_lr": 0.02}, torch.optim.SGD, 0.02),
+    ],
+    ids=["default", "adamw", "adamw-rate", "sgd-rate"],
+)
+def test_the_optimiser_is_the_wanted_one_of_nnunet(tiny, role, chosen, kind, rate):
+    trainer = tiny.trainer(SCALE_SPACE, epochs=10, **ROLES[role], **chosen)
+    stock = {torch.optim.SGD: "nnUNetTrainer", torch.optim.AdamW: "nnUNetTrainerAdam1en3"}[kind]
+    expected = tiny.trainer(stock).optimizer.param_groups[0]
+    assert type(trainer.optimizer) is kind
+    (group,) = trainer.optimizer.param_groups
+    same = {key for key in expected if key not in ("params", "lr", "initial_lr")}
+    assert {key: group[key] for key in same} == {key: expected[key] for key in same}
+    assert {id(p) for p in group["params"]} == {id(p) for p in trainer.network.parameters()}
+    assert group["lr"] == rate
+    if "initial_lr" not in chosen:
+        assert group["lr"] == expected["lr"], "nnU-Net's own"
+    trainer.lr_scheduler.step(4)
+    assert group["lr"] == pytest.approx(rate * 0.6**0.9)
+
+
+def test_pseudo_dice_is_noted_by_scale(tiny, tmp_path):
+    """That of nnU-Net, over the batches of each scale factor; all of them give nnU-Net's number."""
+    from trainers.curricula.scale_space import pseudo_dice
+
+    trainer = tiny.trainer(SCALE_SPACE, epochs=1, iterations=6, validation_iterations=5, rank=2)
+    seen, step = [], trainer.validation_step
+    trainer.validation_step = lambda batch: seen.append(step(batch)) or seen[-1]
+    ledger = Ledger(tmp_path / "ledger")
+    table = FlopTable(trainer.network, 1)
+    Recorder(ledger, Meter(), table, 1, 0.0, lambda entries: None).attach(trainer)
+    trainer.run_training()
+    (entry,) = [e for e in ledger.read() if e["phase"] == "training"]
+    assert entry["pseudo_dice"] == pytest.approx(pseudo_dice(seen))
+    by_scale = {"0.25": [2], "0.38": [1, 4], "0.5": [0, 3]}
+    assert entry["pseudo_dice_by_scale"] == pytest.approx(
+        {scale: pseudo_dice([seen[i] for i in steps]) for scale, steps in by_scale.items()},
+        nan_ok=True,
+    )
+    assert len(set(entry["pseudo_dice_by_scale"].values())) > 1
+
+
 def test_batches_are_those_of_the_constant_arm_with_whole_targets(tiny):
     loaded = []
     for name in ("nnUNetTrainerConstantPatch", SCALE_SPACE):
@@ -145,12 +205,6 @@ def test_targets_at_one_half_are_stock(tiny):
 
 
 def test_every_step_s_work_is_counted_at_its_scale(tiny, tmp_path):
-    class Meter:
-        def read(self):
-            from energy import Reading
-
-            return Reading()
-
     trainer = tiny.trainer(SCALE_SPACE, epochs=1, iterations=5, validation_iterations=3, rank=2)
     table = FlopTable(trainer.network, 1)
     recorder = Recorder(Ledger(tmp_path / "ledger"), Meter(), table, 1, 0.0, lambda entries: None)
@@ -173,6 +227,9 @@ def test_scales_that_cannot_be_stop_the_training_before_it_begins(tiny):
     trainer = tiny.trainer(SCALE_SPACE)
     trainer.smallest_scale = 0.6
     with pytest.raises(ValueError, match=r"smallest_scale 0\.6 is not smaller"):
+        trainer.schedule()
+    trainer.smallest_scale, trainer.rank = 0.25, 1
+    with pytest.raises(ValueError, match="rank 1 with unit_norm"):
         trainer.schedule()
 
 

@@ -1,20 +1,36 @@
 """The trainer of one network for a whole curve of accuracy against cost, and of its controls."""
 
+import math
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch.nn.functional import interpolate
 
 from .base import nnUNetTrainerPatchCurriculum
 from .hypernetwork import ScaleSpaceNetwork
 from .rescaled_unet import build_rescaled
-from .scales import DEFAULT_RANK, NETWORK_ATTRIBUTES, SCALE_ATTRIBUTES, Scales, plan_scales
+from .scales import (
+    DEFAULT_RANK,
+    NETWORK_ATTRIBUTES,
+    SCALE_ATTRIBUTES,
+    Scales,
+    check_hypernetwork,
+    plan_scales,
+)
 
 SMALLEST_SUPERVISED = 4
 """Voxels per axis that an output needs to take part in the loss."""
+
+OPTIMIZERS = {"sgd": (nnUNetTrainer, 1e-2), "adamw": (nnUNetTrainerAdam, 1e-3)}
+"""The trainer of nnU-Net that makes an optimiser (its AdamW is that with `amsgrad`), and the first
+learning rate where an arm sets no `initial_lr`."""
 
 
 def build_scale_space(
@@ -55,9 +71,17 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
     ("stochastic"); a `scale_factor` trains for that one alone, with `rank: 0` an ordinary network
     ("fixed") and else the hypernetwork at a constant input.
 
+    nnU-Net's `checkpoint_best` is kept: every epoch validates at the same scale factors, as often,
+    so its pseudo Dice compares epochs by the whole range. Nothing here uses it; what is validated
+    at the end, and baked, is the final checkpoint.
+
     Attributes:
         scale_factor, smallest_scale, largest_scale: see `scales.plan_scales`.
         rank, unit_norm, scale_encoding: see `hypernetwork.ScaleSpaceNetwork`.
+        optimizer_name: one of `OPTIMIZERS`; decay of the learning rate, weight decay and clipping
+            are nnU-Net's with each.
+        pseudo_dice_by_scale: nnU-Net's pseudo Dice in the last epoch's validation, by scale factor;
+            with several GPUs that of this one's share.
     """
 
     scale_factor: float | None = None
@@ -66,10 +90,20 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
     rank = DEFAULT_RANK
     unit_norm = True
     scale_encoding = "linear"
+    optimizer_name = "sgd"
 
     build_network_architecture = staticmethod(build_scale_space)
     network: Any
+    pseudo_dice_by_scale: dict[float, float]
     _validated = 0
+
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device
+    ) -> None:
+        """Begin as nnU-Net does, but leave the learning rate to the choice of the optimiser."""
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr: float | None = None
+        self.pseudo_dice_by_scale = {}
 
     @property
     def scales(self) -> Scales:
@@ -82,8 +116,9 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
         return getattr(self.network, "module", self.network)
 
     def schedule(self) -> Any:
-        """Return the schedule of the batches; ValueError also for scale factors that cannot be."""
+        """Return the schedule of the batches; ValueError also for a network that cannot be."""
         plan_scales(**{name: getattr(self, name) for name in SCALE_ATTRIBUTES})
+        check_hypernetwork(**{name: getattr(self, name) for name in NETWORK_ATTRIBUTES})
         return super().schedule()
 
     def initialize(self) -> None:
@@ -91,7 +126,13 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
         names = (*SCALE_ATTRIBUTES, *NETWORK_ATTRIBUTES)
         settings = {name: getattr(self, name) for name in names}
         self.build_network_architecture = partial(build_scale_space, **settings)
+        if self.initial_lr is None:
+            self.initial_lr = OPTIMIZERS[self.optimizer_name][1]
         super().initialize()
+
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        """Return nnU-Net's own optimiser of the wanted name, and its decay of the learning rate."""
+        return OPTIMIZERS[self.optimizer_name][0].configure_optimizers(self)
 
     def _do_i_compile(self) -> bool:
         """Never: each scale factor would be compiled anew."""
@@ -137,6 +178,16 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
         self._validated += 1
         return super().validation_step(batch)
 
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """End an epoch's validation as nnU-Net does; note pseudo Dice also by scale factor."""
+        super().on_validation_epoch_end(val_outputs)
+        outputs = defaultdict(list)
+        for iteration, output in enumerate(val_outputs):
+            outputs[self.scales.of_validation(iteration)].append(output)
+        self.pseudo_dice_by_scale = {
+            scale: pseudo_dice(of_scale) for scale, of_scale in sorted(outputs.items())
+        }
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate as nnU-Net does, with the weights of the final scale factor, made once."""
         with self.scale_space.frozen(self.scales.final):
@@ -149,6 +200,20 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
         self.loss.weight_factors = head_weights(sizes, 1e-6 if self.is_ddp else 0.0)
         target = batch["target"].to(self.device, non_blocking=True)
         return {**batch, "target": [resize_target(target, size) for size in sizes]}
+
+
+def pseudo_dice(outputs: Sequence[dict]) -> float:
+    """Return nnU-Net's mean foreground Dice of validation steps, NaN where all classes are absent.
+
+    The voxels of a class are added up over all batches, as in nnU-Net's `on_validation_epoch_end`.
+    """
+    tp, fp, fn = (
+        np.sum([output[name] for output in outputs], axis=0)
+        for name in ("tp_hard", "fp_hard", "fn_hard")
+    )
+    voxels = 2 * tp + fp + fn
+    present = voxels > 0
+    return float(np.mean(2 * tp[present] / voxels[present])) if present.any() else math.nan
 
 
 def head_weights(sizes: list[tuple[int, ...]], unused: float) -> tuple[float, ...]:
