@@ -22,9 +22,10 @@ include: "rules/results.smk"
 include: "rules/evidence.smk"
 include: "rules/figures.smk"
 include: "rules/patches.smk"
+include: "rules/scale_space.smk"
+include: "rules/scale_tables.smk"
 include: "rules/report.smk"
 include: "rules/budget_sweep.smk"
-include: "rules/scale_space.smk"
 include: "rules/bench.smk"
 include: "rules/clean.smk"
 
@@ -71,6 +72,7 @@ rule scale_space:
     input:
         expand(f"results/{STUDY}/tables/scale_space.{{kind}}", kind=["csv", "md"]),
         expand(f"results/{STUDY}/figures/scale_space.{{kind}}", kind=["svg", "png"]),
+        expand(f"results/{STUDY}/notebooks/scale_space.{{kind}}", kind=["ipynb", "html"]),
 
 
 rule bake:

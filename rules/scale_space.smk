@@ -1,6 +1,6 @@
 """
 This part of the workflow bakes scale-space networks into ordinary nnU-Net models, and measures
-accuracy against the cost of inference: `snakemake bake`, `snakemake scale_space`.
+accuracy and cost of inference by scale factor: `snakemake bake`, `snakemake scale_space`.
 
 REQUIRED INPUTS, of a study with an arm of the trainer nnUNetTrainerScaleSpace:
 
@@ -11,13 +11,21 @@ OUTPUTS, in results/{study}/:
 
     baked/{arm}/scale_{scale}/{dataset}/…            nnU-Net's model folder, with trainers/ for
                                                      nnUNet_extTrainer
-    scales/{task}/{arm}/fold_{fold}/                 Dice and cost of each evaluated scale factor
-    tables/scale_space.{csv,md}, scale_choice.csv, scale_costs.csv, figures/scale_space.{svg,png}
+    scales/{task}/{arm}/fold_{fold}/                 Dice and cost at each evaluated scale factor, and
+                                                     Dice of weights in networks of another one
 
-STEPS: bake_model, evaluate_scale, tabulate_scales, plot_scales
+STEPS: bake_model, evaluate_scale and evaluate_transfer; scale_tables.smk goes on from here
 """
 
-from scale_study import BAKED_TRAINER, CHOSEN, PLANNED, baked_plans, evaluations, wanted_models
+from scale_study import (
+    BAKED_TRAINER,
+    CHOSEN,
+    PLANNED,
+    baked_plans,
+    evaluations,
+    transfers,
+    wanted_models,
+)
 
 BAKED_MODEL = (
     "results/{study}/baked/{arm}/scale_{scale}/{dataset}/"
@@ -98,52 +106,35 @@ rule evaluate_scale:
         "../workflow_scripts/evaluate_scale.py"
 
 
-rule tabulate_scales:
+rule evaluate_transfer:
     input:
-        evaluations=[
-            f"results/{STUDY}/scales/{task}/{arm}/fold_{fold}/scale_{scale}.json"
-            for task, arm, fold, scale in evaluations(config)
-        ],
-        runs=run_files("run.json"),
-        modules="workflow_scripts/scale_tables.py",
+        run="results/{study}/runs/{task}/{arm}/fold_{fold}/run.json",
+        manifest=lambda wildcards: manifest_file(wildcards.task),
+        splits=lambda wildcards: splits_file(wildcards.task),
+        modules="workflow_scripts/bake_model.py",
     output:
-        csv="results/{study}/tables/scale_space.csv",
-        md=report(
-            "results/{study}/tables/scale_space.md",
-            caption="report/scale_space.rst",
-            category="Scale space",
-            labels={"result": "Accuracy and cost by scale factor"},
+        evaluation=(
+            "results/{study}/scales/{task}/{arm}/fold_{fold}/weights_{weights}_at_{scale}.json"
         ),
-        choice="results/{study}/tables/scale_choice.csv",
-        costs="results/{study}/tables/scale_costs.csv",
     log:
-        "logs/tabulate_scales/{study}.log",
+        "logs/evaluate_transfer/{study}_{task}_{arm}_{fold}_{weights}_{scale}.log",
+    wildcard_constraints:
+        weights=r"[01]|0\.\d+",
+        scale=r"[01]|0\.\d+",
     conda:
-        "../envs/analysis.yaml"
+        "../envs/nnunet.yaml"
+    threads: config["training"]["threads"]
+    resources:
+        gpu=0 if config["training"]["device"] == "cpu" else 1,
+        power_meter=1 if config["energy"]["tracking_mode"] == "machine" else 0,
     params:
-        arms=config["arms"],
-        tolerance=config["scale_space"]["tolerance"],
+        training={key: config["training"][key] for key in ("device", "precision", "deterministic")},
+        energy=config["energy"],
         mirroring=config["validation"]["mirroring"],
+        cases=config["scale_space"]["transfer"]["cases"],
+        parameters=lambda wildcards: config["arms"][wildcards.arm]["parameters"],
+    message:
+        "Evaluating {wildcards.task}, {wildcards.arm}, fold {wildcards.fold}: weights for "
+        "{wildcards.weights} in the network at {wildcards.scale}"
     script:
-        "../workflow_scripts/tabulate_scales.py"
-
-
-rule plot_scales:
-    input:
-        scales="results/{study}/tables/scale_space.csv",
-        style="config/plotting.yaml",
-        modules="workflow_scripts/plotting.py",
-    output:
-        svg="results/{study}/figures/scale_space.svg",
-        png=report(
-            "results/{study}/figures/scale_space.png",
-            caption="report/scale_space.rst",
-            category="Scale space",
-            labels={"result": "Dice by cost of inference"},
-        ),
-    log:
-        "logs/plot_scales/{study}.log",
-    conda:
-        "../envs/analysis.yaml"
-    script:
-        "../workflow_scripts/plot_scales.py"
+        "../workflow_scripts/evaluate_transfer.py"

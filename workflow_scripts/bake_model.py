@@ -18,7 +18,11 @@ NETWORK_CLASS = "rescaled_unet.RescaledUNet"
 
 
 def bake_model(
-    folds: Mapping[int, Path], parameters: Mapping[str, Any], scale: float, model: Path
+    folds: Mapping[int, Path],
+    parameters: Mapping[str, Any],
+    scale: float,
+    model: Path,
+    weights_scale: float | None = None,
 ) -> None:
     """Write the model folder of one arm and task.
 
@@ -28,6 +32,7 @@ def bake_model(
         scale: scale factor, above 0 and at most 1.
         model: folder to write: plans.json, dataset.json, baked.json, trainers/, and a
             fold_{fold}/checkpoint_final.pth each.
+        weights_scale: scale factor that the weights are made for, if not that of the network.
 
     Raises UserError for a scale factor that cannot be, or a checkpoint that is missing.
     """
@@ -35,8 +40,10 @@ def bake_model(
 
     from trainers.curricula import rescaled_unet
 
-    if not 0 < scale <= 1:
-        raise UserError(f"scale_factor is {scale}: it must be above 0 and at most 1")
+    weights_scale = scale if weights_scale is None else weights_scale
+    for wanted in (scale, weights_scale):
+        if not 0 < wanted <= 1:
+            raise UserError(f"scale_factor is {wanted}: it must be above 0 and at most 1")
     baked: dict[str, Any] = {"scale_factor": scale, "relative_distance": {}}
     for fold, folder in folds.items():
         path = folder / "checkpoint_final.pth"
@@ -45,11 +52,11 @@ def bake_model(
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
         init = checkpoint["init_args"]
         network = rebuild(checkpoint, parameters)
-        baked["relative_distance"][str(fold)] = relative_distance(network, scale)
+        baked["relative_distance"][str(fold)] = relative_distance(network, weights_scale)
         target = model / f"fold_{fold}" / "checkpoint_final.pth"
         target.parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "network_weights": network.baked_state(scale),
+            "network_weights": network.baked_state(weights_scale),
             "trainer_name": rescaled_unet.nnUNetTrainerRescaledUNet.__name__,
             "init_args": {key: init[key] for key in ("configuration", "fold")},
             "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],

@@ -62,6 +62,23 @@ def evaluations(config: Mapping[str, Any]) -> list[tuple[str, str, int, str]]:
     ]
 
 
+def transfers(config: Mapping[str, Any]) -> list[tuple[str, str, int, str, str]]:
+    """Return (task, arm, fold, scale factor of the weights, of the network) of the transfer matrix.
+
+    Every pair of the configured scale factors, for every hypernetwork of the study.
+    """
+    scales = [scale_label(scale) for scale in config["scale_space"]["transfer"]["scales"]]
+    return [
+        (task, arm, fold, weights, network)
+        for task in config["tasks"]
+        for arm, chosen in config["arms"].items()
+        for fold in config["folds"]
+        for weights in scales
+        for network in scales
+        if role_of(chosen) == "hypernetwork"
+    ]
+
+
 def baked_plans(model: str, dataset: str, plans: str, scale: str, **names: str) -> list[str]:
     """Return the file that stands for a baked model, none for nnU-Net's own network.
 

@@ -21,6 +21,10 @@ COLUMNS = [
 CHOICE_COLUMNS = [
     *("task", "arm", "scale", "dice", "best_scale", "best_dice", "tolerance", "relative_gmac"),
 ]
+CHECK_COLUMNS = ["task", "arm", "check", "scale", "value", "limit", "passed"]
+COLLAPSED = 1e-3
+"""Relative distance of weights below which a hypernetwork ignores its scale factor."""
+TRANSFER_KEYS = ["task", "arm", "network_scale", "weights_scale"]
 TRAINED = ["training_seconds", "training_kwh", "training_gflop"]
 SUM_OF_FIXED = "sum of the fixed networks"
 
@@ -95,6 +99,42 @@ def read_choice(path: Path, task: str, arm: str) -> float:
     if len(found) != 1:
         raise UserError(f"{path} has no choice for {task}, arm {arm}; set scale_factor yourself")
     return float(found.iloc[0])
+
+
+def check_weights(table: pd.DataFrame) -> pd.DataFrame:
+    """Return whether each hypernetwork's weights follow the scale factor (columns `CHECK_COLUMNS`).
+
+    `value` is the distance of the weights at `scale`, where it is largest, from those of the final
+    scale factor over the length of these; not above `limit` the hypernetwork has collapsed.
+    """
+    rows = []
+    hyper = table[table["role"] == "hypernetwork"]
+    for (task, arm), same in hyper.groupby(["task", "arm"], sort=False):
+        farthest = same.loc[same["relative_distance"].idxmax()]
+        value = farthest["relative_distance"]
+        found = [task, arm, "weights follow the scale factor", farthest["scale"], value]
+        rows.append([*found, COLLAPSED, value > COLLAPSED])
+    return pd.DataFrame(rows, columns=CHECK_COLUMNS)
+
+
+def transfer_table(evaluations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return a row each scale factor of a network and of the weights in it, means over the folds.
+
+    Columns: `TRANSFER_KEYS`, folds, cases, dice, dice_sd, below_best: by how much it is less than
+    the Dice of the best of these weights in that network.
+
+    Args:
+        evaluations: content of the files of `evaluate_transfer`.
+    """
+    groups = pd.DataFrame(evaluations).groupby(TRANSFER_KEYS, as_index=False)
+    rows = groups.agg(
+        folds=("fold", "nunique"),
+        cases=("cases", "sum"),
+        dice=("dice", lambda values: values.mean(skipna=False)),
+        dice_sd=("dice", "std"),
+    )
+    rows["below_best"] = rows.groupby(TRANSFER_KEYS[:3])["dice"].transform("max") - rows["dice"]
+    return rows
 
 
 def training_costs(records: Sequence[Mapping[str, Any]], arms: Mapping[str, Any]) -> pd.DataFrame:

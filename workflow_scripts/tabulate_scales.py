@@ -8,24 +8,32 @@ from typing import Any
 import pandas as pd
 
 from results import read_json
-from scale_tables import COSTS, SUM_OF_FIXED, choose_scales, scales_table, training_costs
+from scale_tables import (
+    COSTS,
+    SUM_OF_FIXED,
+    check_weights,
+    choose_scales,
+    scales_table,
+    training_costs,
+)
 from units import COMPUTATION, ENERGY, TIME, number, pipe_table, unit
-
-COLLAPSED = 1e-3
-"""Relative distance of weights below which a hypernetwork ignores its scale factor."""
 
 
 def to_markdown(
-    table: pd.DataFrame, choice: pd.DataFrame, costs: pd.DataFrame, mirroring: bool
+    table: pd.DataFrame,
+    choice: pd.DataFrame,
+    checks: pd.DataFrame,
+    costs: pd.DataFrame,
+    mirroring: bool,
 ) -> str:
-    """Return all three tables and what a reader must know of them."""
+    """Return the tables and what a reader must know of them."""
     parts = []
     for task in table["task"].unique():
         parts.append(f"**{task}: accuracy and cost of inference**")
         parts.append(pipe_table(_inference_rows(table[table["task"] == task])))
         parts.append(f"**{task}: cost of training**")
         parts.append(pipe_table(_training_rows(costs[costs["task"] == task])))
-    notes = [*_choice_notes(choice), *_collapse_notes(table), *_limits(table, costs, mirroring)]
+    notes = [*_choice_notes(choice), *_check_notes(checks), *_limits(table, costs, mirroring)]
     parts.append("\n".join(textwrap.fill(f"- {n}", 100, subsequent_indent="  ") for n in notes))
     return "\n\n".join(parts) + "\n"
 
@@ -74,24 +82,19 @@ def _choice_notes(choice: pd.DataFrame) -> list[str]:
     ]
 
 
-def _collapse_notes(table: pd.DataFrame) -> list[str]:
+def _check_notes(checks: pd.DataFrame) -> list[str]:
     """Tell of each hypernetwork whether its weights follow the scale factor."""
-    notes = []
-    hyper = table[table["role"] == "hypernetwork"]
-    for (task, arm), same in hyper.groupby(["task", "arm"], sort=False):
-        farthest = same.loc[same["relative_distance"].idxmax()]
-        moved = farthest["relative_distance"] > COLLAPSED
-        notes.append(
-            f"{task}, {arm}: the weights at {farthest['scale']:g} are "
-            f"{farthest['relative_distance']:.2g} of their length away from those at the largest "
-            + (
-                "scale factor, so they follow it."
-                if moved
-                else f"scale factor, less than {COLLAPSED:g}: the hypernetwork has collapsed, and "
-                "is no more than one network for all scale factors."
-            )
+    return [
+        f"{row.task}, {row.arm}: the weights at {row.scale:g} are {row.value:.2g} of their length "
+        "away from those at the largest scale factor, "
+        + (
+            "so they follow it."
+            if row.passed
+            else f"less than {row.limit:g}: the hypernetwork has collapsed, and is no more than "
+            "one network for all scale factors."
         )
-    return notes
+        for row in checks.itertuples()
+    ]
 
 
 def _limits(table: pd.DataFrame, costs: pd.DataFrame, mirroring: bool) -> list[str]:
@@ -137,10 +140,12 @@ if __name__ == "__main__":
     evaluated = [read_json(Path(path)) for path in snakemake.input.evaluations]
     found = scales_table(evaluated, arms)
     choices = choose_scales(found, snakemake.params.tolerance)
+    checked = check_weights(found)
     trained = training_costs([read_json(Path(path)) for path in snakemake.input.runs], arms)
     write_csv(found, Path(snakemake.output.csv))
     write_csv(choices, Path(snakemake.output.choice))
+    write_csv(checked, Path(snakemake.output.checks))
     write_csv(trained, Path(snakemake.output.costs))
     Path(snakemake.output.md).write_text(
-        to_markdown(found, choices, trained, snakemake.params.mirroring)
+        to_markdown(found, choices, checked, trained, snakemake.params.mirroring)
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +15,8 @@ import torch
 
 from bake_model import bake_model
 from energy import Reading
+from evaluate_scale import evaluate_scale
+from evaluate_transfer import evaluate_transfer
 from flops import FlopTable
 from log import UserError
 from trainers.curricula.resuming import TrainingStopped
@@ -260,6 +263,9 @@ def test_final_validation_has_the_weights_of_the_final_scale(trained, monkeypatc
 def test_stock_nnunet_predicts_with_a_baked_model(trained, tiny):
     """By its own command in a process that knows nothing of this workflow's folders."""
     scale, out, model = 0.3, tiny.results.parent / "predicted", tiny.results.parent / "baked"
+    images = tiny.results.parent / "images"
+    images.mkdir()
+    shutil.copy(tiny.raw / tiny.dataset / "imagesTr/tiny_000_0000.nii.gz", images)
     fold = Path(trained.output_folder)
     bake_model({0: fold}, {"rank": 2}, scale, model)
     assert {path.name for path in model.iterdir()} == {
@@ -273,7 +279,7 @@ def test_stock_nnunet_predicts_with_a_baked_model(trained, tiny):
     }
     command = [
         *(PYTHON.with_name("nnUNetv2_predict_from_modelfolder"), "-m", model, "-f", "0"),
-        *("-i", tiny.raw / tiny.dataset / "imagesTr", "-o", out, "-device", "cpu"),
+        *("-i", images, "-o", out, "-device", "cpu"),
         *("--save_probabilities", "-npp", "1", "-nps", "1"),
     ]
     done = subprocess.run(
@@ -333,35 +339,59 @@ def test_a_baked_folder_s_logits_are_the_hypernetwork_s(tiny, monkeypatch, role)
     with torch.no_grad():
         assert torch.allclose(predictor.network(x), trainer.network(x), atol=1e-5)
     distance = json.loads((model / "baked.json").read_text())["relative_distance"]["0"]
-    assert (distance > 0) == (role == "hypernetwork")
+    assert (distance > 1e-3) == (role == "hypernetwork")
+    assert (distance == 0) == (role != "hypernetwork")
 
 
-def test_an_evaluation_is_nnunet_s_own_validation(trained, tiny, monkeypatch):
+def test_weights_are_baked_into_the_network_of_another_scale(trained, tiny):
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from torch.func import functional_call
+
+    model = tiny.results.parent / "baked"
+    bake_model({0: Path(trained.output_folder)}, {"rank": 2}, 0.5, model, weights_scale=0.25)
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_extTrainer", str(model / "trainers"))
+        predictor.initialize_from_trained_model_folder(str(model), (0,))
+    assert predictor.network.scale_factor == 0.5
+    trained.set_deep_supervision_enabled(False)
+    network, x = trained.scale_space, torch.randn(1, 1, 16, 8, 8)
+    network.scale_factor = 0.5
+    with torch.no_grad():
+        found = predictor.network(x)
+        weights = network.weights(0.25)
+        expected = functional_call(network.primary, weights, (x,), tie_weights=False)
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert not torch.allclose(found, network(x), atol=1e-3), "its own weights"
+
+
+@pytest.fixture
+def evaluation(tiny, monkeypatch):
+    """What evaluations of the task have in common."""
+    monkeypatch.setattr("nnunet.RAW", tiny.raw)
+    monkeypatch.setattr("nnunet.PREPROCESSED", tiny.preprocessed)
+    for name in ("nnUNet_def_n_proc", "nnUNet_extTrainer"):
+        monkeypatch.setenv(name, "1")  # what is changed is put back at the end
+    return {
+        "fold": 0,
+        "cases": json.loads((tiny.folder / "splits_final.json").read_text())[0]["val"],
+        "preprocessed": tiny.folder,
+        "settings": {"device": "cpu", "precision": "fp32", "deterministic": False},
+        "energy": {"country": "DEU", "tracking_mode": "process"},
+        "mirroring": True,
+        "threads": 1,
+    }
+
+
+def test_an_evaluation_is_nnunet_s_own_validation(trained, tiny, evaluation):
     """Same Dice as the final validation at that scale factor, and what it cost."""
-    from evaluate_scale import evaluate_scale
-
     trained.perform_actual_validation()
     fold = Path(trained.output_folder)
     own = json.loads((fold / "validation" / "summary.json").read_text())
     model = tiny.results.parent / "baked"
     bake_model({0: fold}, {"rank": 2}, 0.5, model)
-    monkeypatch.setattr("nnunet.RAW", tiny.raw)
-    monkeypatch.setattr("nnunet.PREPROCESSED", tiny.preprocessed)
-    for name in ("nnUNet_def_n_proc", "nnUNet_extTrainer"):
-        monkeypatch.setenv(name, "1")  # what is changed is put back at the end
-    cases = json.loads((tiny.folder / "splits_final.json").read_text())[0]["val"]
-    summary = tiny.results.parent / "evaluated.json"
-    found = evaluate_scale(
-        model=model,
-        fold=0,
-        cases=cases,
-        preprocessed=tiny.folder,
-        settings={"device": "cpu", "precision": "fp32", "deterministic": False},
-        energy={"country": "DEU", "tracking_mode": "process"},
-        mirroring=True,
-        threads=1,
-        summary_file=summary,
-    )
+    cases, summary = evaluation["cases"], tiny.results.parent / "evaluated.json"
+    found = evaluate_scale(model=model, summary_file=summary, **evaluation)
     assert found["dice"] == pytest.approx(own["foreground_mean"]["Dice"], abs=1e-6)
     assert found["cases"] == len(cases) == len(json.loads(summary.read_text())["metric_per_case"])
     network = trained.scale_space.primary
@@ -372,6 +402,31 @@ def test_an_evaluation_is_nnunet_s_own_validation(trained, tiny, monkeypatch):
     assert found["passes_per_case"] == 2 * 7 * 5 * 8
     assert found["gmac_per_case"] == pytest.approx(gmac * found["passes_per_case"])
     assert found["seconds_per_case"] > 0
+
+
+def test_a_transfer_is_an_evaluation_with_other_weights(trained, tiny, evaluation):
+    fold = Path(trained.output_folder)
+    evaluation["cases"] = evaluation["cases"][:1]
+    evaluation["mirroring"] = False
+    dice = []
+    for weights in (0.25, 0.5):
+        model = tiny.results.parent / f"baked_{weights}"
+        bake_model({0: fold}, {"rank": 2}, 0.25, model, weights)
+        summary = tiny.results.parent / "evaluated.json"
+        expected = evaluate_scale(model=model, summary_file=summary, **evaluation)
+        found = evaluate_transfer(
+            training=fold,
+            parameters={"rank": 2},
+            weights_scale=weights,
+            network_scale=0.25,
+            **evaluation,
+        )
+        assert found == {
+            **{"weights_scale": weights, "network_scale": 0.25, "cases": 1},
+            "dice": pytest.approx(expected["dice"], abs=1e-6),
+        }
+        dice.append(found["dice"])
+    assert dice[0] != dice[1]
 
 
 def test_the_file_that_goes_with_a_model_stands_alone():

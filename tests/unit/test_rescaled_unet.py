@@ -1,7 +1,6 @@
 """The rescaled U-Net and the hypernetwork that makes its weights."""
 
 import copy
-import itertools
 import math
 
 import pytest
@@ -189,13 +188,16 @@ def test_three_counts_of_the_cost_agree(kind, strides, scale):
 
 def test_cost_grows_with_the_scale_until_sizes_are_floored():
     net = network()
-    costs = []
-    for percent in range(10, 51):
+    costs, sizes = [], []
+    for percent in range(2, 51):
         net.scale_factor = percent / 100
         costs.append(closed_form(net, (40, 40, 40)))
-    assert costs == sorted(costs)
-    changes = [a < b for a, b in itertools.pairwise(costs[15:])]
-    assert sum(changes) >= 10, "every second or third hundredth moves a voxel of 40"
+        sizes.append(net.sizes((40, 40, 40)))
+    for number in range(len(costs) - 1):
+        grows = costs[number] < costs[number + 1]
+        assert grows == (sizes[number] != sizes[number + 1])
+    assert len(set(costs)) > 15, "every second or third hundredth moves a voxel of 40"
+    assert sizes[0] == sizes[3] == [(40,) * 3, (2,) * 3, (2,) * 3], "the floor"
     assert costs[0] > 0.4 * costs[-1], "stage 0 is not rescaled"
 
 
@@ -279,7 +281,7 @@ def test_its_own_parameters_survive_a_pass():
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-@pytest.mark.parametrize("scale", [0.25, 0.33, 0.5])
+@pytest.mark.parametrize("scale", [0.25, 0.33, 0.5, 0.7])
 def test_baked_weights_compute_the_same(rank, scale):
     net = hyper(rank=rank)
     with torch.no_grad():

@@ -9,17 +9,23 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tabulate_transfer
+from evaluate_transfer import some_cases
 from log import UserError
 from plot_scales import plot_scales
+from plot_transfer import plot_transfer
 from plotting import load_style
-from scale_study import baked_plans, evaluations, role_of, scales_of, wanted_models
+from run_notebook import execute, render
+from scale_study import baked_plans, evaluations, role_of, scales_of, transfers, wanted_models
 from scale_tables import (
     SUM_OF_FIXED,
+    check_weights,
     choose_scales,
     non_dominated,
     read_choice,
     scales_table,
     training_costs,
+    transfer_table,
 )
 from tabulate_scales import to_markdown
 
@@ -59,6 +65,25 @@ def evaluation(arm, scale, fold=0, **changes):
     }
 
 
+def transfer(weights, network, dice, fold=0):
+    return {
+        **{"task": "Task98_Fake", "arm": "ours", "fold": fold, "cases": 3},
+        **{"weights_scale": weights, "network_scale": network, "dice": dice},
+    }
+
+
+MATRIX = {  # by scale factor of the network: Dice of the weights for 0.25, 0.35 and 0.5
+    0.25: (0.85, 0.83, 0.7),
+    0.35: (0.84, 0.87, 0.86),
+    0.5: (0.6, 0.885, 0.88),
+}
+
+
+def page_of(table, costs, mirroring=False, tolerance=0.005):
+    choice = choose_scales(table, tolerance)
+    return to_markdown(table, choice, check_weights(table), costs, mirroring)
+
+
 def record(arm, seconds, fold=0):
     return {
         **{"task": "Task98_Fake", "arm": arm, "fold": fold, "training_seconds": seconds},
@@ -69,6 +94,17 @@ def record(arm, seconds, fold=0):
 @pytest.fixture
 def table():
     return scales_table([evaluation(*key) for key in DICE], ARMS)
+
+
+@pytest.fixture
+def matrix():
+    return transfer_table(
+        [
+            transfer(weights, network, dice)
+            for network, row in MATRIX.items()
+            for weights, dice in zip(MATRIX, row, strict=True)
+        ]
+    )
 
 
 @pytest.fixture
@@ -157,7 +193,7 @@ def test_training_costs_have_the_sum_of_the_fixed_networks(costs):
 
 
 def test_the_page_says_what_a_reader_must_know(table, costs):
-    page = to_markdown(table, choose_scales(table, 0.005), costs, mirroring=False)
+    page = page_of(table, costs)
     text = " ".join(page.split())
     assert "| ours | 0.35 | 0.878 |" in " ".join(text.replace("|", " | ").split())
     for said in (
@@ -172,11 +208,109 @@ def test_the_page_says_what_a_reader_must_know(table, costs):
         assert said in text, said
 
 
+def test_the_check_of_the_weights_is_in_a_table(table):
+    (check,) = check_weights(table).to_dict("records")
+    assert (check["arm"], check["scale"], check["value"]) == ("ours", 0.25, 0.25)
+    assert check["limit"] == 1e-3
+    assert check["passed"]
+
+
 def test_a_collapsed_hypernetwork_is_called_one(costs):
     rows = [evaluation("ours", scale, relative_distance=1e-5) for scale in (0.25, 0.5)]
     table = scales_table(rows, ARMS)
-    page = to_markdown(table, choose_scales(table, 0.005), costs, mirroring=True)
+    assert check_weights(table)["passed"].tolist() == [False]
+    page = page_of(table, costs, mirroring=True)
     assert "the hypernetwork has collapsed" in " ".join(page.split())
+
+
+# --- weights in networks of other scale factors
+
+
+def test_every_pair_of_scales_is_transferred_of_hypernetworks_alone():
+    config = {
+        **{"arms": ARMS, "tasks": ["Task98_Fake"], "folds": [0, 3]},
+        "scale_space": {"transfer": {"scales": [0.25, 0.5]}},
+    }
+    found = transfers(config)
+    assert len(set(found)) == len(found) == 2 * 4
+    assert ("Task98_Fake", "ours", 3, "0.25", "0.5") in found
+    assert {arm for _, arm, *_ in found} == {"ours"}
+    config["scale_space"]["transfer"]["scales"] = []
+    assert transfers(config) == []
+
+
+def test_cases_are_spread_over_the_fold():
+    cases = [f"case_{n}" for n in range(7)]
+    assert some_cases(cases, 3) == ["case_0", "case_2", "case_4"]
+    assert some_cases(cases, None) == some_cases(cases, 7) == some_cases(cases, 20) == cases
+    assert [len(set(some_cases(cases, n))) for n in range(1, 8)] == list(range(1, 8))
+
+
+def test_the_transfer_matrix(matrix):
+    assert len(matrix) == 9
+    lost = matrix.set_index(["network_scale", "weights_scale"])["below_best"]
+    assert lost[0.25, 0.25] == lost[0.35, 0.35] == lost[0.5, 0.35] == 0
+    assert lost[0.5, 0.5] == pytest.approx(0.005)
+    assert lost[0.25, 0.5] == pytest.approx(0.15)
+    two = transfer_table([transfer(0.25, 0.5, dice, fold) for fold, dice in enumerate((0.6, 0.8))])
+    assert two[["dice", "folds", "cases"]].to_numpy().tolist() == [[0.7, 2, 6]]
+
+
+def test_the_page_tells_whether_the_matrix_peaks_on_its_diagonal(matrix):
+    page = tabulate_transfer.to_markdown(matrix)
+    text = " ".join(page.replace("|", " | ").split())
+    assert "| network at 0.25 | network at 0.35 | network at 0.5 |" in text
+    assert "| weights for 0.35 | 0.830 | 0.870 | 0.885 |" in text
+    assert "In 2 of 3 networks no other of these weights are better than those made for it" in text
+    assert "(Dice on 3 validation cases). Where others are, it is by up to 0.005." in text
+    assert "weights for 0.25 in the network at 0.5: 0.285 less than the best there" in text
+    alone = tabulate_transfer.to_markdown(transfer_table([transfer(0.5, 0.5, 0.9)]))
+    assert "In 1 of 1 networks" in alone
+
+
+def test_the_figure_of_the_matrix(matrix, tmp_path):
+    style = load_style(ROOT / "config/plotting.yaml")
+    paths = [tmp_path / f"transfer.{kind}" for kind in ("svg", "png")]
+    drawn = []
+    equal = transfer_table([transfer(a, b, 0.9) for a in (0.25, 0.5) for b in (0.25, 0.5)])
+    for table in (matrix, equal, pd.concat([matrix, matrix.assign(arm="other", dice=0.5)])):
+        plot_transfer(table, style, paths)
+        drawn.append(paths[0].read_bytes())
+        assert drawn[-1].startswith(b"<?xml")
+        assert paths[1].stat().st_size > 5000
+    assert len(set(drawn)) == 3
+    plot_transfer(matrix, style, paths)
+    assert paths[0].read_bytes() == drawn[0]
+
+
+@pytest.mark.parametrize("with_transfer", [True, False])
+def test_the_notebook(table, costs, matrix, tmp_path, with_transfer):
+    style = load_style(ROOT / "config/plotting.yaml")
+    names = {"choice": "csv", "checks": "csv", "scales_md": "md", "scales_png": "png"}
+    names |= {"transfer_md": "md", "transfer_png": "png"} if with_transfer else {}
+    paths = {name: tmp_path / f"{name}.{ending}" for name, ending in names.items()}
+    choose_scales(table, 0.005).to_csv(paths["choice"], index=False)
+    check_weights(table).assign(passed=with_transfer).to_csv(paths["checks"], index=False)
+    paths["scales_md"].write_text(page_of(table, costs))
+    plot_scales(table, style, [paths["scales_png"]])
+    if with_transfer:
+        paths["transfer_md"].write_text(tabulate_transfer.to_markdown(matrix))
+        plot_transfer(matrix, style, [paths["transfer_png"]])
+    parameters = {"study": "fake", **{name: str(path) for name, path in paths.items()}}
+    done, page = tmp_path / "done.ipynb", tmp_path / "done.html"
+    execute(ROOT / "notebooks/scale_space.ipynb", parameters, done, tmp_path / "failed.ipynb")
+    render(done, page, "fake: scale_space")
+    text = " ".join(page.read_text().split())
+    assert "Traceback" not in text
+    assert "with 0.63 of the computation of its best scale factor (0.5, Dice 0.880), 0.35" in text
+    assert ("Its weights follow the scale factor." in text) == with_transfer
+    assert ("do not follow the scale factor</strong>: it is one network for all" in text) != (
+        with_transfer
+    )
+    assert "What the curve cannot do" in text
+    assert "It cannot fall much further" in text, "the limits with the study's numbers"
+    assert text.count("data:image/png;base64") == 1 + with_transfer
+    assert ("Not measured:" in text) != with_transfer
 
 
 def test_the_figure(table, tmp_path):

@@ -221,12 +221,14 @@ def test_a_scale_space_study_evaluates_every_model_once(tree):
     jobs, text = plan(tree, "scale_space", *SCALE_SPACE)
     # Two arms at six scale factors, four controls at their own one; nnU-Net's own is not baked.
     assert (jobs["bake_model"], jobs["evaluate_scale"], jobs["train_fold"]) == (16, 17, 7)
+    assert (jobs["evaluate_transfer"], jobs["plot_transfer"], jobs["run_notebook"]) == (9, 1, 1)
     evaluated = re.findall(r"Evaluating Task04_Hippocampus, (\w+), fold 0 at (\S+)", text)
     assert Counter(arm for arm, _ in evaluated)["scale_space"] == 6
     assert {("constant", "planned"), ("fixed_025", "0.25"), ("stochastic", "0.5")} <= set(evaluated)
-    fewer = "scale_space={scales: [0.25, 0.4]}"
+    fewer = "scale_space={scales: [0.25, 0.7], transfer: {scales: []}}"
     jobs, _ = plan(tree, "scale_space", *SCALE_SPACE, "--config", fewer)
     assert jobs["evaluate_scale"] == 9
+    assert not {"evaluate_transfer", "tabulate_transfer", "plot_transfer"} & set(jobs)
 
 
 def test_a_model_is_baked_for_a_scale_factor_without_any_evaluation(tree):
@@ -239,6 +241,7 @@ def test_a_model_is_baked_for_a_scale_factor_without_any_evaluation(tree):
 def test_the_cheapest_good_enough_model_needs_the_evaluation(tree):
     jobs, text = plan(tree, "bake", *SCALE_SPACE)
     assert (jobs["evaluate_scale"], jobs["tabulate_scales"]) == (17, 1)
+    assert "evaluate_transfer" not in jobs
     assert text.count("Baking scale_space for the scale factor chosen") == 1
 
 
