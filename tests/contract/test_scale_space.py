@@ -404,6 +404,20 @@ def test_an_evaluation_is_nnunet_s_own_validation(trained, tiny, evaluation):
     assert found["seconds_per_case"] > 0
 
 
+def test_nnunet_s_own_network_is_evaluated_by_the_same_lines(tiny, evaluation):
+    trainer = tiny.trainer("nnUNetTrainerConstantPatch", epochs=1, iterations=4)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    fold = Path(trainer.output_folder)
+    own = json.loads((fold / "validation" / "summary.json").read_text())
+    summary = tiny.results.parent / "evaluated.json"
+    found = evaluate_scale(model=fold.parent, summary_file=summary, **evaluation)
+    assert found["dice"] == pytest.approx(own["foreground_mean"]["Dice"], abs=1e-6)
+    trainer.set_deep_supervision_enabled(False)
+    gmac = FlopTable(trainer.network, 1).validation_step(1, (16, 8, 8)) / 2e9
+    assert found["gmac_per_patch"] == pytest.approx(gmac)
+
+
 def test_a_transfer_is_an_evaluation_with_other_weights(trained, tiny, evaluation):
     fold = Path(trained.output_folder)
     evaluation["cases"] = evaluation["cases"][:1]
