@@ -62,6 +62,10 @@ rule extract_task:
     conda:
         "../envs/nnunet.yaml"
     threads: 4
+    resources:
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
     message:
         "Unpacking and checking {wildcards.task}"
     script:
@@ -78,6 +82,10 @@ rule convert_task:
     conda:
         "../envs/nnunet.yaml"
     threads: 4
+    resources:
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
     message:
         "Converting {wildcards.dataset} for nnU-Net"
     script:
