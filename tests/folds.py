@@ -24,6 +24,7 @@ from log import UserError
 if __name__ == "__main__":
     spec = json.loads(Path(sys.argv[1]).read_text())
     nnunet.RAW, nnunet.PREPROCESSED = Path(spec["raw"]), Path(spec["preprocessed"])
+    exec(spec["before"])
     from train_fold import train_fold
 
     for number, call in enumerate(spec["calls"]):
@@ -76,6 +77,8 @@ class Folds:
                 "precision": "fp32",
                 "checkpoint_minutes": 0,
                 "deterministic": False,
+                "lease_minutes": 5,
+                "wait_minutes": 30,
                 **settings,
             },
             "energy": {"country": "DEU", "tracking_mode": "process", "pue": 1.0},
@@ -87,11 +90,14 @@ class Folds:
             "threads": 1,
         }
 
-    def start(self, *calls):
+    def start(self, *calls, before=""):
+        """Start a process that runs the code `before`, then makes the calls."""
         spec = self.root / f"spec_{time.monotonic_ns()}.json"
         said = spec.with_suffix(".said")
         content = {"raw": str(self.raw), "preprocessed": str(self.preprocessed)}
-        spec.write_text(json.dumps({**content, "said": str(said), "calls": calls}))
+        spec.write_text(
+            json.dumps({**content, "said": str(said), "before": before, "calls": calls})
+        )
         with spec.with_suffix(".log").open("w") as log:
             process = subprocess.Popen(
                 [PYTHON, self.root / "driver.py", spec],
@@ -102,8 +108,8 @@ class Folds:
             )
         return process, said
 
-    def run(self, *calls):
-        process, said = self.start(*calls)
+    def run(self, *calls, before=""):
+        process, said = self.start(*calls, before=before)
         try:
             process.wait(timeout=400)
         finally:

@@ -32,7 +32,7 @@ Without `--configfile` it is the demo, `config/demo.yaml`.
 | --- | --- |
 | `demo.yaml` | small, semi-synthetic, minutes on a CPU |
 | `hippocampus.yaml` | real data (Task04) on one machine, a reduced schedule |
-| `budget_sweep.yaml` | one task at four lengths of training: Dice against energy |
+| `budget_sweep.yaml` | one task at three lengths of training: Dice against energy |
 | `bench.yaml` | what `make bench` measures |
 | `config.yaml` | the full study of the paper |
 | `plotting.yaml` | order, labels and colours; changing it redraws figures and retrains nothing |

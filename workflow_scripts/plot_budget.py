@@ -2,12 +2,22 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from plotting import Style, add_legend, load_style, read_tables, save, wrapped_grid
 from units import ENERGY, unit
+
+PLACES: tuple[dict[str, Any], ...] = (
+    {"xytext": (0, 5), "ha": "center", "va": "bottom"},
+    {"xytext": (0, -6), "ha": "center", "va": "top"},
+    {"xytext": (6, -1), "ha": "left", "va": "center"},
+    {"xytext": (-6, -1), "ha": "right", "va": "center"},
+)
+"""Where the number stands beside a point, by arm, so that near points keep theirs apart."""
 
 
 def budgets(runs: pd.DataFrame) -> pd.DataFrame:
@@ -42,13 +52,16 @@ def plot_budget(runs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> No
                     str(point.epochs),
                     (point.kwh * scale, point.dice),
                     textcoords="offset points",
-                    xytext=(6, -10) if place % 2 == 0 else (-10, 6),
+                    **PLACES[place % len(PLACES)],
                     color=looks["color"],
                     fontsize="small",
+                    path_effects=[withStroke(linewidth=2, foreground="white")],
                 )
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.margins(0.1)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.margins(x=0.12, y=0.2)
         axis.set_title(style.task(task))
         axis.set_xlabel(f"energy of training, {name}")
         axis.set_ylabel("foreground Dice")

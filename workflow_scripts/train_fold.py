@@ -9,16 +9,16 @@ import json
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import hardware
+import lease
 import nnunet
 import training
+from attempt import Fold, go_on
+from interruption import Deadline
 from log import redirect
-
-Entries = list[dict[str, Any]]
 
 
 def train_fold(
@@ -33,6 +33,7 @@ def train_fold(
     splits_file: Path,
     outputs: dict[str, Path],
     threads: int,
+    stop_after_minutes: float | None = None,
 ) -> None:
     """Bring the training to its end and write the files of the run.
 
@@ -46,24 +47,21 @@ def train_fold(
         plans_file, splits_file: nnU-Net's plans and splits of the dataset.
         outputs: where to write run, epochs, stages, energy and summary.
         threads: cores to use.
+        stop_after_minutes: time limit of this process, from its start; it ends by itself before.
 
     Raises:
-        UserError: the folder holds a training of another kind, or the device cannot be used.
+        UserError: the folder holds a training of another kind, another process is training it, the
+            device cannot be used, or the time limit came first (the next run goes on from there).
     """
+    deadline = Deadline(stop_after_minutes)
     device, precision = hardware.prepare(settings, threads)
     nnunet.configure(
         processes=max(1, threads // 2),
         augmentation_workers=hardware.augmentation_workers(device, threads),
         results=results,
     )
-    from energy import EnergyMeter
-    from flops import FlopTable
     from run_record import describe_run, energy_table, epochs_table, stages_table, write_csv
-    from trainers.curricula.resuming import TrainingStopped
-    from training_record import Ledger, Recorder
 
-    meter = EnergyMeter(**energy)
-    began = time.monotonic()
     plans = json.loads(plans_file.read_text())
     split = json.loads(splits_file.read_text())[run["fold"]]
     identity = _identify(run, trainer_parameters, settings, plans, split, precision)
@@ -75,74 +73,39 @@ def train_fold(
         / f"{run['trainer']}__{run['plans']}__{run['configuration']}"
         / f"fold_{run['fold']}"
     )
-    final, latest = folder / "checkpoint_final.pth", folder / "checkpoint_latest.pth"
-    summary = folder / "validation" / "summary.json"
-    ledger = Ledger(folder / "ledger.jsonl")
-    training.check_identity(
-        identity,
-        folder / "identity.json",
-        started=final.exists() or latest.exists(),
-        finished=final.exists(),
+    fold = Fold(
+        run=run,
+        parameters=trainer_parameters,
+        settings=settings,
+        energy=energy,
+        mirroring=mirroring,
+        plans_file=plans_file,
+        identity=identity,
+        cases=len(split["val"]),
+        folder=folder,
+        device=device,
+        precision=precision,
+        threads=threads,
     )
 
-    def write_tables(entries: Entries) -> None:
+    def write_tables(entries: list[dict]) -> None:
         epochs = epochs_table(entries)
         write_csv(epochs, outputs["epochs"])
         write_csv(stages_table(epochs), outputs["stages"])
         write_csv(energy_table(entries), outputs["energy"])
 
-    if not (final.exists() and summary.exists() and _validated(ledger.read(), mirroring)):
-        trainer = training.make_trainer(
-            run, trainer_parameters, settings, plans_file, device, resume=latest.exists()
-        )
-        network = getattr(trainer.network, "_orig_mod", trainer.network)
-        flops = FlopTable(network, trainer.num_input_channels)
-        trainer.my_init_kwargs["identity"] = identity
-        if final.exists() or latest.exists():
-            training.load_checkpoint(trainer, final if final.exists() else latest, identity)
-        if precision == "bf16":
-            hardware.autocast_network(network)
-        done = settings["epochs"] if final.exists() else trainer.current_epoch
-        attempt = 1 + sum(entry["entry"] == "attempt" for entry in ledger.read())
-        started = {"entry": "attempt", "attempt": attempt, "resumed_at": done, "threads": threads}
-        started["resumed_within"] = getattr(trainer, "iterations_resumed", 0)
-        started |= {"device": device, "precision": precision, "meter": meter.describe()}
-        ledger.append(started | _describe_software(device, identity["trainer_code"]))
-        progress = training.Progress(f"{run['task']} {run['arm']} fold {run['fold']}")
-
-        def after_epoch(entries: Entries) -> None:
-            write_tables(entries)
-            last = entries[-1]
-            note = f", patch {last['patch_size']}, pseudo Dice {last['pseudo_dice']:.3f}"
-            progress.show(last["epoch"] + 1, note)
-
-        recorder = Recorder(ledger, meter, flops, attempt, began, after_epoch)
-        try:
-            if not final.exists():
-                recorder.attach(trainer)
-                progress.start(done, settings["epochs"], "epoch")
-                with training.stoppable(trainer, progress.title):
-                    trainer.run_training()
-            recorder.finish("setup" if done == settings["epochs"] else "end of training")
-            progress.start(0, len(split["val"]), "validation case")
-            if not mirroring:
-                trainer.inference_allowed_mirroring_axes = None
-            with training.counted_predictions(trainer, progress.show):
-                trainer.perform_actual_validation(False)
-            recorder.finish("validation", mirroring=mirroring, ended=training.now())
-        except TrainingStopped:
-            write_tables(ledger.read())
-            raise
-        except BaseException:
-            recorder.finish("interrupted")
-            raise
-
-    entries = ledger.read()
+    fold.check_identity()
+    if not fold.is_done():
+        wait_minutes = min(settings["wait_minutes"], deadline.seconds_left / 60)
+        with lease.hold(folder, settings["lease_minutes"], wait_minutes) as held:
+            if not fold.is_done():  # by the one that was waited for
+                go_on(fold, held, deadline, write_tables)
+    entries = fold.ledger.read()
     write_tables(entries)
-    shutil.copyfile(summary, outputs["summary"])
+    shutil.copyfile(fold.summary, outputs["summary"])
     names = json.loads((plans_file.parent / "dataset.json").read_text())["labels"]
     plan = plans["configurations"][run["configuration"]]
-    scores = json.loads(summary.read_text())
+    scores = json.loads(fold.summary.read_text())
     record = describe_run({**run, **identity}, plan, names, entries, scores, folder)
     nnunet.write_json(record, outputs["run"])
 
@@ -179,25 +142,6 @@ def _device_name(device: str) -> str:
     return str(torch.cpu.get_capabilities().get("cpu_name", device))
 
 
-def _describe_software(device: str, trainer_code: str) -> dict[str, Any]:
-    """Return what an attempt runs with and when it began, for the ledger."""
-    import torch
-
-    return {
-        "started": training.now(),
-        "git_commit": training.git_commit(),
-        "trainer_code": trainer_code,
-        "versions": training.versions(),
-        "gpu_model": torch.cuda.get_device_name() if device == "cuda" else None,
-    }
-
-
-def _validated(entries: Entries, mirroring: bool) -> bool:
-    """Tell whether the last final validation was done, and as it is wanted now."""
-    done = [entry["mirroring"] for entry in entries if entry.get("phase") == "validation"]
-    return bool(done) and done[-1] == mirroring
-
-
 if __name__ == "__main__":
     redirect(snakemake.log[0])
     # A scheduler's SIGTERM then passes through `finally` and `except` as any other way out.
@@ -213,4 +157,5 @@ if __name__ == "__main__":
         splits_file=Path(snakemake.input.splits),
         outputs={name: Path(path) for name, path in snakemake.output.items()},
         threads=snakemake.threads,
+        stop_after_minutes=snakemake.params.get("stop_after_minutes"),
     )

@@ -5,9 +5,7 @@ import importlib
 import json
 import platform
 import random
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -197,28 +195,6 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
-
-
-@contextlib.contextmanager
-def stoppable(trainer: Any, title: str) -> Iterator[None]:
-    """Let SIGTERM (a scheduler's) and SIGINT (Ctrl-C) end the training at its next step.
-
-    A trainer that can write a checkpoint then does so; a second signal, or a trainer that cannot,
-    ends the process at once.
-    """
-
-    def stop(number: int, frame: object) -> None:
-        if not hasattr(trainer, "stop_requested") or trainer.stop_requested:
-            sys.exit(128 + number)
-        trainer.stop_requested = True
-        tell(f"{title}: {signal.Signals(number).name}, writing a checkpoint after this step")
-
-    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def load_checkpoint(trainer: Any, path: Path, identity: dict[str, Any]) -> None:

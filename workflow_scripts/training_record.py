@@ -25,9 +25,12 @@ from trainers.curricula.schedules import Stage
 class Ledger:
     """Append-only lines of JSON; a line that a kill cut short is ignored."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the ledger at `path`, which need not exist yet."""
-        self.path = path
+    def __init__(self, path: Path, before_append: Callable[[], None] = lambda: None) -> None:
+        """Open the ledger at `path`, which need not exist yet.
+
+        `before_append` raises an exception where this process must not write to it.
+        """
+        self.path, self._before_append = path, before_append
 
     def read(self) -> list[dict]:
         """Return all whole entries in the order in which they were written."""
@@ -43,6 +46,7 @@ class Ledger:
 
     def append(self, entry: dict) -> None:
         """Write one entry through to the disk."""
+        self._before_append()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
             if file.tell():

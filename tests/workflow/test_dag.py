@@ -188,7 +188,7 @@ def test_the_bench_prepares_its_tasks_and_trains_no_arm_of_a_study(tree):
 def test_an_arm_s_own_length_is_that_of_its_training(tree):
     arguments = ("--configfile", "config/budget_sweep.yaml", "--", "budget_sweep")
     jobs, _ = plan(tree, *arguments)
-    assert jobs["train_fold"] == 12
+    assert jobs["train_fold"] == 9
     assert jobs["plot_budget"] == 1
     probe = (
         "import sys; print([(a, training_of(a)['epochs']) for a in config['arms']]); sys.exit(3)"
@@ -196,4 +196,4 @@ def test_an_arm_s_own_length_is_that_of_its_training(tree):
     (tree / "probe.smk").write_text(f'include: "Snakefile"\n{probe}\n')
     run = snakemake(tree, "-n", "-s", "probe.smk", "--configfile", "config/budget_sweep.yaml")
     assert "('constant_10', 10)" in run.stdout
-    assert "('progressive_efficiency_84', 84)" in run.stdout
+    assert "('progressive_efficiency_21', 21)" in run.stdout

@@ -1,0 +1,125 @@
+"""From the files of 300 runs to the report, by the real command. The study is MADE UP.
+
+Ten tasks × five folds × the arms of config/config.yaml with 60 cases each, in the layout that
+trainings leave: it shows that a study of the papers' size goes through, not that it was trained.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from claims import CONTRADICTED, SUPPORTED
+from collect_results import collect_results
+from fake_study import FakeStudy
+from plot_predictions import pick_cases
+from tree import ROOT, copy_tree, plan, snakemake, write_config
+
+CONFIG = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+AFTER_TRAINING = ["collect_results", "compare_arms", "assess_significance", "check_claims"]
+AFTER_TRAINING += [f"plot_{name}" for name in ("dice", "cost", "convergence", "schedule")]
+AFTER_TRAINING += ["plot_class_balance", "plot_predictions", "run_notebook", "all"]
+TRAINERS = {arm: chosen["trainer"] for arm, chosen in CONFIG["arms"].items()}
+
+pytestmark = pytest.mark.slow
+
+
+def write_image(path, voxels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), path)
+
+
+def write_examples(root, runs, cases):
+    """Write the images, references and predictions that the figure of example slices shows."""
+    labels = np.zeros((16, 16, 16), np.uint8)
+    labels[4:12, 4:12, 4:12], labels[6:10, 6:10, 6:10] = 1, 2
+    image = np.random.default_rng(0).normal(size=labels.shape).astype(np.float32)
+    for task, table in cases.groupby("task"):
+        for case in pick_cases(table, "constant").values():
+            fold = table.loc[table["case"] == case, "fold"].iloc[0]
+            chosen = runs[(runs["task"] == task) & (runs["fold"] == fold)]
+            raw = root / "resources/nnUNet_raw" / chosen["dataset"].iloc[0]
+            write_image(raw / "imagesTr" / f"{case}_0000.nii.gz", image)
+            write_image(raw / "labelsTr" / f"{case}.nii.gz", labels)
+            for folder in chosen["results_folder"]:
+                write_image(root / folder / "validation" / f"{case}.nii.gz", labels)
+
+
+def write_balance(path, tasks):
+    sizes = {"8x8x8": 0.3, "16x16x16": 0.1}
+    rows = [
+        {"task": task, "patch_size": size, "patch_voxels": int(size.split("x")[0]) ** 3}
+        | {"forced": forced, "oversample": 0.33 * forced, "label": label, "label_name": name}
+        | {"foreground_share": share, "foreground_share_sem": 0.01}
+        | {"patches_with_label": 0.5, "samples": 200}
+        for task in tasks
+        for size, share in sizes.items()
+        for forced in (False, True)
+        for label, name in enumerate(("any label", "inner", "outer & rim"))
+    ]
+    path.parent.mkdir(parents=True)
+    pd.DataFrame(rows).to_csv(path, index=False)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """The folder, the arguments of the command and the results of the study, all made."""
+    root = copy_tree(tmp_path_factory.mktemp("full"))
+    made_up = FakeStudy(
+        root,
+        tasks=tuple(CONFIG["tasks"]),
+        arms=tuple(TRAINERS),
+        folds=tuple(CONFIG["folds"]),
+        epochs=10,
+        iterations=25_000,
+        plans="nnUNetPlans",
+        cases=60,
+    ).write()
+    for key, folder in made_up.folders().items():
+        record = json.loads((folder / "run.json").read_text())
+        record["trainer"] = TRAINERS[key[1]]
+        (folder / "run.json").write_text(json.dumps(record))
+    paths = {name: tmp_path_factory.mktemp("tables") / f"{name}.csv" for name in ("runs", "cases")}
+    collect_results(made_up.folders(), paths)
+    text = {"case": str, "label": str}
+    write_examples(root, pd.read_csv(paths["runs"]), pd.read_csv(paths["cases"], dtype=text))
+    results = root / "results/fake"
+    write_balance(results / "tables/class_balance.csv", CONFIG["tasks"])
+    arguments = ["--cores", "2", "--configfile", write_config(root, "full", CONFIG, study="fake")]
+    arguments += ["--allowed-rules", *AFTER_TRAINING]
+    run = snakemake(root, *arguments)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return root, arguments, results
+
+
+def test_nothing_is_left_to_do(full):
+    root, arguments, _ = full
+    assert plan(root, *arguments)[0] == {}
+
+
+def test_tables_hold_every_run_case_and_comparison(full):
+    tables = full[2] / "tables"
+    assert len(pd.read_csv(tables / "runs.csv")) == 300
+    assert len(pd.read_csv(tables / "cases.csv")) == 300 * 60 * 2
+    significance = pd.read_csv(tables / "significance.csv", dtype={"label": str})
+    means = significance[significance["label"].isna() & (significance["measure"] == "dice")]
+    assert len(means) == 10 * 5
+    assert set(means["pairs"]) == {300}
+    assert set(means["tests"]) == {50}
+    claims = pd.read_csv(tables / "claims.csv").set_index("claim")
+    assert claims.loc["miccai-time", "verdict"] in (SUPPORTED, CONTRADICTED)
+    assert claims.loc["miccai-dice", "verdict"] in (SUPPORTED, CONTRADICTED)
+
+
+def test_the_report_gathers_it(full):
+    root, arguments, _ = full
+    run = snakemake(root, "--report", "report.zip", *arguments)
+    assert run.returncode == 0, run.stderr
+    with zipfile.ZipFile(root / "report.zip") as archive:
+        names = {Path(name).name for name in archive.namelist()}
+    assert {"results.html", "curricula.html", "dice.png", "claims.csv"} <= names
