@@ -10,6 +10,8 @@ import hardware
 import training
 from interruption import Deadline, Interruption
 from lease import Lease, LeaseLostError, describe_process
+from log import tell
+from resources import killed_attempts
 from training_record import Ledger
 
 
@@ -113,6 +115,8 @@ def go_on(
         hardware.autocast_network(network)
     done = settings["epochs"] if fold.final.exists() else trainer.current_epoch
     attempt = 1 + sum(entry["entry"] == "attempt" for entry in ledger.read())
+    if attempt - 1 in killed_attempts(ledger.path):
+        _tell_of_kill(f"{run['task']} {run['arm']} fold {run['fold']}", attempt - 1)
     started = {"entry": "attempt", "attempt": attempt, "resumed_at": done}
     started["resumed_within"] = getattr(trainer, "iterations_resumed", 0)
     started |= {"threads": fold.threads, "device": fold.device, "precision": fold.precision}
@@ -152,6 +156,17 @@ def go_on(
     except BaseException:
         recorder.finish("interrupted")
         raise
+
+
+def _tell_of_kill(title: str, attempt: int) -> None:
+    """Say what a killed process could not say itself, on the terminal and in the rule's log."""
+    message = (
+        f"{title}: attempt {attempt} was killed and could not say why. Most often that is for lack "
+        "of memory: a scheduler is now asked for half as much again; on one machine, train fewer "
+        "folds at a time or lower training.threads. It goes on from its last checkpoint"
+    )
+    print(message)
+    tell(message)
 
 
 def _describe_circumstances(device: str, trainer_code: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ module while it is parsed, so it imports the standard library only.
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class Requests:
     def training_memory_mb(self, wildcards: Any, threads: int) -> int:
         """Return the memory of a training; it grows with the attempts that were killed."""
         killed = killed_attempts(self._ledger(wildcards))
-        return self._memory_mb("train_fold", wildcards, threads, killed)
+        return self._memory_mb("train_fold", wildcards, threads, len(killed))
 
     def training_minutes(self, wildcards: Any, attempt: int) -> int | None:
         """Return the time of one slice of a training, or None: the partition's default.
@@ -209,28 +209,21 @@ def forecast_hours(table: Path, task: str, arm: str) -> float | None:
     return None
 
 
-def killed_attempts(ledger: Path) -> int:
-    """Count the attempts of a training whose ledger does not tell how they ended.
+def killed_attempts(ledger: Path) -> list[int]:
+    """Return the numbers of a training's attempts whose end its ledger does not tell.
 
-    A signal, the time limit and every error leave an entry. SIGKILL, which is how a scheduler and
-    the kernel end a process that takes too much memory, leaves none.
+    A signal, the time limit and every error leave an entry. SIGKILL leaves none, which is how a
+    scheduler and the kernel end a process that takes too much memory.
     """
-    return _count_unended(ledger.read_text().splitlines()) if ledger.is_file() else 0
-
-
-def _count_unended(lines: Iterable[str]) -> int:
-    ended: list[bool] = []
-    for line in lines:
+    ended: dict[int, bool] = {}
+    for line in ledger.read_text().splitlines() if ledger.is_file() else ():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:  # cut short by a kill
             continue
-        if entry["entry"] == "attempt":
-            ended.append(False)
-        elif ended:
-            phase = entry["phase"]
-            ended[-1] = phase in ("validation", "interrupted") or bool(entry.get("partial"))
-    return ended.count(False)
+        last_word = entry.get("phase") in ("validation", "interrupted") or entry.get("partial")
+        ended[entry["attempt"]] = bool(last_word)
+    return [attempt for attempt, told in ended.items() if not told]
 
 
 def _bounded(wanted: float, limit: int | None) -> int:
