@@ -46,7 +46,10 @@ OUTPUTS = {name: f"{name}.csv" for name in ("epochs", "stages", "energy")} | {
 
 
 class Folds:
-    """Calls of `train_fold` in processes of their own, as Snakemake's jobs would be."""
+    """Calls of `train_fold` in processes of their own, as Snakemake's jobs would be.
+
+    `log` is what the last process of `run` printed.
+    """
 
     def __init__(self, prepared, root):
         self.raw, self.preprocessed = prepared
@@ -114,7 +117,8 @@ class Folds:
             process.wait(timeout=400)
         finally:
             kill_group(process)
-        assert process.returncode == 0, said.with_suffix(".log").read_text()[-3000:]
+        self.log = said.with_suffix(".log").read_text()
+        assert process.returncode == 0, self.log[-3000:]
         return [json.loads(line) for line in said.read_text().splitlines()]
 
     def fold(self, study):

@@ -6,13 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import hardware
 import training
+from endings import describe_silent_end, find_silent_end, have_grown, memory_kills
+from energy import EnergyMeter
+from final_validation import digest, is_whole, validate
+from flops import FlopTable
 from interruption import Deadline, Interruption
 from lease import Lease, LeaseLostError, describe_process
-from log import tell
-from resources import killed_attempts
-from training_record import Ledger
+from log import UserError, tell
+from run_record import kept_validation
+from trainers.curricula.resuming import TrainingStopped
+from training_record import Ledger, Recorder
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,12 @@ class Fold:
 
     def is_done(self) -> bool:
         """Tell whether it is trained, and its last final validation done as it is wanted now."""
-        entries = self.ledger.read()
-        done = [entry["mirroring"] for entry in entries if entry.get("phase") == "validation"]
-        files = self.final.exists() and self.summary.exists()
-        return files and bool(done) and done[-1] == self.mirroring
+        validation = kept_validation(self.ledger.read())
+        if not (self.final.exists() and self.summary.exists() and validation):
+            return False
+        end = validation[-1]
+        same = "checkpoint" not in end or end["checkpoint"] == digest(self.final)
+        return same and end["mirroring"] == self.mirroring
 
 
 def go_on(
@@ -91,11 +100,6 @@ def go_on(
         TrainingStopped: a signal ended it.
         UserError: the deadline came first, the lease was lost, or the training is not to be done.
     """
-    from energy import EnergyMeter
-    from flops import FlopTable
-    from trainers.curricula.resuming import TrainingStopped
-    from training_record import Recorder
-
     run, settings, identity = fold.run, fold.settings, fold.identity
     ledger = Ledger(fold.ledger.path, before_append=held.check)
     meter = EnergyMeter(**fold.energy)
@@ -114,15 +118,18 @@ def go_on(
     if fold.precision == "bf16":
         hardware.autocast_network(network)
     done = settings["epochs"] if fold.final.exists() else trainer.current_epoch
-    attempt = 1 + sum(entry["entry"] == "attempt" for entry in ledger.read())
-    if attempt - 1 in killed_attempts(ledger.path):
-        _tell_of_kill(f"{run['task']} {run['arm']} fold {run['fold']}", attempt - 1)
+    progress = training.Progress(f"{run['task']} {run['arm']} fold {run['fold']}")
+    entries, kills = ledger.read(), memory_kills()
+    if silent := find_silent_end(entries, kills):
+        ledger.append(silent)
+        place = "the final validation" if fold.final.exists() else f"epoch {done}"
+        tell(f"{progress.title}: {describe_silent_end(silent, entries, place)}")
+    attempt = 1 + sum(entry["entry"] == "attempt" for entry in entries)
     started = {"entry": "attempt", "attempt": attempt, "resumed_at": done}
     started["resumed_within"] = getattr(trainer, "iterations_resumed", 0)
     started |= {"threads": fold.threads, "device": fold.device, "precision": fold.precision}
-    started["meter"] = meter.describe()
+    started |= {"meter": meter.describe(), "memory_kills": kills}
     ledger.append(started | _describe_circumstances(fold.device, identity["trainer_code"]))
-    progress = training.Progress(f"{run['task']} {run['arm']} fold {run['fold']}")
 
     def after_epoch(entries: list[dict]) -> None:
         write_tables(entries)
@@ -132,6 +139,10 @@ def go_on(
 
     recorder = Recorder(ledger, meter, flops, attempt, began, after_epoch)
     interruption = Interruption(progress.title, deadline, held)
+
+    def end(how: str | None) -> None:
+        ledger.append({"entry": "end", "attempt": attempt, "how": how, "ended": training.now()})
+
     try:
         if not fold.final.exists():
             recorder.attach(trainer)
@@ -139,40 +150,72 @@ def go_on(
             with interruption.watch(trainer):
                 trainer.run_training()
         recorder.finish("setup" if done == settings["epochs"] else "end of training")
-        progress.start(0, fold.cases, "validation case")
-        if not fold.mirroring:
-            trainer.inference_allowed_mirroring_axes = None
-        with training.counted_predictions(trainer, progress.show):
-            trainer.perform_actual_validation(False)
-        recorder.finish("validation", mirroring=fold.mirroring, ended=training.now())
-    except TrainingStopped:
-        write_tables(ledger.read())
-        if interruption.deadline_passed:
-            epochs = f"{trainer.current_epoch} of {settings['epochs']} epochs done"
-            raise interruption.explain(epochs) from None
-        raise
+        _validate(fold, trainer, recorder, interruption, progress)
+        end("finished")
     except LeaseLostError:
         raise
-    except BaseException:
+    except TrainingStopped:
+        if fold.final.exists() or not hasattr(trainer, "stop_requested"):
+            recorder.finish("interrupted")
+        end(interruption.reason)
+        write_tables(ledger.read())
+        if interruption.deadline_passed:
+            raise interruption.explain(_describe_progress(fold, trainer)) from None
+        raise
+    except BaseException as error:
         recorder.finish("interrupted")
+        end(interruption.reason or f"{type(error).__name__}: {error}")
+        if have_grown(kills, memory_kills()):
+            raise UserError(
+                f"{progress.title}: a process of it was killed for lack of memory. Give it more "
+                "(`mem_mb`) or fewer threads; run again to go on"
+            ) from error
         raise
 
 
-def _tell_of_kill(title: str, attempt: int) -> None:
-    """Say what a killed process could not say itself, on the terminal and in the rule's log."""
-    message = (
-        f"{title}: attempt {attempt} was killed and could not say why. Most often that is for lack "
-        "of memory: a scheduler is now asked for half as much again; on one machine, train fewer "
-        "folds at a time or lower training.threads. It goes on from its last checkpoint"
-    )
-    print(message)
-    tell(message)
+def _validate(
+    fold: Fold,
+    trainer: Any,
+    recorder: Recorder,
+    interruption: Interruption,
+    progress: training.Progress,
+) -> None:
+    if not fold.mirroring:
+        trainer.inference_allowed_mirroring_axes = None
+    made_with = {"checkpoint": digest(fold.final), "mirroring": fold.mirroring}
+    begun = False
+
+    def before_case(number: int, finish: Callable[[], None]) -> None:
+        nonlocal begun
+        if not begun:
+            progress.start(number, fold.cases, "validation case")
+        begun = True
+        interruption.between_cases(finish)
+
+    def after_case(case: str, number: int) -> None:
+        recorder.finish("validation", partial=True, case=case)
+        progress.show(number)
+
+    with interruption.watch_validation():
+        validate(trainer, fold.folder, made_with, before_case, after_case)
+    recorder.finish("validation", **made_with, ended=training.now())
+
+
+def _describe_progress(fold: Fold, trainer: Any) -> str:
+    """Return in words how far a training is."""
+    epochs = fold.settings["epochs"]
+    if not fold.final.exists():
+        done = trainer.current_epoch
+        if not hasattr(trainer, "stop_requested"):  # it resumes at its last checkpoint
+            done -= done % trainer.save_every
+        return f"{done} of {epochs} epochs done"
+    ending = trainer.dataset_json["file_ending"]
+    cases = sum(map(is_whole, fold.summary.parent.glob(f"*{ending}")))
+    return f"all {epochs} epochs done, {cases} of {fold.cases} validation cases predicted"
 
 
 def _describe_circumstances(device: str, trainer_code: str) -> dict[str, Any]:
     """Return what an attempt runs with and on, and when it began, for the ledger."""
-    import torch
-
     process = describe_process()
     return {
         "started": training.now(),

@@ -14,12 +14,18 @@ from log import UserError, tell
 GRACE_SECONDS, GRACE_SHARE = 300.0, 0.1
 """How long before a time limit a training ends, at most; and the share of a short limit."""
 
+LAST_SECONDS = 20.0
+"""How long a validation case may still take after a signal."""
 TIME_LIMIT = "time limit"
 """Reason for ending that is no signal's name."""
 
 
 class Deadline:
-    """When this process should end by itself, before a scheduler kills it."""
+    """When this process should end by itself, before a scheduler kills it.
+
+    Attributes:
+        grace: seconds of the time limit that are kept for the end.
+    """
 
     def __init__(self, minutes: float | None) -> None:
         """Give the time limit in minutes from the start of this process; None is no limit.
@@ -31,7 +37,8 @@ class Deadline:
 
         limit = math.inf if minutes is None else 60 * minutes
         self._began = time.monotonic() - (time.time() - psutil.Process().create_time())
-        self._end = self._began + limit - min(GRACE_SECONDS, GRACE_SHARE * limit)
+        self.grace = min(GRACE_SECONDS, GRACE_SHARE * limit)
+        self._end = self._began + limit - self.grace
 
     @property
     def seconds_left(self) -> float:
@@ -59,6 +66,8 @@ class Interruption:
         self.reason: str | None = None
         self._title, self._deadline, self._lease = title, deadline, lease
         self._trainer: Any = None
+        self._case_began: float | None = None
+        self._longest = 0.0
 
     @contextlib.contextmanager
     def watch(self, trainer: Any) -> Iterator[None]:
@@ -74,13 +83,50 @@ class Interruption:
             ("save_checkpoint", self._lease.check),
         ):
             setattr(trainer, name, _preceded(getattr(trainer, name), before))
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        former = {number: signal.signal(number, self._on_signal) for number in numbers}
-        try:
+        with _handled(self._on_signal, signal.SIGTERM, signal.SIGINT):
             yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def watch_validation(self) -> Iterator[None]:
+        """Let a signal end the final validation after the present case, or soon.
+
+        A scheduler kills half a minute after it has sent SIGTERM, so that a long case is given up.
+        It is also given up in the midst of the time that is kept before the time limit.
+
+        Raises TrainingStopped for one that is given up.
+        """
+        with (
+            _handled(self._on_signal_between_cases, signal.SIGTERM, signal.SIGINT),
+            _handled(self._on_alarm, signal.SIGALRM),
+        ):
+            latest = self._deadline.seconds_left + self._deadline.grace / 2
+            if math.isfinite(latest):
+                signal.setitimer(signal.ITIMER_REAL, max(latest, 0.001))
+            try:
+                yield
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def between_cases(self, finish: Callable[[], None]) -> None:
+        """Go on to the next case, or end if that was asked for or the next one may take too long.
+
+        Args:
+            finish: waits for what is still to be written of the cases before.
+
+        Raises:
+            TrainingStopped: the validation ends here.
+            LeaseLostError: another process has taken the lease.
+        """
+        self._lease.check()
+        now = time.monotonic()
+        if self._case_began is not None:
+            self._longest = max(self._longest, now - self._case_began)
+        self._case_began = now
+        if self.reason is None and self._deadline.seconds_left <= self._longest:
+            self.reason = TIME_LIMIT
+        if self.reason is not None:
+            finish()
+            raise _training_stopped()
 
     @property
     def deadline_passed(self) -> bool:
@@ -91,26 +137,53 @@ class Interruption:
         """Return the one message of a training that its deadline has ended."""
         return UserError(
             f"{self._title} stopped after {self._deadline.minutes_run:.0f} min, before its time "
-            f"limit: {progress}; run again to go on from the last checkpoint"
+            f"limit: {progress}; run again to go on"
         )
 
     def _before_step(self) -> None:
         if self._lease.lost:
             self._lease.check()
         if self.reason is None and self._deadline.seconds_left <= 0:
-            self._stop(TIME_LIMIT, 1)
+            self.reason = TIME_LIMIT
+            if not hasattr(self._trainer, "stop_requested"):
+                raise _training_stopped()
+            self._trainer.stop_requested = True
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self.reason is not None:
             sys.exit(128 + number)
-        self._stop(signal.Signals(number).name, 128 + number)
+        self.reason = signal.Signals(number).name
+        if not hasattr(self._trainer, "stop_requested"):
+            sys.exit(128 + number)
+        self._trainer.stop_requested = True
         tell(f"{self._title}: {self.reason}, writing a checkpoint after this step")
 
-    def _stop(self, reason: str, status: int) -> None:
-        self.reason = reason
-        if not hasattr(self._trainer, "stop_requested"):
-            sys.exit(status)
-        self._trainer.stop_requested = True
+    def _on_signal_between_cases(self, number: int, frame: object) -> None:
+        if self.reason is not None:
+            sys.exit(128 + number)
+        self.reason = signal.Signals(number).name
+        signal.setitimer(signal.ITIMER_REAL, LAST_SECONDS)
+        tell(f"{self._title}: {self.reason}, ending after this case or in {LAST_SECONDS:.0f} s")
+
+    def _on_alarm(self, number: int, frame: object) -> None:
+        self.reason = self.reason or TIME_LIMIT
+        raise _training_stopped()
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
+    former = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, before in former.items():
+            signal.signal(number, before)
+
+
+def _training_stopped() -> SystemExit:
+    from trainers.curricula.resuming import TrainingStopped
+
+    return TrainingStopped(143)
 
 
 def _preceded(method: Callable, before: Callable[[], None]) -> Callable:

@@ -2,9 +2,10 @@
 
 Cores are the rules' `threads`, which also set nnU-Net's numbers of processes. The sizes in `NEEDS`
 are ample estimates from the size of a task's images, not measurements. The Snakefile asks this
-module while it is parsed, so it imports the standard library only.
+module while it is parsed, so it imports nothing heavy.
 """
 
+import contextlib
 import csv
 import json
 import math
@@ -12,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from endings import SILENT
 
 SNAKEMAKE_MB = 400
 """What a job's two Snakemakes and its Python take before any work."""
@@ -121,7 +124,7 @@ class Requests:
     def training_memory_mb(self, wildcards: Any, threads: int) -> int:
         """Return the memory of a training; it grows with the attempts that were killed."""
         killed = killed_attempts(self._ledger(wildcards))
-        return self._memory_mb("train_fold", wildcards, threads, len(killed))
+        return self._memory_mb("train_fold", wildcards, threads, killed)
 
     def training_minutes(self, wildcards: Any, attempt: int) -> int | None:
         """Return the time of one slice of a training, or None: the partition's default.
@@ -209,21 +212,19 @@ def forecast_hours(table: Path, task: str, arm: str) -> float | None:
     return None
 
 
-def killed_attempts(ledger: Path) -> list[int]:
-    """Return the numbers of a training's attempts whose end its ledger does not tell.
+def killed_attempts(ledger: Path) -> int:
+    """Count the attempts of a training that ended without a message.
 
-    A signal, the time limit and every error leave an entry. SIGKILL leaves none, which is how a
-    scheduler and the kernel end a process that takes too much memory.
+    SIGKILL ends them so, which is how a scheduler and the kernel stop a process that takes too much
+    memory; a signal, the time limit and every error leave one.
     """
-    ended: dict[int, bool] = {}
+    told: dict[int, str] = {}
     for line in ledger.read_text().splitlines() if ledger.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # cut short by a kill
-            continue
-        last_word = entry.get("phase") in ("validation", "interrupted") or entry.get("partial")
-        ended[entry["attempt"]] = bool(last_word)
-    return [attempt for attempt, told in ended.items() if not told]
+        if '"attempt", ' in line or '"end", ' in line:
+            with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill
+                entry = json.loads(line)
+                told[entry["attempt"]] = entry.get("how", SILENT)
+    return list(told.values()).count(SILENT)
 
 
 def _bounded(wanted: float, limit: int | None) -> int:

@@ -42,9 +42,23 @@ def kept_work(entries: Iterable[dict]) -> dict[int, list[dict]]:
             parts = [e for e in kept.get(resumed, []) if e.get("partial")] if within else []
             kept = {n: rows for n, rows in kept.items() if n < resumed}
             kept |= {resumed: parts} if parts else {}
-        elif entry["phase"] == "training":
+        elif entry.get("phase") == "training":
             kept.setdefault(entry["epoch"], []).append(entry)
     return dict(sorted(kept.items()))
+
+
+def kept_validation(entries: Iterable[dict]) -> list[dict]:
+    """Return the ledger's entries that the last final validation rests on, in their order.
+
+    A case that was predicted more than once counts as it was the last time.
+    """
+    validations = [entry for entry in entries if entry.get("phase") == "validation"]
+    ends = [number for number, entry in enumerate(validations) if not entry.get("partial")]
+    if not ends:
+        return []
+    *cases, end = validations[: ends[-1] + 1]
+    last = {case["case"]: case for case in cases if case.get("partial")}
+    return [*last.values(), end]
 
 
 def epochs_table(entries: Iterable[dict]) -> pd.DataFrame:
@@ -95,8 +109,7 @@ def energy_table(entries: list[dict]) -> pd.DataFrame:
     """
     meters = {e["attempt"]: e["meter"] for e in entries if e["entry"] == "attempt"}
     kept = {id(entry) for parts in kept_work(entries).values() for entry in parts}
-    validations = [e for e in entries if e.get("phase") == "validation"]
-    kept |= {id(entry) for entry in validations[-1:]}
+    kept |= {id(entry) for entry in kept_validation(entries)}
     work = pd.DataFrame(
         [{"stage": None, "error": "", "partial": False, **e, "kept": id(e) in kept}
          for e in entries if e["entry"] == "work"]
@@ -144,8 +157,7 @@ def describe_run(
     attempts = [entry for entry in entries if entry["entry"] == "attempt"]
     trained = [a for a in attempts if a["resumed_at"] < run["epochs"]][-1]
     energy, epochs = energy_table(entries), epochs_table(entries)
-    validation = energy[energy["phase"] == "validation"].iloc[-1]
-    last = [entry for entry in entries if entry.get("phase") == "validation"][-1]
+    validation = kept_validation(entries)
     dice = {label: scores["Dice"] for label, scores in summary["mean"].items()}
     per_case = [
         scores["Dice"] for case in summary["metric_per_case"] for scores in case["metrics"].values()
@@ -160,10 +172,10 @@ def describe_run(
         "cpu_model": trained["meter"]["cpu_model"],
         "attempts": len(attempts),
         "started": attempts[0]["started"],
-        "finished": last["ended"],
+        "finished": validation[-1]["ended"],
         **{f"training_{name}": epochs[name].sum(skipna=False) for name in measures},
-        **{f"validation_{name}": validation[name] for name in measures},
-        "validation_mirroring": last["mirroring"],
+        **{f"validation_{name}": sum(part[name] for part in validation) for name in measures},
+        "validation_mirroring": validation[-1]["mirroring"],
         **{f"total_{name}": energy[name].sum(skipna=False) for name in measures},
         "training_gflop": epochs["train_gflop"].sum(),
         "dice_foreground_mean": summary["foreground_mean"]["Dice"],

@@ -16,7 +16,6 @@ import hardware
 import lease
 import nnunet
 import training
-from attempt import Fold, go_on
 from interruption import Deadline
 from log import redirect
 from time_limit import minutes_left
@@ -61,6 +60,7 @@ def train_fold(
         augmentation_workers=hardware.augmentation_workers(device, threads),
         results=results,
     )
+    from attempt import Fold, go_on
     from run_record import describe_run, energy_table, epochs_table, stages_table, write_csv
 
     plans = json.loads(plans_file.read_text())

@@ -1,12 +1,10 @@
 """What one training needs around nnU-Net: trainer, identity, interruption, progress."""
 
-import contextlib
 import importlib
 import json
 import platform
 import random
 import subprocess
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -213,21 +211,3 @@ def load_checkpoint(trainer: Any, path: Path, identity: dict[str, Any]) -> None:
     if found is not None:
         compare_identity(identity, found, path, VERSIONS)
     trainer.my_init_kwargs["identity"] = identity
-
-
-@contextlib.contextmanager
-def counted_predictions(trainer: Any, show: Callable[[int], None]) -> Iterator[None]:
-    """Call `show(n)` as the trainer's final validation predicts its n-th case."""
-    original, seen = trainer.print_to_log_file, [0]
-
-    def watch(*args: Any, **kwargs: Any) -> None:
-        if args and str(args[0]).startswith("predicting "):
-            seen[0] += 1
-            show(seen[0])
-        original(*args, **kwargs)
-
-    trainer.print_to_log_file = watch
-    try:
-        yield
-    finally:
-        trainer.print_to_log_file = original

@@ -28,7 +28,7 @@ def is_running(pid):
 def folds(prepared, tmp_path_factory):
     """One training that ran through, and one that was killed -9 in its fourth epoch, then redone.
 
-    `folds.said` holds what the calls of the second process said.
+    `folds.said` holds what the calls of the second process said, `folds.log_of_kill` its log.
     """
     folds = Folds(prepared, tmp_path_factory.mktemp("folds"))
     process, said = folds.start(folds.call("killed"))
@@ -62,6 +62,7 @@ def folds(prepared, tmp_path_factory):
         folds.call("unknown", parameters={"no_such_thing": 4}),
         folds.call("listed", parameters={"curriculum": "listed", "stage_list": LISTED}),
     )
+    folds.log_of_kill = folds.log
     return folds
 
 
@@ -105,6 +106,23 @@ def test_finished_epochs_are_not_trained_again_after_a_kill(folds):
     assert resumed_at >= len(before) - 1, "a checkpoint follows every epoch's line in the ledger"
     again = [entry["epoch"] for entry in after if entry.get("phase") == "training"]
     assert again == list(range(resumed_at, EPOCHS))
+
+
+@pytest.mark.slow
+def test_the_next_attempt_tells_that_the_last_one_was_killed(folds):
+    ends = [entry for entry in folds.ledger("killed") if entry["entry"] == "end"]
+    assert [(end["attempt"], end["how"]) for end in ends] == [
+        (1, "without a message"),
+        (2, "finished"),
+    ]
+    trained = [entry["epoch"] for entry in folds.at_kill if entry.get("phase") == "training"]
+    assert ends[0]["reached"] == f"epoch {len(trained)}"
+    first, second = (e for e in folds.ledger("killed") if e["entry"] == "attempt")
+    assert (
+        f"the last attempt (on {first['host']}, started {first['started']}) ended without a "
+        f"message in epoch {len(trained)}: killed, out of memory, or the machine failed; going on "
+        f"from epoch {second['resumed_at']}\n" in folds.log_of_kill
+    )
 
 
 @pytest.mark.slow

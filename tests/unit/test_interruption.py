@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+import interruption as module
 from interruption import Deadline, Interruption
 from lease import LeaseLostError
+from trainers.curricula.resuming import TrainingStopped
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(240, 5), (51, 5), (30, 3), (1, 0.1)])
@@ -75,17 +77,16 @@ def test_after_the_deadline_one_more_step_is_done(lease, step):
     assert trainer.stop_requested
     assert interruption.deadline_passed
     assert str(interruption.explain("3 of 9 epochs done")).endswith(
-        " min, before its time limit: 3 of 9 epochs done; run again to go on from the last "
-        "checkpoint"
+        " min, before its time limit: 3 of 9 epochs done; run again to go on"
     )
 
 
 def test_nnunet_s_own_trainer_cannot_be_asked(lease):
     trainer, interruption = Trainer(stoppable=False), Interruption("it", Deadline(0), lease)
-    with pytest.raises(SystemExit) as caught, interruption.watch(trainer):
+    with pytest.raises(TrainingStopped), interruption.watch(trainer):
         trainer.train_step(1)
-    assert caught.value.code == 1
     assert trainer.done == []
+    assert interruption.deadline_passed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -111,3 +112,76 @@ def test_who_lost_the_lease_neither_trains_nor_writes(lease):
             with pytest.raises(LeaseLostError):
                 call(1)
     assert trainer.done == []
+
+
+# --- between the cases of the final validation
+
+
+def test_a_signal_ends_the_validation_after_the_case(lease, capsys):
+    interruption, finished = Interruption("it", Deadline(None), lease), []
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)]
+    with pytest.raises(TrainingStopped), interruption.watch_validation():
+        interruption.between_cases(lambda: finished.append(1))
+        signal.raise_signal(signal.SIGTERM)
+        assert not finished
+        interruption.between_cases(lambda: finished.append(2))
+    assert finished == [2], "the exports are waited for"
+    assert not interruption.deadline_passed
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)] == before
+    assert capsys.readouterr().err == "it: SIGTERM, ending after this case or in 20 s\n"
+
+
+def test_a_case_that_takes_too_long_is_given_up(lease, monkeypatch):
+    monkeypatch.setattr(module, "LAST_SECONDS", 0.1)
+    interruption = Interruption("it", Deadline(None), lease)
+    began = time.monotonic()
+    with pytest.raises(TrainingStopped), interruption.watch_validation():
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(60)
+    assert time.monotonic() - began < 30
+
+
+def test_a_second_signal_ends_the_validation_at_once(lease):
+    interruption = Interruption("it", Deadline(None), lease)
+    with pytest.raises(SystemExit) as caught, interruption.watch_validation():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.code == 143
+
+
+@pytest.fixture
+def limited(monkeypatch, lease):
+    """An interruption with a deadline, and the clock of both."""
+    deadline = Deadline(100)
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    now[0] += deadline.seconds_left - 100
+    return Interruption("it", deadline, lease), now
+
+
+def test_no_case_is_begun_that_may_not_be_done_in_time(limited):
+    interruption, now = limited
+    for seconds in (20, 30, 10):
+        interruption.between_cases(lambda: None)
+        now[0] += seconds
+    interruption.between_cases(lambda: None)  # 40 s left, the longest took 30 s
+    now[0] += 10
+    with pytest.raises(TrainingStopped):
+        interruption.between_cases(lambda: None)
+    assert interruption.deadline_passed
+
+
+def test_a_case_beyond_the_deadline_is_given_up(limited):
+    interruption, now = limited
+    now[0] += 100 + 150 - 0.1  # half of the grace of five minutes is over in a moment
+    with pytest.raises(TrainingStopped), interruption.watch_validation():
+        time.sleep(60)
+    assert interruption.deadline_passed
+
+
+def test_who_lost_the_lease_begins_no_case(lease):
+    interruption = Interruption("it", Deadline(None), lease)
+    lease.lost = True
+    with pytest.raises(LeaseLostError):
+        interruption.between_cases(lambda: None)

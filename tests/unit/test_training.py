@@ -20,7 +20,6 @@ from override_plans import override_plans
 from training import (
     Progress,
     check_identity,
-    counted_predictions,
     find_trainer,
     trainer_code_hash,
 )
@@ -259,37 +258,6 @@ def test_progress_in_hours(clock, capsys):
     clock[0] += 120
     progress.show(1)
     assert capsys.readouterr().err == "t: epoch 1/100, 3 h 18 min left\n"
-
-
-class Predicting:
-    """What the final validation prints, case by case."""
-
-    def __init__(self):
-        self.printed = []
-
-    def print_to_log_file(self, *args, **_):
-        self.printed.append(args)
-
-    def validate(self, fail=False):
-        for case in ("a", "b"):
-            self.print_to_log_file(f"predicting {case}")
-            self.print_to_log_file(case, "shape")
-        if fail:
-            raise RuntimeError("no more")
-
-
-@pytest.mark.parametrize("fail", [False, True])
-def test_counted_predictions(fail):
-    trainer, shown = Predicting(), []
-    original = trainer.print_to_log_file
-    try:
-        with counted_predictions(trainer, shown.append):
-            trainer.validate(fail)
-    except RuntimeError:
-        assert fail
-    assert shown == [1, 2]
-    assert len(trainer.printed) == 4, "nothing is swallowed"
-    assert trainer.print_to_log_file == original
 
 
 # --- plans and splits

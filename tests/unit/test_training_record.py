@@ -12,6 +12,7 @@ from run_record import (
     describe_run,
     energy_table,
     epochs_table,
+    kept_validation,
     kept_work,
     stages_table,
     write_csv,
@@ -122,6 +123,56 @@ def row_of(table, **keys):
         table = table[table[name].isna() if value is None else table[name] == value]
     assert len(table) == 1
     return table.iloc[0]
+
+
+# --- a final validation in parts
+
+
+def part(number, case, kwh):
+    nothing = {"mirroring": None, "ended": None}
+    return work(number, "validation", kwh, seconds=2.0, partial=True, case=case, **nothing)
+
+
+def validated_in_parts():
+    """Interrupted after case a; killed in the export of b; b and c are predicted, then measured."""
+    *before, end = three_attempts()
+    return [
+        *before,
+        part(3, "a", 1.0),
+        work(3, "interrupted", 2.0),
+        attempt(4, resumed_at=4),
+        work(4, "setup", 4.0),
+        part(4, "b", 8.0),
+        attempt(5, resumed_at=4),
+        part(5, "b", 16.0),
+        part(5, "c", 32.0),
+        {**end, "attempt": 5},
+        {"entry": "end", "attempt": 5, "how": "finished"},
+    ]
+
+
+def test_each_case_of_the_validation_counts_once():
+    entries = validated_in_parts()
+    assert [e["kwh"] for e in kept_validation(entries)] == [1.0, 16.0, 32.0, 1024.0]
+    assert kept_validation(entries[:-2]) == [], "not done yet"
+    whole = three_attempts()
+    assert kept_validation(whole) == whole[-1:], "in one piece, as former versions wrote it"
+    again = [*entries, attempt(6, resumed_at=4), part(6, "a", 64.0)]
+    assert kept_validation(again) == kept_validation(entries), "the next one is not done yet"
+    again += [part(6, "b", 128.0), part(6, "c", 256.0), work(6, "validation", 512.0)]
+    assert [e["kwh"] for e in kept_validation(again)] == [64.0, 128.0, 256.0, 512.0]
+    measured = [*entries, attempt(6, resumed_at=4), work(6, "validation", 2.5)]
+    assert [e["kwh"] for e in kept_validation(measured)] == [1.0, 16.0, 32.0, 2.5]
+
+
+def test_the_energy_of_a_validation_in_parts():
+    entries = validated_in_parts()
+    table = energy_table(entries)
+    assert table["kwh"].sum() == sum(entry.get("kwh", 0) for entry in entries)
+    rows = table[table["phase"] == "validation"].set_index("attempt")
+    assert rows["kwh"].to_dict() == {3: 1.0, 4: 8.0, 5: 16.0 + 32 + 1024}
+    assert rows["kwh_kept"].to_dict() == {3: 1.0, 4: 0.0, 5: 16.0 + 32 + 1024}
+    assert len(epochs_table(entries)) == 4
 
 
 # --- the ledger
@@ -354,6 +405,14 @@ def test_describe_run_adds_up(tmp_path):
     assert (record["cases"], record["nan_dice"]) == (2, 2)
     assert record["label_names"] == {"1": "outer", "2": "inner"}
     assert record["results_folder"] == str(tmp_path)
+
+
+def test_describe_run_adds_up_a_validation_in_parts(tmp_path):
+    record = describe(validated_in_parts(), tmp_path)
+    assert record["validation_kwh"] == 1.0 + 16 + 32 + 1024
+    assert record["validation_seconds"] == 2.0 + 2 + 2 + 30
+    assert (record["attempts"], record["finished"]) == (5, "2026-01-03")
+    assert record["validation_mirroring"] is True
 
 
 def test_describe_run_turns_nan_into_none(tmp_path):
