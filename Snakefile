@@ -25,6 +25,7 @@ include: "rules/predictions.smk"
 include: "rules/report.smk"
 include: "rules/budget_sweep.smk"
 include: "rules/bench.smk"
+include: "rules/clean.smk"
 
 
 rule all:

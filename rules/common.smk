@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import sys
+from itertools import product
 from pathlib import Path
 
 BASE = Path(workflow.basedir)
@@ -20,18 +21,20 @@ sys.path.insert(0, str(BASE / "workflow_scripts"))
 from config_tools import ConfigError, check_config
 from msd import read_register
 from nnunet import PLANS_OF_PLANNER
+from own_task import check_own_tasks, dataset_of
 from resources import Requests
+from user_packages import keep_out
 
+keep_out()
 try:
     check_config(config, BASE / "config/schemas/config.schema.yaml")
+    check_own_tasks(config, Path("resources/nnUNet_raw"))
 except ConfigError as error:
     sys.exit(str(error))
 
 MSD = read_register(BASE / "config/datasets.tsv")
 DEMO_TASK = "Task99_BrainTissue"
-DATASET_OF = {
-    task: f"Dataset0{task[4:]}" for task in [*MSD, DEMO_TASK]
-}  # Task04_Hippocampus is nnU-Net's Dataset004_Hippocampus
+DATASET_OF = {task: dataset_of(task) for task in [*MSD, DEMO_TASK, *config["own_tasks"]]}
 TASK_OF = {dataset: task for task, dataset in DATASET_OF.items()}
 
 PLANNING = config["planning"]
@@ -42,12 +45,7 @@ DATA_IDENTIFIER = f"{BASE_PLANS}_{PLANNING['configuration']}"
 
 HAS_BUDGET = set(config["budget"].values()) != {None}
 STUDY = config["study"]
-RUNS = [
-    (task, arm, fold)
-    for task in config["tasks"]
-    for arm in config["arms"]
-    for fold in config["folds"]
-]
+RUNS = list(product(config["tasks"], config["arms"], config["folds"]))
 
 TABLES = expand(
     f"results/{STUDY}/tables/{{table}}",

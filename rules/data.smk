@@ -4,7 +4,9 @@ This part of the workflow brings a task's data into nnU-Net's raw format.
 REQUIRED INPUTS:
 
     config/datasets.tsv (read as MSD in common.smk), and either `archives`/{task}.tar or a network;
-    for the demo task the ICBM 2009 template that the package nilearn contains
+    for the demo task the ICBM 2009 template that the package nilearn contains;
+    for an own task its folder in the configuration, which is only read and on purpose no input: an
+    imported task needs it no more (but for the images, if they are links)
 
 OUTPUTS:
 
@@ -12,7 +14,7 @@ OUTPUTS:
     resources/msd/{task}/                         unpacked and checked, removed after conversion
     resources/nnUNet_raw/{dataset}/dataset.json   and beside it imagesTr/, labelsTr/
 
-STEPS: download_task or make_demo_task, extract_task, convert_task
+STEPS: download_task or make_demo_task, extract_task, convert_task; an own task: import_own_task
 """
 
 
@@ -79,6 +81,8 @@ rule convert_task:
         dataset="resources/nnUNet_raw/{dataset}/dataset.json",
     log:
         "logs/convert_task/{dataset}.log",
+    wildcard_constraints:
+        dataset="|".join(DATASET_OF[task] for task in [*MSD, DEMO_TASK]),
     conda:
         "../envs/nnunet.yaml"
     threads: 4
@@ -90,3 +94,25 @@ rule convert_task:
         "Converting {wildcards.dataset} for nnU-Net"
     script:
         "../workflow_scripts/convert_task.py"
+
+
+rule import_own_task:
+    output:
+        dataset="resources/nnUNet_raw/{dataset}/dataset.json",
+    log:
+        "logs/import_own_task/{dataset}.log",
+    wildcard_constraints:
+        dataset="|".join(DATASET_OF[task] for task in config["own_tasks"]) or "(?!)",
+    conda:
+        "../envs/nnunet.yaml"
+    threads: 4
+    resources:
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
+    params:
+        task=lambda wildcards: TASK_OF[wildcards.dataset],
+    message:
+        "Checking and importing {wildcards.dataset}"
+    script:
+        "../workflow_scripts/import_own_task.py"

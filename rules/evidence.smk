@@ -21,7 +21,7 @@ and in results/{study}/tables/:
 """
 
 NSD_TOLERANCE_MM = {
-    **{task: row["nsd_tolerance_mm"] for task, row in MSD.items()},
+    **{task: row["nsd_tolerance_mm"] for task, row in (MSD | config["own_tasks"]).items()},
     DEMO_TASK: "1",  # our own choice: half of its voxels' edge
 }
 
@@ -36,7 +36,7 @@ rule measure_surface_distance:
     log:
         "logs/measure_surface_distance/{study}_{task}_{arm}_{fold}.log",
     conda:
-        "../envs/analysis.yaml"
+        "../envs/nnunet.yaml"
     resources:
         mem_mb=REQUESTS.memory_mb,
         runtime=REQUESTS.minutes,

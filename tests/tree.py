@@ -41,16 +41,16 @@ def write_config(folder, name, config, **changes):
     return path.name
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "snakemake", *map(str, arguments)]
+def command(*arguments, python=sys.executable):
+    return [python, "-m", "snakemake", *map(str, arguments)]
 
 
-def snakemake(folder, *arguments, env=None, timeout=600):
+def snakemake(folder, *arguments, env=None, timeout=600, python=sys.executable):
     """Run Snakemake in `folder` to its end; the result has returncode, stdout and stderr.
 
     At the timeout the jobs that it started end with it.
     """
-    process = start(folder, *arguments, env=env)
+    process = start(folder, *arguments, env=env, python=python)
     try:
         out, err = process.communicate(timeout=timeout)
     except BaseException:
@@ -60,10 +60,10 @@ def snakemake(folder, *arguments, env=None, timeout=600):
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def start(folder, *arguments, env=None):
+def start(folder, *arguments, env=None, python=sys.executable):
     """Start Snakemake in `folder` as the leader of a process group of its own."""
     return subprocess.Popen(
-        command(*arguments),
+        command(*arguments, python=python),
         cwd=folder,
         env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,

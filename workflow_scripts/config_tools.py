@@ -12,9 +12,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator, ValidationError, validators
 
-
-class ConfigError(ValueError):
-    """The configuration cannot be used; the message has one line per problem."""
+from log import ConfigError
 
 
 def check_config(config: dict[str, Any], schema_path: str | Path) -> None:
@@ -39,7 +37,8 @@ def check_config(config: dict[str, Any], schema_path: str | Path) -> None:
     for error in errors:
         if error.validator == "type" or tuple(error.absolute_path) not in mistyped:
             problems += _explain(error, schema)
-    problems = problems or list(_cross_check(config))
+    shipped = schema["$defs"]["shipped_task"]["enum"]
+    problems = problems or list(_cross_check(config, shipped))
     if problems:
         raise ConfigError("\n".join(f"config: {line}" for line in dict.fromkeys(problems)))
 
@@ -109,8 +108,8 @@ def _explain(error: ValidationError, schema: dict[str, Any]) -> Iterator[str]:
         for key in sorted(set(allowed) - set(value)):
             subschema = error.schema["properties"][key]
             yield f"{_dot(path, key)} is missing. {subschema['description']}"
-    elif rule == "enum":
-        yield f"{path}: {_not_among(value, allowed)}"
+    elif rule in ("enum", "anyOf"):
+        yield f"{path}: {_not_among(value, _names(error))}"
     elif rule == "uniqueItems":
         twice = [item for index, item in enumerate(value) if item in value[:index]]
         yield f"{path}: {twice[0]!r} is listed twice"
@@ -137,15 +136,17 @@ _KINDS = {
 
 def _unknown_name(path: str, name: Any, error: ValidationError, schema: dict[str, Any]) -> str:
     """Explain a name that a map of arms, checksums or overrides does not allow."""
-    branches = error.context or [error]
-    allowed: dict[str, None] = {}
-    for branch in branches:
-        allowed |= dict.fromkeys(branch.schema.get("enum", []))
-        allowed |= dict.fromkeys([branch.schema["const"]] if "const" in branch.schema else [])
-    if allowed:
-        return f"{path}: {_not_among(name, list(allowed))}"
+    if allowed := _names(error):
+        return f"{path}: {_not_among(name, allowed)}"
     pattern = resolve(error.schema, schema).get("pattern")
     return f"{_dot(path, str(name))}: the name {_shown(name)} does not match {pattern}"
+
+
+def _names(error: ValidationError) -> list[Any]:
+    """List what is allowed where a value may be one of some names, in any branch of the schema."""
+    if error.context:
+        return [name for branch in error.context for name in _names(branch)]
+    return error.schema.get("enum", [error.schema["const"]] if "const" in error.schema else [])
 
 
 def _unknown_key(path: str, key: str, known: Iterable[str], schema: dict[str, Any]) -> str:
@@ -173,8 +174,11 @@ def _not_among(value: Any, allowed: list[Any]) -> str:
     return f"{_shown(value)} is not one of {', '.join(str(item) for item in allowed)}"
 
 
-def _cross_check(config: dict[str, Any]) -> Iterator[str]:
-    """Find what a schema cannot say, in a configuration that satisfies it."""
+def _cross_check(config: dict[str, Any], shipped: list[str]) -> Iterator[str]:
+    """Find what a schema cannot say, in a configuration that satisfies it.
+
+    `shipped` are the tasks that need no entry in `own_tasks`.
+    """
     arms = config["arms"]
     if config["reference_arm"] not in arms:
         yield f"reference_arm: {_not_among(config['reference_arm'], list(arms))}"
@@ -191,9 +195,32 @@ def _cross_check(config: dict[str, Any]) -> Iterator[str]:
                 f"arms.{name}.parameters.stage_list: its epochs add up to {total}, but "
                 f"{key} is {epochs}"
             )
+    yield from _check_tasks(config, shipped)
     for task in config["planning"]["overrides"]:
         if task not in ("all", *config["tasks"]):
             yield f"planning.overrides: {task!r} is not among the study's tasks"
+
+
+def _check_tasks(config: dict[str, Any], shipped: list[str]) -> Iterator[str]:
+    """Find tasks that nobody described, and own tasks with the number of another."""
+    named: dict[int, str] = {_number(task): task for task in shipped}
+    for task in config["own_tasks"]:
+        other = named.setdefault(_number(task), task)
+        if other != task:
+            yield (
+                f"own_tasks.{task}: {other} has the number {_number(task)} too, by which nnU-Net "
+                "tells datasets apart; take a free one"
+            )
+    known = [*shipped, *config["own_tasks"]]
+    for number, task in enumerate(config["tasks"]):
+        near = difflib.get_close_matches(task, known, n=1)
+        if task not in known:
+            advice = f"did you mean {near[0]}?" if near else "describe it in own_tasks"
+            yield f"tasks[{number}]: {task!r} is unknown; {advice}"
+
+
+def _number(task: str) -> int:
+    return int(task.removeprefix("Task").partition("_")[0])
 
 
 def _shown(value: Any) -> str:

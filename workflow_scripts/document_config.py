@@ -22,7 +22,7 @@ INTRODUCTION = """\
 
 One file describes one study: tasks × arms × folds. A study is run by
 
-```
+```bash
 snakemake --cores all --configfile config/hippocampus.yaml
 ```
 
@@ -41,7 +41,7 @@ Without `--configfile` it is the demo, `config/demo.yaml`.
 
 Keys can be set on the command line too, and go before the file's. A section or a list is YAML:
 
-```
+```bash
 snakemake --cores all --configfile config/config.yaml \\
   --config archives=/data/msd folds=[0] 'training={epochs: 100}'
 ```
@@ -112,6 +112,9 @@ def _allowed(subschema: dict[str, Any], schema: dict[str, Any]) -> str:
     """Say in a few words which values a key takes."""
     if "enum" in subschema:
         return ", ".join(f"`{value}`" for value in subschema["enum"])
+    if "anyOf" in subschema:
+        branches = [resolve(branch, schema) for branch in subschema["anyOf"]]
+        return " or ".join(_allowed(branch, schema) for branch in branches)
     kinds = subschema["type"] if isinstance(subschema["type"], list) else [subschema["type"]]
     text = _KINDS[kinds[0]]
     if "maxItems" in subschema:

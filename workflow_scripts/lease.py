@@ -141,13 +141,16 @@ class Lease:
 
     def _look(self) -> tuple[dict[str, Any], int] | None:
         """Return the holder and the time of its last heartbeat; opening makes NFS look afresh."""
-        for path in self._directory.glob("*.json"):
-            holder = {"token": path.stem}
-            with contextlib.suppress(OSError), path.open() as file:
-                beat = os.fstat(file.fileno()).st_mtime_ns
-                with contextlib.suppress(ValueError):
-                    holder = json.load(file)
-                return holder, beat
+        with contextlib.suppress(OSError):  # given up in this moment
+            for name in os.listdir(self._directory):  # noqa: PTH208 (glob may fail half-way)
+                if not name.endswith(".json"):
+                    continue
+                holder = {"token": name.removesuffix(".json")}
+                with (self._directory / name).open() as file:
+                    beat = os.fstat(file.fileno()).st_mtime_ns
+                    with contextlib.suppress(ValueError):
+                        holder = json.load(file)
+                    return holder, beat
         return None
 
     def _remove(self, token: str) -> None:

@@ -15,6 +15,10 @@ class UserError(Exception):
     """Bad input or a state that the user must resolve; the message names it and what to do."""
 
 
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message has one line per problem."""
+
+
 def redirect(path: str) -> None:
     """Send standard output and error of this process and its children into `path`.
 

@@ -1,9 +1,12 @@
-"""Check of an extracted dataset of the Medical Segmentation Decathlon (MSD) before training."""
+"""Check of a dataset before training: its description, its files, and every case to the end.
+
+A dataset is in the format of the Medical Segmentation Decathlon (MSD); `check_cases` serves others.
+"""
 
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,11 +25,9 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder, "dataset.json")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; this is not an MSD dataset.") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}).") from error
     if not isinstance(description, dict) or "test" not in description:
         raise UserError(f"{path}: not an object, or without the list `test` that nnU-Net expects.")
     for key, kind in {"name": str, "modality": dict, "labels": dict, "training": list}.items():
@@ -47,6 +48,14 @@ def read_description(folder: str | Path) -> dict[str, Any]:
             f"but `training` lists {len(description['training'])} cases."
         )
     return description
+
+
+def read_json(path: Path) -> Any:
+    """Read a description; `UserError` if it is no JSON, FileNotFoundError if it is missing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}).") from error
 
 
 def case_name(path: str) -> str:
@@ -82,53 +91,88 @@ def check_dataset(folder: str | Path, threads: int = 1) -> int:
         faults += [f"{case}: {place}/{case}.nii.gz is missing" for case in listed - found]
         faults += [f"{case}: {place}/{case}.nii.gz is not listed" for case in found - listed]
         cases &= found
-    channels, labels = len(description["modality"]), {int(key) for key in description["labels"]}
-    pool = ThreadPoolExecutor(max_workers=max(1, threads))
-    with pool, progress_bar(len(cases), "case", f"check {folder.name}") as bar:
-        for result in pool.map(
-            lambda case: check_case(folder, case, channels, labels), sorted(cases)
-        ):
-            faults += result
-            bar.update(1)
+    files = {
+        case: ([folder / f"imagesTr/{case}.nii.gz"], folder / f"labelsTr/{case}.nii.gz")
+        for case in cases
+    }
+    labels = {int(key) for key in description["labels"]}
+    faults += check_cases(folder.name, files, len(description["modality"]), labels, threads)
+    refuse(folder.name, faults)
+    return len(description["training"])
+
+
+def refuse(name: str, faults: Sequence[str]) -> None:
+    """Raise UserError with the first faults of the dataset `name` and their number, if any."""
     if faults:
         shown = "\n  ".join(sorted(faults)[:FAULTS_SHOWN])
         more = f"\n  … and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
         count = f"{len(faults)} fault" + "s" * (len(faults) > 1)
-        raise UserError(f"{folder.name}: the dataset has {count}:\n  {shown}{more}")
-    return len(description["training"])
+        raise UserError(f"{name}: the dataset has {count}:\n  {shown}{more}")
 
 
-def check_case(folder: Path, case: str, channels: int, labels: set[int]) -> list[str]:
+def check_cases(
+    name: str,
+    cases: Mapping[str, tuple[Sequence[Path], Path]],
+    channels: int,
+    labels: set[int],
+    threads: int,
+) -> list[str]:
+    """Faults of all cases of the dataset `name`.
+
+    Args:
+        name: for the progress bar.
+        cases: case -> its images and its label.
+        channels: of each image file.
+        labels: declared values.
+        threads: cases that are read at once.
+    """
+    faults: list[str] = []
+    pool = ThreadPoolExecutor(max_workers=max(1, threads))
+    with pool, progress_bar(len(cases), "case", f"check {name}") as bar:
+        for result in pool.map(
+            lambda case: check_case(case, *cases[case], channels, labels), sorted(cases)
+        ):
+            faults += result
+            bar.update(1)
+    return faults
+
+
+def check_case(
+    case: str, images: Sequence[Path], label: Path, channels: int, labels: set[int]
+) -> list[str]:
     """Faults of one case, each beginning with the case's name; empty when there are none."""
     import nibabel
     import numpy as np
 
     nifti_errors = nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError
-    images: list[Any] = []
+    volumes: list[Any] = []
     found: set[float] = set()
-    for place in ("imagesTr", "labelsTr"):
+    for path in (*images, label):
         try:
-            images.append(nibabel.load(folder / place / f"{case}.nii.gz"))
-            for values in _values(images[-1]):
+            volumes.append(nibabel.load(path))
+            for values in _values(volumes[-1]):
                 if not np.isfinite(values.sum(dtype=float)):
                     raise ValueError("values that are not finite")
-                if place == "labelsTr":
+                if path == label:
                     found |= set(np.unique(values).tolist())
         except (*nifti_errors, OSError, EOFError, ValueError, TypeError, zlib.error) as error:
-            return [f"{case}: {place}/{case}.nii.gz cannot be read ({error})"]
-    image, label = images
+            return [f"{case}: {path.parent.name}/{path.name} cannot be read ({error})"]
+    reference = volumes.pop()
     faults = []
-    if image.shape[:3] != label.shape:
-        faults.append(f"{case}: image shape {image.shape} and label shape {label.shape} differ")
-    elif _corner_distance(image, label) > 0.1 * min(image.header.get_zooms()[:3]):
-        faults.append(f"{case}: image and label differ in their affine")
-    if len(image.shape) not in (3, 4) or (*image.shape, 1)[3] != channels:
-        faults.append(f"{case}: image shape {image.shape}, but {channels} modality channels")
+    for image in volumes:
+        if image.shape[:3] != reference.shape:
+            faults.append(
+                f"{case}: image shape {image.shape} and label shape {reference.shape} differ"
+            )
+        elif _corner_distance(image, reference) > 0.1 * min(image.header.get_zooms()[:3]):
+            faults.append(f"{case}: image and label differ in their affine")
+        if len(image.shape) not in (3, 4) or (*image.shape, 1)[3] != channels:
+            faults.append(f"{case}: image shape {image.shape}, but {channels} modality channels")
     if alien := [f"{value:g}" for value in sorted(found - labels)]:
         faults.append(
             f"{case}: label values {', '.join(alien[:5])} are not declared ({sorted(labels)})"
         )
-    return faults
+    return list(dict.fromkeys(faults))
 
 
 def _values(image: Any) -> Iterator[Any]:

@@ -54,6 +54,7 @@ class Need:
 NEEDS = {
     "extract_task": Need(300, process_mb=100, minutes=120, disk_per_archive=2.5),
     "convert_task": Need(300, process_mb=400, bytes_per_voxel=8, minutes=120, disk_per_archive=1.5),
+    "import_own_task": Need(300, process_mb=400, bytes_per_voxel=8, minutes=120, disk_mb=50_000),
     "fingerprint_task": Need(800, process_mb=400, bytes_per_voxel=16, seconds_per_megavoxel=1),
     "preprocess_task": Need(
         800, process_mb=400, bytes_per_voxel=32, seconds_per_megavoxel=4, disk_per_archive=4

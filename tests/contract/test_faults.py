@@ -112,6 +112,17 @@ def test_a_signal_loses_no_iteration_and_a_kill_at_most_an_epoch(faults):
 
 
 @pytest.mark.slow
+def test_the_ledger_tells_how_each_attempt_ended(faults):
+    expected = {"SIGKILL between border and checkpoint": "SIGKILL", "none": "finished"}
+    kinds = [expected.get(report["kind"], report["kind"]) for report in faults.reports]
+    ends = [entry for entry in faults.ledger if entry["entry"] == "end"]
+    assert [end["attempt"] for end in ends] == list(range(1, 13))
+    assert [end["how"] for end in ends] == [
+        "without a message" if kind == "SIGKILL" else kind for kind in kinds
+    ]
+
+
+@pytest.mark.slow
 def test_no_energy_row_is_lost(faults):
     energy, run = (faults.folds.read("killed", name) for name in ("energy", "run"))
     assert (energy["kwh"] > 0).all()
@@ -120,7 +131,7 @@ def test_no_energy_row_is_lost(faults):
     kept = energy[energy["phase"] == "training"]["kwh_kept"].sum()
     assert kept == pytest.approx(run["training_kwh"])
     assert run["total_kwh"] > run["training_kwh"] + run["validation_kwh"]
-    parts = [e for e in faults.ledger if e.get("partial")]
+    parts = [e for e in faults.ledger if e.get("partial") and e["phase"] == "training"]
     table: pd.DataFrame = faults.folds.read("killed", "epochs")
     for epoch in {part["epoch"] for part in parts}:
         row = table.set_index("epoch").loc[epoch]

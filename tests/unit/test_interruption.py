@@ -20,8 +20,8 @@ def test_the_deadline_counts_from_the_start_of_the_process(limit, kept):
     deadline = Deadline(limit)
     age = time.time() - psutil.Process(os.getpid()).create_time()
     assert age > 0.5, "pytest itself takes longer to start"
-    assert deadline.seconds_left == pytest.approx(60 * (limit - kept) - age, abs=0.3)
-    assert deadline.minutes_run == pytest.approx(age / 60, abs=0.01)
+    assert deadline.seconds_left == pytest.approx(60 * (limit - kept) - age, abs=2)
+    assert deadline.minutes_run == pytest.approx(age / 60, abs=0.05)
 
 
 def test_no_limit():

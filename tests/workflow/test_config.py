@@ -187,6 +187,44 @@ MISTAKES = {
         {"planning": {"overrides": {"Task05_Prostate": {"batch_size": 2}}}},
         "config: planning.overrides: 'Task05_Prostate' is not among the study's tasks",
     ),
+    "task that is not described": (
+        {"tasks": ["Task501_Mine"]},
+        "config: tasks[0]: 'Task501_Mine' is unknown; describe it in own_tasks",
+    ),
+    "own task with a misspelt name": (
+        {"tasks": ["Task501_Mind"], "own_tasks": {"Task501_Mine": {"folder": "/data"}}},
+        "config: tasks[0]: 'Task501_Mind' is unknown; did you mean Task501_Mine?",
+    ),
+    "own task with MSD's number": (
+        {"own_tasks": {"Task004_Mine": {"folder": "/data"}}},
+        "config: own_tasks.Task004_Mine: Task04_Hippocampus has the number 4 too, by which nnU-Net "
+        "tells datasets apart; take a free one",
+    ),
+    "two own tasks of one number": (
+        {
+            "own_tasks": {
+                "Task501_Mine": {"folder": "/data/mine"},
+                "Task501_Yours": {"folder": "/data/yours"},
+            }
+        },
+        "config: own_tasks.Task501_Yours: Task501_Mine has the number 501 too, by which nnU-Net "
+        "tells datasets apart; take a free one",
+    ),
+    "name of an own task": (
+        {"own_tasks": {"Dataset501_Mine": {"folder": "/data"}}},
+        "config: own_tasks.Dataset501_Mine: the name 'Dataset501_Mine' does not match "
+        "^Task[0-9]{3}_[A-Za-z0-9]+$",
+    ),
+    "own task without a folder": (
+        {"own_tasks": {"Task501_Mine": {}}},
+        "config: own_tasks.Task501_Mine.folder is missing. "
+        "Folder in nnU-Net's raw format or in MSD's; it is only read.",
+    ),
+    "checksum of an own task": (
+        {"checksums": {"Task501_Mine": "0" * 32}},
+        "config: checksums: 'Task501_Mine' is not one of "
+        + ", ".join(SCHEMA["$defs"]["shipped_task"]["enum"]),
+    ),
     "misspelt name of an override": (
         {"planning": {"overrides": {"al": {"batch_size": 2}}}},
         "config: planning.overrides: 'al' is unknown; did you mean all?",
@@ -197,6 +235,15 @@ MISTAKES = {
 @pytest.mark.parametrize(("change", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_clear_line(change, message):
     assert problems({**load("hippocampus"), **change}) == [message]
+
+
+def test_an_own_task_may_be_trained_and_overridden():
+    config = load("hippocampus")
+    config["own_tasks"] = {"Task501_Mine": {"folder": "/data/mine"}}
+    config["tasks"].append("Task501_Mine")
+    config["planning"] = {"overrides": {"Task501_Mine": {"batch_size": 4}}}
+    check_config(config, SCHEMA_PATH)
+    assert config["own_tasks"]["Task501_Mine"]["nsd_tolerance_mm"] is None
 
 
 def test_all_problems_are_listed():

@@ -1,30 +1,46 @@
-"""The locks, and the conda environments that are in step with them."""
+"""The locks, and the conda environments and the image that are in step with them."""
 
+import importlib.metadata
 import re
 import tomllib
-from pathlib import Path
+from functools import cache
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENTS = sorted(ROOT.glob("envs/*.yaml"))
-RULE_FILES = [ROOT / "Snakefile", *sorted(ROOT.glob("rules/*.smk"))]
+from environments import (
+    ENVIRONMENTS,
+    RULE_FILES,
+    environment_pins,
+    imports_of,
+    pins,
+    rules,
+    top_level,
+)
+from tree import ROOT
 
-
-def pins(name):
-    """Read a lock: package -> set of versions (two where Python versions need different ones)."""
-    found = {}
-    for line in (ROOT / name).read_text().splitlines():
-        if line and not line.lstrip().startswith("#"):
-            package, version = re.fullmatch(r"([a-z0-9.-]+)==(\S+)(?: ; .+)?", line).groups()
-            found.setdefault(package, set()).add(version)
-    return found
+PAGE = (ROOT / "docs/environments.md").read_text()
+RULES = rules()
+UNIMPORTED = {
+    "ipykernel": "runs the notebooks",
+    "tabulate": "pandas writes the notebooks' Markdown tables with it",
+    "tinycss2": "nbconvert needs it through an extra of bleach, and conda knows no extras",
+    "torchvision": "nnU-Net's networks import it through timm, and it must fit torch",
+}
 
 
 def requirements(name):
     lines = (ROOT / name).read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
+
+
+distributions = cache(importlib.metadata.packages_distributions)  # reads the lists of all files
+
+
+def package_of(statement):
+    """Return the package, as PyPI names it, that an import statement takes from."""
+    (name,) = set(distributions()[top_level(statement)])
+    return name.lower().replace("_", "-")
 
 
 @pytest.mark.parametrize("kind", ["requirements", "requirements-dev"])
@@ -52,36 +68,102 @@ def test_locks_name_no_address():
 @pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)
 def test_environment_is_pinned_to_the_lock(path):
     environment = yaml.safe_load(path.read_text())
+    assert set(environment) == {"channels", "dependencies"}
     assert environment["channels"] == ["conda-forge", "nodefaults"]
-    *conda, last = environment["dependencies"]
-    pip = last["pip"] if isinstance(last, dict) else []
-    conda += [] if isinstance(last, dict) else [last]
-    assert conda[0] == "python=3.11"
-    assert ("pip" in conda) == bool(pip)
     locked = pins("requirements.lock")
-    for pin in [name for name in conda[1:] if name != "pip"]:
-        package, version = re.fullmatch(r"([a-z0-9-]+)=([0-9][^=]*)", pin).groups()
+    conda, pip = environment_pins(path)
+    for package, version in [*conda.items(), *pip.items()]:
         assert locked[package] == {version}
-    for pin in pip:
-        package, version = pin.split("==")
-        assert locked[package] == {version}
+    assert conda.keys() & pip.keys() == set()
 
 
-@pytest.mark.parametrize("path", RULE_FILES, ids=lambda path: path.name)
-def test_environments_of_rules_exist(path):
-    named = re.findall(r"^\s+conda:\s+\"([^\"]+)\"", path.read_text(), flags=re.MULTILINE)
-    for environment in named:
-        assert (path.parent / environment).resolve() in ENVIRONMENTS
-    assert len(named) == len(re.findall(r"^\s+conda:", path.read_text(), flags=re.MULTILINE))
-
-
-def test_every_environment_is_used():
-    used = "\n".join(path.read_text() for path in RULE_FILES)
+def test_environments_that_conda_fills_need_no_pip():
+    """Where there is a pin file, which lists none of pip's packages, Snakemake reads that alone."""
     for path in ENVIRONMENTS:
-        assert f"envs/{path.name}" in used
+        conda, pip = environment_pins(path)
+        assert not (conda and pip), path
+
+
+def test_every_rule_with_a_script_has_an_environment():
+    text = "\n".join(path.read_text() for path in RULE_FILES)
+    for keyword in ("conda", "script"):
+        assert len(re.findall(rf"^ +{keyword}:", text, re.M)) == len(RULES) > 0
+    for rule in RULES.values():
+        assert rule.script.is_file()
+    assert {rule.environment for rule in RULES.values()} == set(ENVIRONMENTS)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_environment_declares_what_the_rule_imports(name):
+    conda, pip = environment_pins(RULES[name].environment)
+    undeclared = {
+        statement
+        for statement in imports_of(RULES[name].script)
+        if package_of(statement) not in {*conda, *pip}
+    }
+    assert undeclared == set()
+
+
+@pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)
+def test_environment_declares_nothing_that_no_rule_imports(path):
+    conda, pip = environment_pins(path)
+    scripts = [rule.script for rule in RULES.values() if rule.environment == path]
+    imported = {package_of(statement) for script in scripts for statement in imports_of(script)}
+    assert {*conda, *pip} <= {*imported, *UNIMPORTED}
+
+
+def test_requirements_name_what_the_rules_import():
+    asked = {line.partition("==")[0] for line in requirements("requirements.in")}
+    for rule in RULES.values():
+        assert {package_of(statement) for statement in imports_of(rule.script)} <= asked
+
+
+def test_imports_are_found_through_modules_subprocesses_and_notebooks():
+    """Each of these is reached in another way; a reader that misses one would prove nothing."""
+    found = {name: imports_of(rule.script) for name, rule in RULES.items()}
+    assert "import torch.distributed as dist" in found["forecast_study"]  # find_trainer's name
+    assert "import psutil" in found["bench_trainers"]  # the script that it starts
+    assert "import nibabel" in found["extract_task"]  # a function's import, two modules away
+    assert "from IPython.display import Image, Markdown" in found["run_notebook"]
 
 
 def test_ruff_and_mypy_target_the_oldest_python():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     assert settings["mypy"]["python_version"] == "3.11"
     assert settings["ruff"]["target-version"] == "py311"
+
+
+def test_the_image_is_made_from_the_lock():
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+    (base,) = [value for step, value in steps if step == "FROM"]
+    assert re.fullmatch(r"python:3\.11-slim-\w+", base)  # as the conda environments
+    ((source, target),) = [value.split() for step, value in steps if step == "COPY"]
+    assert source == "requirements.lock"
+    assert f"pip install --no-cache-dir --disable-pip-version-check -r {target}" in "\n".join(
+        value for step, value in steps if step == "RUN"
+    )
+    context = (ROOT / ".dockerignore").read_text().splitlines()
+    assert context[1:] == ["*", f"!{source}"]
+
+
+def test_the_lock_for_another_build_of_torch_lacks_the_cuda_libraries_alone():
+    """The command of docs/environments.md, against what the installed torch brings."""
+    (pattern,) = re.findall(r"^grep -vE '(.+)' requirements\.lock", PAGE, re.M)
+    dropped = {name for name in pins("requirements.lock") if re.search(pattern, name)}
+    brought = {
+        re.match(r"[\w-]+", line).group()
+        for line in importlib.metadata.requires("torch")
+        if line.startswith(("cuda-", "nvidia-"))
+    }
+    assert brought <= dropped
+    assert "nvidia-ml-py" not in dropped
+    # The toolkit's parts are what torch's extras of it stand for, one level down.
+    assert all(name.startswith(("cuda-", "nvidia-")) for name in dropped)
+
+
+def test_the_page_names_files_that_exist():
+    for target in re.findall(r"\]\((?!https:)([^)#]+)", PAGE):
+        assert (ROOT / "docs" / target).exists(), target
+    for path in ENVIRONMENTS:
+        assert f"`{path.name}`" in PAGE

@@ -1,0 +1,53 @@
+"""
+This part of the workflow makes room: what it removes can be made again, and no result needs it.
+
+REQUIRED INPUTS:
+
+    none; what is not there is skipped
+
+OUTPUTS: none, they remove
+
+    clean_preprocessed   in resources/nnUNet_preprocessed/{dataset}/: the arrays, their manifest and
+                         gt_segmentations/ of the study's tasks; refused while a training needs them
+    clean_archives       resources/archives/{task}.tar of the study's tasks that were converted
+"""
+
+
+rule clean_preprocessed:
+    log:
+        f"logs/clean_preprocessed/{STUDY}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        folders={
+            task: f"resources/nnUNet_preprocessed/{DATASET_OF[task]}" for task in config["tasks"]
+        },
+        plans=BASE_PLANS,
+        configuration=PLANNING["configuration"],
+    message:
+        "Removing the preprocessed data of the study's tasks"
+    script:
+        "../workflow_scripts/clean_preprocessed.py"
+
+
+rule clean_archives:
+    log:
+        f"logs/clean_archives/{STUDY}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        archives={
+            task: f"resources/archives/{task}.tar"
+            for task in config["tasks"]
+            if task not in config["own_tasks"]
+        },
+        converted={
+            task: f"resources/nnUNet_raw/{DATASET_OF[task]}/dataset.json"
+            for task in config["tasks"]
+        },
+    message:
+        "Removing the archives of the study's tasks"
+    script:
+        "../workflow_scripts/clean_archives.py"

@@ -1,0 +1,211 @@
+"""Two datasets of the user's own, one in nnU-Net's raw format and one in MSD's, made a study."""
+
+import csv
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from demo_task import TASK as DEMO
+from demo_task import write_archive
+from msd import extract_archive
+from tree import copy_tree, plan, said, snakemake, trainings, write_config
+
+RAW, MSD = "Task501_Raw", "Task502_Msd"
+DATASETS = {RAW: "Dataset501_Raw", MSD: "Dataset502_Msd"}
+CONFIG = {
+    "study": "own",
+    "tasks": [RAW, MSD],
+    "folds": [0],
+    "arms": {
+        "constant": {"trainer": "nnUNetTrainerConstantPatch"},
+        "progressive": {"trainer": "nnUNetTrainerProgressivePatch"},
+    },
+    "planning": {
+        "overrides": {
+            "all": {"patch_size": [16, 24, 16], "batch_size": 2, "features_per_stage": [4, 8, 8]}
+        }
+    },
+    "training": {
+        "epochs": 3,
+        "iterations_per_epoch": 2,
+        "validation_iterations_per_epoch": 1,
+        "device": "cpu",
+        "threads": 1,
+    },
+    "validation": {"mirroring": False},
+    "energy": {"tracking_mode": "process"},
+}
+
+pytestmark = pytest.mark.slow
+
+
+def to_raw_format(source, target):
+    """Write an MSD dataset of one channel in nnU-Net's raw format."""
+    for place, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        (target / place).mkdir(parents=True)
+        for path in (source / place).iterdir():
+            name = path.name.removesuffix(".nii.gz") + ending
+            shutil.copy2(path, target / place / name)
+    description = json.loads((source / "dataset.json").read_text())
+    description = {
+        "channel_names": description["modality"],
+        "labels": {name: int(value) for value, name in description["labels"].items()},
+        "numTraining": description["numTraining"],
+        "file_ending": ".nii.gz",
+    }
+    (target / "dataset.json").write_text(json.dumps(description))
+
+
+def snapshot(folder):
+    return {
+        (str(path.relative_to(folder)), path.stat().st_mtime_ns, path.stat().st_size)
+        for path in folder.rglob("*")
+    }
+
+
+def read_only(folder, writable=False):
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if writable or path.is_dir() else 0o444)
+    if not writable:
+        for path in (folder, *folder.rglob("*")):
+            if path.is_dir():
+                path.chmod(0o555)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """The configuration of a study of both, in a copy of the workflow; the data are read-only."""
+    data = tmp_path_factory.mktemp("data")
+    write_archive(data / f"{DEMO}.tar", cases=6, seed=1)
+    extract_archive(data / f"{DEMO}.tar", data / DEMO)
+    msd = (data / DEMO).rename(data / "in MSD's format")
+    shutil.rmtree(msd / "imagesTs")
+    to_raw_format(msd, data / "Dataset007_Elsewhere")
+    folders = {RAW: data / "Dataset007_Elsewhere", MSD: msd}
+    for folder in folders.values():
+        read_only(folder)
+    tree = copy_tree(tmp_path_factory.mktemp("own"))
+    config = {
+        **CONFIG,
+        "own_tasks": {
+            RAW: {"folder": str(folders[RAW]), "nsd_tolerance_mm": 2},
+            MSD: {"folder": str(folders[MSD])},
+        },
+    }
+    arguments = ["--configfile", write_config(tree, "own", config)]
+    yield SimpleNamespace(
+        tree=tree,
+        config=config,
+        arguments=arguments,
+        folders=folders,
+        before={task: snapshot(folder) for task, folder in folders.items()},
+    )
+    for folder in folders.values():
+        read_only(folder, writable=True)
+
+
+def run(own, *targets, **changes):
+    arguments = own.arguments
+    if changes:
+        arguments = ["--configfile", write_config(own.tree, "changed", own.config, **changes)]
+    return snakemake(own.tree, "--cores", "2", *targets, *arguments)
+
+
+def forecast(own):
+    done = run(own, "forecast")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = own.tree / "results/own/forecast"
+    with (folder / "forecast.csv").open(newline="") as file:
+        return list(csv.DictReader(file)), " ".join((folder / "forecast.md").read_text().split())
+
+
+def test_before_they_are_planned_the_forecast_says_so(own):
+    rows, page = forecast(own)
+    assert {row["plan"] for row in rows} == {"not planned yet"}
+    assert {row["hours"] for row in rows} == {""}
+    assert f"no plan is known yet: {RAW}, {MSD}. Plan first" in page
+
+
+def test_both_are_planned_and_their_folders_are_only_read(own):
+    done = run(own, "plans")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for task, dataset in DATASETS.items():
+        preprocessed = own.tree / f"resources/nnUNet_preprocessed/{dataset}"
+        plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+        assert plans["dataset_name"] == dataset
+        assert len(list(preprocessed.glob("nnUNetPlans_*.json"))) == 1  # with the overrides
+        images = list((own.tree / f"resources/nnUNet_raw/{dataset}/imagesTr").iterdir())
+        assert len(images) == 6
+        assert all(path.is_symlink() == (task == RAW) for path in images)
+        assert snapshot(own.folders[task]) == own.before[task]
+
+
+def test_then_they_are_forecast_by_their_own_plans(own):
+    rows, page = forecast(own)
+    assert {row["plan"] for row in rows} == {"planned here"}
+    assert all(float(row["hours"]) > 0 for row in rows)
+    assert "Left out" not in page
+
+
+def test_the_study_trains_both_and_converts_nothing_again(own):
+    jobs, text = plan(own.tree, *own.arguments)
+    assert trainings(text) == {(task, arm, 0) for task in DATASETS for arm in CONFIG["arms"]}
+    assert jobs["preprocess_task"] == jobs["write_splits"] == 2
+    assert not jobs.keys() & {"import_own_task", "convert_task", "fingerprint_task", "plan_task"}
+
+
+def test_the_whole_study_runs_and_its_tables_have_both(own):
+    done = run(own)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tables = own.tree / "results/own/tables"
+    with (tables / "cases.csv").open(newline="") as file:
+        cases = list(csv.DictReader(file))
+    assert {row["task"] for row in cases} == set(DATASETS)
+    for row in cases:
+        assert bool(row["nsd"]) == bool(row["nsd_tolerance_mm"]) == (row["task"] == RAW)
+    assert "not enough evidence" in (tables / "claims.md").read_text()
+    page = (tables / "comparison.md").read_text()
+    assert all(task in page for task in DATASETS)
+    for task, folder in own.folders.items():
+        assert snapshot(folder) == own.before[task]
+
+
+def test_the_same_data_in_either_format_are_the_same_to_nnunet(own):
+    for name in ("dataset_fingerprint.json", "splits_final.json"):
+        contents = [
+            json.loads((own.tree / f"resources/nnUNet_preprocessed/{dataset}/{name}").read_text())
+            for dataset in DATASETS.values()
+        ]
+        assert contents[0] == contents[1], name
+
+
+def test_a_folder_that_moved_is_told_in_one_line(own):
+    moved = {**own.config["own_tasks"], RAW: {"folder": "/nowhere"}}
+    done = run(own, "-n", own_tasks=moved)
+    assert done.returncode != 0
+    (line,) = said(done.stderr)
+    assert line.startswith(f"config: own_tasks.{RAW}.folder: /nowhere, but resources/nnUNet_raw/")
+
+
+def test_a_folder_that_is_missing_is_told_in_one_line(own):
+    tasks = ["Task503_New"]
+    done = run(own, "-n", tasks=tasks, own_tasks={"Task503_New": {"folder": "/nowhere"}})
+    assert done.returncode != 0
+    assert said(done.stderr) == ["config: own_tasks.Task503_New.folder: /nowhere is not a folder"]
+
+
+def test_a_fault_of_the_data_is_told_by_case_and_makes_nothing(own, tmp_path):
+    broken = shutil.copytree(own.folders[RAW], tmp_path / "broken")
+    read_only(broken, writable=True)
+    (broken / "labelsTr/brain_003.nii.gz").unlink()
+    done = run(
+        own, "plans", tasks=["Task503_New"], own_tasks={"Task503_New": {"folder": str(broken)}}
+    )
+    assert done.returncode != 0
+    text = done.stderr
+    assert "Error: broken: the dataset has 1 fault:" in text
+    assert "  brain_003: labelsTr/brain_003.nii.gz is missing" in text
+    assert "Traceback" not in text
+    assert not list((own.tree / "resources/nnUNet_raw").glob("*503_New/*"))

@@ -1,0 +1,93 @@
+"""Resources on another file system or of another user: what Snakemake makes of their dates.
+
+Empty files stand for what another user has prepared; a dry run sees names and dates only.
+"""
+
+import itertools
+import os
+import re
+import time
+
+import pytest
+
+from tree import copy_tree, plan, snakemake, trainings
+
+STUDY = ("--configfile", "config/hippocampus.yaml")
+SHARED = ("--rerun-triggers", "mtime", "params", "input", "software-env")
+PREPARING = {"download_task", "extract_task", "convert_task", "fingerprint_task", "plan_task"}
+PREPARING |= {"override_plans", "preprocess_task", "write_splits"}
+MADE = [  # in the order in which the rules make them
+    "nnUNet_raw/Dataset004_Hippocampus/dataset.json",
+    "nnUNet_preprocessed/Dataset004_Hippocampus/splits_final.json",
+    "nnUNet_preprocessed/Dataset004_Hippocampus/dataset_fingerprint.json",
+    "nnUNet_preprocessed/Dataset004_Hippocampus/nnUNetPlans.json",
+    "nnUNet_preprocessed/Dataset004_Hippocampus/nnUNetPlans_31abc177.json",
+    "nnUNet_preprocessed/Dataset004_Hippocampus/nnUNetPlans_3d_fullres.manifest.json",
+]
+
+
+def prepare(folder, files, first):
+    """Make empty files, each a second younger than the one before."""
+    for name, moment in zip(files, itertools.count(first), strict=False):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (moment, moment))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A clone of today whose resources/ is a link to what somebody else prepared a day ago."""
+    folder = copy_tree(tmp_path / "clone")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.touch()
+    prepare(tmp_path / "scratch", MADE, time.time() - 86_400)
+    (folder / "resources").symlink_to(tmp_path / "scratch")
+    return folder
+
+
+def test_the_files_of_this_test_are_those_of_the_study(tree, tmp_path):
+    for name in MADE:
+        (tmp_path / "scratch" / name).unlink()
+    _, text = plan(tree, *STUDY)
+    assert set(re.findall(r"resources/(nnUNet_\w+/[^\s,]+\.json)", text)) == set(MADE)
+
+
+def test_a_linked_folder_of_ones_own_is_used(tree, tmp_path):
+    """What is prepared after the clone is younger than its scripts, so nothing is made anew."""
+    prepare(tmp_path / "scratch", MADE, time.time() + 1)
+    jobs, text = plan(tree, *STUDY)
+    assert PREPARING.isdisjoint(jobs)
+    assert len(trainings(text)) == jobs["train_fold"]
+
+
+def test_an_empty_linked_folder_is_filled(tree, tmp_path):
+    (tree / "resources").unlink()
+    (tmp_path / "empty").mkdir()
+    (tree / "resources").symlink_to(tmp_path / "empty")
+    assert set(plan(tree, *STUDY)[0]) >= PREPARING
+
+
+def test_what_was_prepared_before_the_clone_would_be_made_again(tree):
+    """Snakemake takes a script that is younger than its output for changed code."""
+    assert PREPARING & set(plan(tree, *STUDY)[0])
+
+
+def test_without_the_trigger_code_shared_data_are_left_alone(tree):
+    jobs, text = plan(tree, *STUDY, *SHARED)
+    assert PREPARING.isdisjoint(jobs)
+    assert len(trainings(text)) == jobs["train_fold"]
+
+
+def test_a_copy_without_its_dates_would_be_made_again(tree, tmp_path):
+    prepare(tmp_path / "scratch", reversed(MADE), time.time())
+    assert PREPARING & set(plan(tree, *STUDY, *SHARED)[0])
+
+
+def test_another_working_directory_is_refused(tree, tmp_path):
+    """Rules name their files from the workflow's folder: `--directory` cannot move the results."""
+    (tmp_path / "elsewhere").mkdir()
+    run = snakemake(tree, "-n", *STUDY, "--directory", str(tmp_path / "elsewhere"))
+    assert run.returncode != 0
+    assert "MissingInputException" in run.stdout + run.stderr
