@@ -108,13 +108,13 @@ class Study:
         profiles = ("--profile", "profiles/slurm", "--profile", "lab")
         return (*profiles, "--configfile", self.config, *self.extra, *more)
 
-    def start(self, *more, target=True):
-        """Start Snakemake for the training alone, or without `target` for the whole study."""
-        run = (self.runs / "run.json").relative_to(self.folder)
-        targets = ("--", run) if target else ()
+    def start(self, *more, targets=None):
+        """Start Snakemake for the training alone, or for other targets (none: the whole study)."""
+        if targets is None:
+            targets = [(self.runs / "run.json").relative_to(self.folder)]
         with (self.folder / f"{self.name}.log").open("a") as log:
             self.process = subprocess.Popen(
-                command(*self.arguments(*more), *targets),
+                command(*self.arguments(*more), "--", *targets),
                 cwd=self.folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -13,6 +13,13 @@ from slurm_lab import Study, account, why_not, write_lab_profile
 from tree import copy_tree
 from units import pipe_table
 
+PREPROCESSED = "resources/nnUNet_preprocessed/Dataset099_BrainTissue"
+DATA = [
+    "plans",
+    f"{PREPROCESSED}/nnUNetPlans_3d_fullres.manifest.json",
+    f"{PREPROCESSED}/splits_final.json",
+]
+
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
@@ -26,8 +33,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def calm(folder):
-    """A whole undisturbed study through the profile; its training is done, the rest under way."""
-    study = Study(folder, "calm").start(target=False)
+    """A whole undisturbed study through the profile; its training is done, the rest under way.
+
+    Its data are prepared by a run of their own: what a run of Snakemake is going to make no other
+    one may use as long as it lasts.
+    """
+    study = Study(folder, "calm")
+    assert study.start(targets=DATA).finish() == 0, study.said[-4000:]
+    study.start(targets=[])
     try:
         until = time.monotonic() + 400
         while not any(entry.get("phase") == "end of training" for entry in study.ledger()):
