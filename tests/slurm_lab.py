@@ -1,5 +1,6 @@
 """Studies on a real Slurm: started, disturbed, and what their ledgers tell of it afterwards."""
 
+import contextlib
 import json
 import os
 import re
@@ -242,8 +243,9 @@ def restart_slurmctld(pause):
     """Stop the controller, wait some seconds, and start it as it was."""
     pid = int((STATE / "run/slurmctld.pid").read_text())
     os.kill(pid, signal.SIGTERM)
-    while Path(f"/proc/{pid}").exists():
-        time.sleep(0.1)
+    with contextlib.suppress(OSError):  # it may stay as a zombie
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.1)
     time.sleep(pause)
     node = re.search(r"CPUs=(\d+) RealMemory=(\d+)(?: Gres=gpu:(\d+))?", CONF.read_text())
     names = ("SLURMLAB_CPUS", "SLURMLAB_MEM_MB", "SLURMLAB_GPUS")

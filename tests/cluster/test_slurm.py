@@ -1,6 +1,7 @@
 """Studies through profiles/slurm on a real Slurm, undisturbed and disturbed."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -65,13 +66,16 @@ def test_slices_end_by_themselves_before_the_limit(disturbed):
     assert "before its time limit" in study.said
 
 
+def memory_of(job):
+    """Return the memory that a job asked for, in MB."""
+    text = slurm("scontrol", "show", "job", job, "--oneliner").stdout
+    number, unit = re.search(r"MinMemoryNode=([\d.]+)([MG])", text).groups()
+    return float(number) * {"M": 1, "G": 1024}[unit]
+
+
 def test_after_a_kill_more_memory_is_asked_for_and_the_kill_is_told(disturbed):
     study, _ = disturbed["killed"]
-    asked = [
-        int(line.partition("mem_mb=")[2].partition(",")[0])
-        for line in study.said.splitlines()
-        if "resources:" in line and "mem_mb=" in line and "gpu=1" in line
-    ]
+    asked = [memory_of(attempt["job"]) for attempt in study.attempts()]
     assert asked[1] == pytest.approx(1.5 * asked[0], rel=0.01)
     assert "without a message" in json.dumps(study.ledger())
 
