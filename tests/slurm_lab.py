@@ -18,7 +18,7 @@ from tree import command, write_config
 
 TASK, ARM = "Task99_BrainTissue", "progressive"
 ROOT = Path(__file__).resolve().parents[1]
-SLURM_UP = ROOT.parent / "shared/cluster/slurm-up.sh"
+SLURM_UP = Path(os.environ.get("SLURMLAB", ROOT.parent / "shared/cluster")) / "slurm-up.sh"
 STATE = Path(os.environ.get("SLURMLAB_DIR", "/var/lib/slurmlab"))
 CONF = Path("/etc/slurm/slurm.conf")
 EPOCHS = 12

@@ -190,7 +190,7 @@ def image_sizes(fingerprint: Path, published: Mapping[str, str] | None) -> Image
         fingerprint: nnU-Net's fingerprint of the task, which need not be there yet.
         published: the task's row of `nnunet_plans.tsv`, if it has one.
     """
-    if fingerprint.is_file():
+    with contextlib.suppress(OSError, ValueError):  # not there yet, or only half of it
         content = json.loads(fingerprint.read_text())
         channels = len(content["foreground_intensity_properties_per_channel"])
         cases = [channels * math.prod(shape) / 1e6 for shape in content["shapes_after_crop"]]

@@ -71,6 +71,8 @@ def test_sizes_come_from_the_fingerprint_if_there_is_one(tmp_path):
         "shapes_after_crop": [[100, 100, 100], [200, 100, 100]],
         "foreground_intensity_properties_per_channel": {"0": {}, "1": {}},
     }
+    fingerprint.write_text('{"shapes_after')
+    assert image_sizes(fingerprint, published).largest == 3
     fingerprint.write_text(json.dumps(content))
     assert image_sizes(fingerprint, published) == Images(largest=4.0, total=6.0)
 
