@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 
 import pandas as pd
 import pytest
 
 from faults_on_slurm import FAULTS
-from slurm_lab import EPOCHS, account, slurm
+from slurm_lab import EPOCHS, ROOT, account, slurm
+from tree import snakemake
 
 SCHEDULE = ["epoch", "stage", "patch_size", "batch_size", "lr"]
 ENDS = {
@@ -89,3 +91,21 @@ def test_the_whole_study_went_through_slurm(calm, disturbed):
     assert submitted == len(rules) + 1, "and the predictions; all other rules run where it does"
     jobs = slurm("squeue", "--noheader", "--states=all", "--format=%k %b %C").stdout
     assert "rule_train_fold_wildcards_calm" in jobs
+
+
+def test_the_commands_of_the_page_work_as_written(calm, disturbed):
+    """All but those marked; with the lab's profile, and the small study for the paper's."""
+    assert calm.finish() == 0, calm.said[-6000:]
+    page = (ROOT / "docs/slurm.md").read_text()
+    blocks = re.findall(r"(<!-- not run: .+ -->\n)?```bash\n(.+?)```", page, re.DOTALL)
+    commands = [line for mark, text in blocks if not mark for line in text.splitlines()]
+    assert len(commands) >= 5
+    for line in commands:
+        program, *words = shlex.split(line)
+        assert program == ".venv/bin/snakemake"
+        place = words.index("profiles/slurm") + 1
+        words = [*words[:place], "--profile", "lab", *words[place:]]
+        words = [calm.config if word == "config/config.yaml" else word for word in words]
+        run = snakemake(calm.folder, *words)
+        assert run.returncode == 0, f"{line}\n{run.stdout}{run.stderr}"
+    assert (calm.folder / "results/calm/forecast/forecast.md").is_file()
