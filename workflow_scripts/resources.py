@@ -1,8 +1,8 @@
 """What the jobs of a study ask a scheduler for: memory, time, disk. One machine ignores it.
 
-Cores are the rules' `threads`, which also set nnU-Net's numbers of processes. The sizes in `NEEDS`
-are ample estimates from the size of a task's images, not measurements. The Snakefile asks this
-module while it is parsed, so it imports nothing heavy.
+Cores are the rules' `threads`, which also set nnU-Net's numbers of processes. What depends on the
+size of a task's images is an estimate and was not measured. The Snakefile asks this module while it
+is parsed, so it imports nothing heavy.
 """
 
 import contextlib
@@ -51,20 +51,31 @@ class Need:
     disk_per_archive: float = 0
 
 
+# The parts by process are about twice what the demo task took. A Slurm without control groups counts
+# shared memory once a process: preprocessing, which forks, was seen with 5.3 GB for two processes.
 NEEDS = {
-    "extract_task": Need(300, process_mb=100, minutes=120, disk_per_archive=2.5),
-    "convert_task": Need(300, process_mb=400, bytes_per_voxel=8, minutes=120, disk_per_archive=1.5),
-    "import_own_task": Need(300, process_mb=400, bytes_per_voxel=8, minutes=120, disk_mb=50_000),
-    "fingerprint_task": Need(800, process_mb=400, bytes_per_voxel=16, seconds_per_megavoxel=1),
-    "preprocess_task": Need(
-        800, process_mb=400, bytes_per_voxel=32, seconds_per_megavoxel=4, disk_per_archive=4
+    "extract_task": Need(600, process_mb=100, minutes=120, disk_per_archive=2.5),
+    "convert_task": Need(
+        1000, process_mb=1000, bytes_per_voxel=8, minutes=120, disk_per_archive=1.5
     ),
-    # Its processes augment patches, and export whole cases in the final validation.
-    "train_fold": Need(4000, process_mb=800, bytes_per_voxel=8, disk_mb=4000),
-    "measure_surface_distance": Need(400, bytes_per_voxel=24),
-    "measure_class_balance": Need(2000, bytes_per_voxel=8, minutes=120),
-    "plot_predictions": Need(1000, bytes_per_voxel=24),
-    "bench_trainers": Need(4000, process_mb=800, minutes=240, disk_mb=4000),
+    "import_own_task": Need(1000, process_mb=1000, bytes_per_voxel=8, minutes=120, disk_mb=50_000),
+    "fingerprint_task": Need(
+        2000, process_mb=1000, bytes_per_voxel=16, minutes=60, seconds_per_megavoxel=1
+    ),
+    "preprocess_task": Need(
+        6000,
+        process_mb=1000,
+        bytes_per_voxel=32,
+        minutes=60,
+        seconds_per_megavoxel=4,
+        disk_per_archive=4,
+    ),
+    # Its processes augment patches; half as many export whole cases in the final validation.
+    "train_fold": Need(6000, process_mb=1300, bytes_per_voxel=8, disk_mb=4000),
+    "measure_surface_distance": Need(800, bytes_per_voxel=24),
+    "measure_class_balance": Need(3000, bytes_per_voxel=8, minutes=120),
+    "plot_predictions": Need(1500, bytes_per_voxel=24),
+    "bench_trainers": Need(6000, process_mb=1300, minutes=240, disk_mb=4000),
 }
 
 
