@@ -51,8 +51,8 @@ class Need:
     disk_per_archive: float = 0
 
 
-# The parts by process are about twice what the demo task took. A Slurm without control groups counts
-# shared memory once a process: preprocessing, which forks, was seen with 5.3 GB for two processes.
+# The parts by process are about twice what the demo task took. A Slurm without control groups
+# counts shared memory for every process: preprocessing, which forks, had 5.3 GB with two of them.
 NEEDS = {
     "extract_task": Need(600, process_mb=100, minutes=120, disk_per_archive=2.5),
     "convert_task": Need(
