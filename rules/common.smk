@@ -59,7 +59,7 @@ TABLES = expand(
 )
 FIGURES = expand(
     f"results/{STUDY}/figures/{{figure}}.{{kind}}",
-    figure=["dice", "cost", "convergence", "schedule", "class_balance", "predictions"],
+    figure=["dice", "cost", "convergence", "schedule", "patches", "class_balance", "predictions"],
     kind=["svg", "png"],
 )
 NOTEBOOKS = expand(

@@ -32,6 +32,7 @@ SHOWN = {  # by notebook: the name of a parameter of the notebook and its file
         "stages": f"results/{STUDY}/tables/stages.csv",
         "balance": f"results/{STUDY}/tables/class_balance.csv",
         "schedule": f"results/{STUDY}/figures/schedule.png",
+        "patches": f"results/{STUDY}/figures/patches.png",
         "class_balance": f"results/{STUDY}/figures/class_balance.png",
     },
 }

@@ -13,10 +13,12 @@ from typing import Any
 import pandas as pd
 
 from log import UserError, tell
+from trainers.curricula.bands import FRACTIONS
 
 SCRIPT = Path(__file__).with_name("bench_training.py")
 STOCK, CONSTANT = "nnUNetTrainer", "nnUNetTrainerConstantPatch"
 PROGRESSIVE, RANDOM = "nnUNetTrainerProgressivePatch", "nnUNetTrainerRandomPatch"
+LOW = "nnUNetTrainerLowFrequency"
 Measured = dict[str, dict[str, Any]]
 """What `bench_training.measure` returned, by variant."""
 
@@ -26,7 +28,7 @@ def variants(stages: int, iterations: int) -> dict[str, tuple[str, dict[str, Any
 
     Every stage of `progressive` is one epoch of `iterations`; `random` has two epochs of as many
     iterations as there are stages. The sizes change in both, so they also write a checkpoint after
-    every epoch, as no user would.
+    every epoch, as no user would. `low_frequency` has an epoch of equal computation a stage.
     """
     flat = {"epochs": 3, "iterations_per_epoch": iterations, "checkpoint_minutes": 10}
     grown = {"epochs": stages, "iterations_per_epoch": iterations, "checkpoint_minutes": 0}
@@ -36,6 +38,7 @@ def variants(stages: int, iterations: int) -> dict[str, tuple[str, dict[str, Any
         "constant": (CONSTANT, flat),
         "progressive": (PROGRESSIVE, grown),
         "random": (RANDOM, drawn),
+        "low_frequency": (LOW, {**grown, "epochs": len(FRACTIONS)}),
         "deterministic": (CONSTANT, {**flat, "deterministic": True}),
         "fp32": (CONSTANT, {**flat, "precision": "fp32"}),
     }
@@ -69,6 +72,36 @@ def over_flops(measured: Measured, arm: str) -> float:
     return seconds / (sizes["gflop"].mean() / mean(constant))
 
 
+def equal_compute_over_flops(measured: Measured) -> float:
+    """As `over_flops` for `low_frequency`, whose sizes have unequal shares of the iterations.
+
+    The mean counts here, since of the iterations that repeat a batch few load one.
+    """
+    table = pd.DataFrame(
+        measured["low_frequency"]["iterations"], columns=["epoch", "patch", "seconds", "gflop"]
+    )
+    later = table[table.groupby("epoch").cumcount() > 0]
+    constant = steady(measured["constant"]) / mean(
+        row[3] for row in measured["constant"]["iterations"]
+    )
+    return float(later["seconds"].sum() / later["gflop"].sum() / constant)
+
+
+def reducing_share(measured: Measured) -> float:
+    """Share of the time of the iterations at reduced sizes in which batches are reduced."""
+    found = measured["low_frequency"]
+    planned = found["iterations"][-1][1]
+    seconds = sum(row[2] for row in found["iterations"] if row[1] != planned)
+    return found["reduce_seconds"] / seconds
+
+
+def loads_an_iteration(measured: Measured) -> float:
+    """Loaded batches over iterations; at the planned size every iteration loads one."""
+    found = measured["low_frequency"]
+    planned = sum(row[1] == found["iterations"][-1][1] for row in found["iterations"])
+    return (found["reduced"] + planned) / len(found["iterations"])
+
+
 def stage_switch(measured: Measured) -> float:
     """Median seconds by which the first iteration of a stage is slower than its later ones."""
     sizes = by_stage(measured["progressive"]).iloc[1:]
@@ -97,6 +130,9 @@ FIGURES: dict[str, tuple[float | None, Callable[[Measured], float | None]]] = {
         lambda m: over_flops(m, "progressive"),
     ),
     "random / constant: training time over FLOPs": (1.10, lambda m: over_flops(m, "random")),
+    "low_frequency / constant: training time over FLOPs": (1.10, equal_compute_over_flops),
+    "low_frequency: share of the low-pass in the time of its iterations": (0.02, reducing_share),
+    "low_frequency: loaded batches an iteration": (None, loads_an_iteration),
     BF16: (
         0.5,
         lambda m: steady(m["constant"]) / steady(m["fp32"]) if "fp32" in m else None,

@@ -36,7 +36,9 @@ def measure(
         `iterations`: for each training iteration [epoch, patch size, seconds, gflop], where seconds
         last from the end of the former one (or of the epoch's preparation) to its own end, loading
         included; `epochs`: for each [seconds, train_seconds, val_seconds]; `peak_mb`: most memory
-        of the GPU or, on a CPU, of this process and its workers; `precision`.
+        of the GPU or, on a CPU, of this process and its workers; `precision`; `reduced` and
+        `reduce_seconds`: batches whose frequencies a low-frequency arm reduced, and seconds (on a
+        CPU) that this took.
     """
     device, precision = hardware.prepare(settings, threads)
     workers = hardware.augmentation_workers(device, threads)
@@ -60,6 +62,18 @@ def measure(
     clock = [0.0]
     step, start, end = trainer.train_step, trainer.on_train_epoch_start, trainer.on_train_end
     memory = [0.0]
+    reducing: list[float] = []
+
+    def time_reducing(batches: Any) -> None:
+        reduce = batches._reduce
+
+        def timed(*arguments: Any) -> dict:
+            before = time.monotonic()
+            found = reduce(*arguments)
+            reducing.append(time.monotonic() - before)
+            return found
+
+        batches._reduce = timed
 
     def timed_start() -> None:
         start()
@@ -79,6 +93,14 @@ def measure(
         memory[0] = sum(child.memory_info().rss for child in children) / 2**20
         end()
 
+    prepare = trainer.on_train_start
+
+    def prepared() -> None:
+        prepare()
+        if hasattr(trainer.dataloader_train, "_reduce"):
+            time_reducing(trainer.dataloader_train)
+
+    trainer.on_train_start = prepared
     trainer.train_step, trainer.on_train_epoch_start = timed_step, timed_start
     trainer.on_train_end = measured_end
     trainer.run_training()
@@ -90,6 +112,8 @@ def measure(
         "iterations": iterations,
         "epochs": [[e["seconds"], e["train_seconds"], e["val_seconds"]] for e in epochs],
         "peak_mb": peak,
+        "reduce_seconds": sum(reducing),
+        "reduced": len(reducing),
         "precision": precision,
         "cpu": str(torch.cpu.get_capabilities().get("cpu_name", "")),
         "amx": bool(torch.cpu.get_capabilities().get("amx_bf16")),

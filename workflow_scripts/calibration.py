@@ -216,6 +216,9 @@ def measured_points(epochs: pd.DataFrame) -> pd.DataFrame:
     """
     energy = epochs["kwh"] / epochs["seconds"]
     record = epochs["record"]
+    iterations = record.map(lambda run: run["iterations_per_epoch"])
+    if "iterations" in epochs:  # tables of before arms had epochs of different iterations lack it
+        iterations = epochs["iterations"].fillna(iterations)
     common = {
         "task": record.map(lambda run: run["task"]),
         "run": record.map(lambda run: run["results_folder"]),
@@ -224,7 +227,7 @@ def measured_points(epochs: pd.DataFrame) -> pd.DataFrame:
     training = epochs.assign(
         **common,
         size=epochs["patch_size"],
-        iterations=record.map(lambda run: run["iterations_per_epoch"]),
+        iterations=iterations,
         tflop=epochs["train_gflop"] / 1e3,
         kwh=energy * epochs["train_seconds"],
         seconds=epochs["train_seconds"],

@@ -47,9 +47,15 @@ def read_claims(path: Path, schema_path: Path) -> dict[str, Any]:
 
 
 def runs_of(runs: pd.DataFrame, trainer: str) -> pd.DataFrame:
-    """Rows of runs.csv that a trainer class made as it is, with its number of iterations."""
+    """Rows of runs.csv that a trainer class made as it is, with its number of iterations.
+
+    Where several arms are of that class, the longest training of each task and fold: the shorter
+    ones are references for arms of less computation.
+    """
     chosen = runs[(runs["trainer"] == trainer) & (runs["parameters"] == "{}")]
-    return chosen.assign(iterations=chosen["epochs"] * chosen["iterations_per_epoch"])
+    chosen = chosen.assign(iterations=chosen["epochs"] * chosen["iterations_per_epoch"])
+    longest = chosen.groupby(["task", "fold"])["iterations"].transform("max")
+    return chosen[chosen["iterations"] == longest]
 
 
 def departures(rows: pd.DataFrame, conditions: dict[str, Any]) -> list[str]:

@@ -168,7 +168,7 @@ def _all_keys(schema: dict[str, Any]) -> Iterator[str]:
 
 def _not_among(value: Any, allowed: list[Any]) -> str:
     """Say that `value` is none of `allowed`, with the nearest where there is one."""
-    near = difflib.get_close_matches(str(value), [str(item) for item in allowed], n=1)
+    near = difflib.get_close_matches(str(value), map(str, allowed), n=1, cutoff=0.7)
     if isinstance(value, str) and near:
         return f"{value!r} is unknown; did you mean {near[0]}?"
     return f"{_shown(value)} is not one of {', '.join(str(item) for item in allowed)}"
@@ -213,7 +213,7 @@ def _check_tasks(config: dict[str, Any], shipped: list[str]) -> Iterator[str]:
             )
     known = [*shipped, *config["own_tasks"]]
     for number, task in enumerate(config["tasks"]):
-        near = difflib.get_close_matches(task, known, n=1)
+        near = difflib.get_close_matches(task, known, n=1, cutoff=0.7)
         if task not in known:
             advice = f"did you mean {near[0]}?" if near else "describe it in own_tasks"
             yield f"tasks[{number}]: {task!r} is unknown; {advice}"

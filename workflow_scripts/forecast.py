@@ -182,7 +182,7 @@ def count_work(
     return Work(
         stages=len(schedule.stages),
         epochs=training["epochs"] * len(folds),
-        iterations=training["epochs"] * training["iterations_per_epoch"] * len(folds),
+        iterations=round(sum(each)) * len(folds),
         val_iterations=val_iterations * len(folds),
         predictions=predictions,
         train_tflop=train * len(folds) / 1e12,

@@ -2,7 +2,8 @@
 
 The paper's argument for small patches is class balance: forced-foreground patches hold a larger
 share of foreground the smaller they are. Here this is measured on the preprocessed data with
-nnU-Net's `nnUNetDataLoader`, without augmentation.
+nnU-Net's `nnUNetDataLoader`, without augmentation. Low-frequency curricula leave the shares as they
+are; what they can lose is a label too thin for the reduced resolution, which is measured as well.
 """
 
 import json
@@ -14,11 +15,12 @@ import numpy as np
 import pandas as pd
 
 from log import UserError
+from trainers.curricula.bands import plan_bands
 from trainers.curricula.schedules import Stage, count_poolings, plan_stages
 
 COLUMNS = (
     "task patch_size patch_voxels forced oversample label label_name foreground_share "
-    "foreground_share_sem patches_with_label samples"
+    "foreground_share_sem patches_with_label samples field_of_view"
 ).split()
 
 
@@ -50,22 +52,26 @@ def sample_shares(
 ) -> np.ndarray:
     """Draw at least `samples` patches of a stage and return `label_shares` of them.
 
+    A stage that reduces its field of view has its labels reduced as in training.
     Whole batches of the planned size are drawn, since nnU-Net forces foreground in a fixed part
     of each batch (at least one patch of a batch of two).
     """
     from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
+    from trainers.curricula.lowpass import reduce_labels
+
     loader = nnUNetDataLoader(
         dataset,
         stage.batch_size,
-        stage.patch_size,
-        stage.patch_size,
+        stage.loaded_size,
+        stage.loaded_size,
         label_manager,
         oversample_foreground_percent=oversample,
     )
     batches = [
         label_shares(
-            loader.generate_train_batch()["target"][:, 0].numpy(), label_manager.foreground_labels
+            reduce_labels(loader.generate_train_batch()["target"], stage.patch_size)[:, 0].numpy(),
+            label_manager.foreground_labels,
         )
         for _ in range(-(-samples // stage.batch_size))
     ]
@@ -84,7 +90,8 @@ def measure_task(
 ) -> pd.DataFrame:
     """Rows of class_balance.csv for one task: `COLUMNS`, label 0 meaning any foreground label.
 
-    `data` is the folder of preprocessed cases; each size of the progressive schedule is drawn
+    `data` is the folder of preprocessed cases; each size of the progressive schedule, then each
+    reduced one of the low-frequency schedule (whose `field_of_view` is the planned patch), is drawn
     without forced foreground and with the given `oversample`. `UserError` if `data` is empty.
     """
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
@@ -100,13 +107,17 @@ def measure_task(
     names = {number: name for name, number in labels.label_dict.items()}
     label_column = [0, *labels.foreground_labels]
     tables = []
-    for stage in plan_stages(chosen.patch_size, poolings, chosen.batch_size, "progressive"):
+    plan = (chosen.patch_size, poolings, chosen.batch_size)
+    bands = {stage.patch_size: stage for stage in plan_bands(*plan, replay=False)}
+    reduced = [stage for stage in bands.values() if stage.field_of_view is not None]
+    for stage in [*plan_stages(*plan, "progressive"), *reduced]:
         for percent in (0.0, oversample):
             np.random.seed(seed)  # nnU-Net's loader draws from numpy's global generator
             table = summarise(sample_shares(dataset, labels, stage, percent, samples))
             columns = {
                 "task": task,
                 "patch_size": stage.label,
+                "field_of_view": "x".join(map(str, stage.loaded_size)),
                 "patch_voxels": int(np.prod(stage.patch_size)),
                 "forced": percent > 0,
                 "oversample": percent,

@@ -19,7 +19,11 @@ def ticks(stages: pd.DataFrame, most: int = 5) -> pd.DataFrame:
 
 
 def plot_class_balance(balance: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw class_balance.csv: a row a task; left the share of foreground, right of patches."""
+    """Draw class_balance.csv: a row a task; left the share of foreground, right of patches.
+
+    Only patches at full resolution: reduced ones hold the foreground of their field of view.
+    """
+    balance = balance[balance["field_of_view"] == balance["patch_size"]]
     tasks = list(balance["task"].unique())
     # Any foreground (label 0) in black, then the colours that the example slices use.
     colors = {"0": "#000000"} | {

@@ -10,10 +10,12 @@ from plotting import Style, add_legend, grid, load_style, read_tables, save
 
 
 def schedule(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """task, arm, epoch (from 1), relative, axis_0, axis_1, axis_2; of each arm's first fold.
+    """Return one row an epoch of each arm's first fold.
 
+    Columns: task, arm, epoch (from 1), relative, axis_0, axis_1, axis_2, bandwidth, augmentation.
     `relative` is voxels per iteration over those of the planned patch and batch. The axes are NaN
-    where the sizes of an epoch differ ("random").
+    where the sizes of an epoch differ ("random"). `bandwidth` is the share of an axis' frequencies
+    that a low-pass left, the geometric mean over the axes; 1 without one.
     """
     table = epochs[epochs["fold"] == epochs.groupby(["task", "arm"])["fold"].transform("min")]
     planned = runs.assign(
@@ -24,25 +26,43 @@ def schedule(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     )
     keys = ["task", "arm", "fold"]
     table = table.merge(planned[[*keys, "planned"]], on=keys)
-    axes = table["patch_size"].where(table["patch_size"] != "random").str.split("x", expand=True)
-    axes = axes.reindex(columns=range(3)).astype(float).rename(columns="axis_{}".format)
-    relative = table["voxels_per_iteration"] / table["planned"]
-    result = table[["task", "arm"]].assign(epoch=table["epoch"] + 1, relative=relative)
+    axes = _axes(table["patch_size"]).rename(columns="axis_{}".format)
+    # Tables of before there was a low-pass lack both columns.
+    known = table.reindex(columns=[*table.columns.union(["field_of_view", "augmentation"])])
+    views = _axes(known["field_of_view"].astype(object).fillna(known["patch_size"]))
+    kept = axes.prod(axis=1) / views.prod(axis=1)
+    result = table[["task", "arm"]].assign(
+        epoch=table["epoch"] + 1,
+        relative=table["voxels_per_iteration"] / table["planned"],
+        bandwidth=kept ** (1 / 3),
+        augmentation=known["augmentation"].fillna(1.0).astype(float),
+    )
     return pd.concat([result, axes], axis=1)
+
+
+def _axes(sizes: pd.Series) -> pd.DataFrame:
+    """Return sizes such as `40x56x40` as columns 0, 1, 2; NaN where they are "random"."""
+    axes = sizes.where(sizes != "random").str.split("x", expand=True)
+    return axes.reindex(columns=range(3)).astype(float)
 
 
 def plot_schedule(
     epochs: pd.DataFrame, runs: pd.DataFrame, style: Style, outputs: Iterable[Path]
 ) -> None:
-    """Draw epochs.csv: a row a task; voxels per iteration, then the patch size on each axis."""
+    """Draw epochs.csv: a row a task; voxels per iteration, then the patch size on each axis.
+
+    Where an arm reduces frequencies or augmentation, these follow.
+    """
     table = schedule(epochs, runs)
     tasks, arms = list(epochs["task"].unique()), style.order(epochs["arm"])
-    figure, axes = grid(style, len(tasks), 4, height=1.0 if len(tasks) == 1 else 0.7)
-    panels = ["relative", "axis_0", "axis_1", "axis_2"]
-    titles = ["voxels per iteration\n/ planned", *(f"patch size\naxis {axis}" for axis in range(3))]
+    panels = {"relative": "voxels per iteration\n/ planned"}
+    panels |= {f"axis_{axis}": f"patch size\naxis {axis}" for axis in range(3)}
+    optional = {"bandwidth": "share of\nfrequencies", "augmentation": "strength of\naugmentation"}
+    panels |= {name: title for name, title in optional.items() if (table[name] < 1).any()}
+    figure, axes = grid(style, len(tasks), len(panels), height=1.0 if len(tasks) == 1 else 0.7)
     for row, task in zip(axes, tasks, strict=True):
         chosen = table[table["task"] == task]
-        for axis, column, title in zip(row, panels, titles, strict=True):
+        for axis, (column, title) in zip(row, panels.items(), strict=True):
             for arm in arms:
                 line = chosen[chosen["arm"] == arm]
                 # An epoch's value holds from its beginning to its end.

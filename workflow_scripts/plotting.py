@@ -121,13 +121,13 @@ def add_legend(figure: Figure, style: Style, arms: Iterable[str], markers: bool 
 
 def below(figure: Figure, handles: list[Any]) -> None:
     """A legend of these handles below all panels, in as many columns as fit."""
-    columns = min(max(1, int(figure.get_figwidth() / 1.2)), len(handles))
+    columns = min(max(1, int(figure.get_figwidth() / 1.5)), len(handles))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def read_tables(*paths: Path) -> list[pd.DataFrame]:
     """Read tidy tables; labels, cases and patch sizes stay text."""
-    text = {"label": str, "case": str, "patch_size": str}
+    text = {"label": str, "case": str, "patch_size": str, "field_of_view": str}
     return [pd.read_csv(path, dtype=text, keep_default_na=True) for path in paths]
 
 

@@ -25,7 +25,8 @@ OVERALL = "overall"
 
 
 TEXT_COLUMNS = (
-    "patch_size phase sensors tracking_mode country cpu_model gpu_model codecarbon error case label"
+    "patch_size field_of_view phase sensors tracking_mode country cpu_model gpu_model codecarbon "
+    "error case label"
 ).split()
 
 COLUMNS = {

@@ -10,7 +10,7 @@ import pandas as pd
 EPOCH_COLUMNS = [
     "epoch", "stage", "patch_size", "batch_size", "lr", "train_loss", "val_loss", "pseudo_dice",
     "seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds", "train_gflop",
-    "voxels_per_iteration", "attempt",
+    "voxels_per_iteration", "attempt", "iterations", "field_of_view", "augmentation",
 ]  # fmt: skip
 RUN_KEYS = [
     "study", "task", "dataset", "arm", "trainer", "fold", "configuration", "plans", "parameters",
@@ -76,11 +76,14 @@ def _join_parts(parts: list[dict]) -> dict:
     iterations = sum(part["iterations"] for part in trained)
     voxels = sum(part["voxels_per_iteration"] * part["iterations"] for part in trained)
     sizes = {part["patch_size"] for part in trained}
+    views = {part.get("field_of_view") for part in trained}
     batches = {part["batch_size"] for part in trained}
     return {
         **parts[-1],
         **{name: sum(part[name] for part in parts) for name in SUMMED},
+        "iterations": iterations,
         "patch_size": sizes.pop() if len(sizes) == 1 else "random",
+        "field_of_view": views.pop() if len(views) == 1 else "random",
         "batch_size": batches.pop() if len(batches) == 1 else None,
         "voxels_per_iteration": voxels / iterations,
     }
@@ -97,6 +100,9 @@ def stages_table(epochs: pd.DataFrame) -> pd.DataFrame:
         voxels_per_iteration=("voxels_per_iteration", "mean"),
         train_loss=("train_loss", "last"),
         pseudo_dice=("pseudo_dice", "last"),
+        iterations=("iterations", lambda values: values.sum(skipna=False)),
+        field_of_view=("field_of_view", "first"),
+        augmentation=("augmentation", "first"),
     )
     return table.reset_index()
 

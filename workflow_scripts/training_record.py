@@ -152,10 +152,14 @@ class Recorder:
         sizes = {shape[1:] for shape in train}
         batches = {shape[0] for shape in train}
         size = Stage(next(iter(sizes)), 1).label if len(sizes) == 1 else "random"
+        number, stage = _stage_of(self._trainer, epoch)
+        loaded = Stage(stage.field_of_view, 1).label if stage and stage.field_of_view else size
         return {
             "epoch": epoch,
-            "stage": _stage_of(self._trainer, epoch),
+            "stage": number,
             "patch_size": size if sizes else None,
+            "field_of_view": loaded if sizes else None,
+            "augmentation": stage.augmentation if stage else 1.0,
             "batch_size": next(iter(batches)) if len(batches) == 1 else None,
             "gflop": train_gflop + _gflop(val, self._flops.validation_step),
             "train_seconds": self._seconds["train"],
@@ -201,6 +205,10 @@ def _gflop(shapes: dict[tuple[int, ...], int], count: Callable[..., int]) -> flo
     return sum(times * count(shape[0], shape[1:]) for shape, times in shapes.items()) / 1e9
 
 
-def _stage_of(trainer, epoch: int) -> int | None:
-    schedule = getattr(trainer, "schedule", None)
-    return schedule().stage_of_epoch(epoch) if schedule else 0
+def _stage_of(trainer, epoch: int) -> tuple[int | None, Stage | None]:
+    """Number and content of an epoch's stage; None where its batches differ, or none is planned."""
+    if not hasattr(trainer, "schedule"):
+        return 0, None
+    schedule = trainer.schedule()
+    number = schedule.stage_of_epoch(epoch)
+    return number, None if number is None else schedule.stages[number]

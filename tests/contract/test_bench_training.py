@@ -2,7 +2,14 @@
 
 import pytest
 
-from bench_trainers import by_stage, epoch_overhead, run_variant, stage_switch
+from bench_trainers import (
+    by_stage,
+    epoch_overhead,
+    loads_an_iteration,
+    reducing_share,
+    run_variant,
+    stage_switch,
+)
 from log import UserError
 
 
@@ -51,6 +58,21 @@ def test_a_training_is_measured_in_a_process_of_its_own(tiny, tmp_path, monkeypa
     assert epoch_overhead(whole) > 0
     assert abs(stage_switch(whole)) < 60
     assert list(folder.iterdir()) == [], "its results are thrown away"
+    assert (measured["reduced"], measured["reduce_seconds"]) == (0, 0)
+
+
+def test_the_reducing_of_a_low_frequency_training_is_measured(tiny, tmp_path, monkeypatch):
+    (tmp_path / "resources").mkdir()
+    (tmp_path / "resources/nnUNet_preprocessed").symlink_to(tiny.preprocessed)
+    monkeypatch.chdir(tmp_path)
+    measured = run_variant(
+        spec(tiny, "nnUNetTrainerLowFrequency", epochs=10, iterations_per_epoch=2), tmp_path
+    )
+    loads = loads_an_iteration({"low_frequency": measured})
+    assert (
+        0 < measured["reduced"] < loads * len(measured["iterations"]) <= len(measured["iterations"])
+    )
+    assert 0 < reducing_share({"low_frequency": measured}) < 1
 
 
 def test_a_training_that_fails_says_why(tiny, tmp_path):

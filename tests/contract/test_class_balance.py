@@ -43,3 +43,15 @@ def test_small_forced_patches_hold_a_larger_share():
 
 def test_whole_batches_are_drawn():
     assert shares(8, 0.0, batch=4, samples=10).shape == (12, 2)
+
+
+def test_a_reduced_patch_keeps_the_share_of_foreground_but_may_lose_a_thin_label():
+    """The cube of 4 voxels stays a cube of 2 at half the size; at an eighth it falls between."""
+    whole, half, eighth = (Stage((32 // n,) * 3, 2, field_of_view=(32, 32, 32)) for n in (1, 2, 16))
+    drawn = []
+    for stage in (whole, half, eighth):
+        np.random.seed(0)
+        drawn.append(sample_shares(OneCase(), LABELS, stage, 0.33, 20)[1::2, 0])
+    assert drawn[0] == pytest.approx(64 / 32**3)
+    assert drawn[1] == pytest.approx(64 / 32**3)
+    assert (drawn[2] == 0).all()

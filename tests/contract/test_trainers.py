@@ -27,7 +27,8 @@ RANDOM = "nnUNetTrainerRandomPatch"
 PLUS = "nnUNetTrainerProgressivePlusPatch"
 EFFICIENCY = "nnUNetTrainerProgressiveEfficiencyPatch"
 PERFORMANCE = "nnUNetTrainerProgressivePerformancePatch"
-ARMS = (CONSTANT, PROGRESSIVE, RANDOM, PLUS, EFFICIENCY, PERFORMANCE)
+LOW, LOW_ITERATIONS = "nnUNetTrainerLowFrequency", "nnUNetTrainerLowFrequencyIterations"
+ARMS = (CONSTANT, PROGRESSIVE, RANDOM, PLUS, EFFICIENCY, PERFORMANCE, LOW, LOW_ITERATIONS)
 SIZES = [(8, 4, 4), (8, 8, 4), (8, 8, 8), (12, 8, 8), (16, 8, 8)]
 BATCH = 4
 
@@ -524,6 +525,7 @@ def test_nnunet_finds_the_trainers_by_itself(tmp_path):
     curricula = (
         *("constant", "progressive", "random"),
         *("progressive_plus", "progressive_efficiency", "progressive_performance"),
+        *("low_frequency", "low_frequency_iterations"),
     )
     assert found == [f"FOUND {n} {c}" for n, c in zip(ARMS, curricula, strict=True)]
 
@@ -535,7 +537,17 @@ def test_arms_of_a_config_name_their_curriculum(name):
     config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     for arm, trainer in config["arms"].items():
         number = f"_{trainer['epochs']}" if "epochs" in trainer else ""
-        assert getattr(arms, trainer["trainer"]).curriculum == arm.removesuffix(number)
+        curriculum = arm.removesuffix(number).removesuffix("_short")
+        assert getattr(arms, trainer["trainer"]).curriculum == curriculum
+
+
+@pytest.mark.parametrize("name", ["config", "hippocampus"])
+def test_low_frequency_and_the_short_reference_have_two_thirds_of_the_epochs(name):
+    config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    epochs = round(2 / 3 * config["training"]["epochs"])
+    for arm in ("low_frequency", "constant_short"):
+        assert config["arms"][arm]["epochs"] == epochs
+    assert "epochs" not in config["arms"]["low_frequency_iterations"]
 
 
 def test_every_config_is_tested():

@@ -1,7 +1,8 @@
-"""From the files of 300 runs to the report, by the real command. The study is MADE UP.
+"""From the files of 400 runs to the report, by the real command. The study is MADE UP.
 
-Ten tasks × five folds × the arms of config/config.yaml with 60 cases each, in the layout that
-trainings leave: it shows that a study of the papers' size goes through, not that it was trained.
+Ten tasks × five folds × the full-length arms of config/config.yaml with 60 cases, in the layout
+that trainings leave: it shows that a study of the papers' size goes through, not that it was
+trained.
 """
 
 import json
@@ -17,10 +18,14 @@ import yaml
 from claims import CONTRADICTED, SUPPORTED
 from collect_results import collect_results
 from fake_study import FakeStudy
+from plot_patches import plot_patches
 from plot_predictions import pick_cases
+from plotting import load_style
+from trainers.curricula.planning import plan_schedule
 from tree import ROOT, copy_tree, plan, snakemake, write_config
 
 CONFIG = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+del CONFIG["arms"]["constant_short"]
 AFTER_TRAINING = ["collect_results", "compare_arms", "assess_significance", "check_claims"]
 AFTER_TRAINING += [f"plot_{name}" for name in ("dice", "cost", "convergence", "schedule")]
 AFTER_TRAINING += ["plot_class_balance", "plot_predictions", "run_notebook", "all"]
@@ -51,19 +56,29 @@ def write_examples(root, runs, cases):
 
 
 def write_balance(path, tasks):
-    sizes = {"8x8x8": 0.3, "16x16x16": 0.1}
+    sizes = {("8x8x8", "8x8x8"): 0.3, ("16x16x16", "16x16x16"): 0.1, ("8x8x8", "16x16x16"): 0.1}
     rows = [
         {"task": task, "patch_size": size, "patch_voxels": int(size.split("x")[0]) ** 3}
         | {"forced": forced, "oversample": 0.33 * forced, "label": label, "label_name": name}
-        | {"foreground_share": share, "foreground_share_sem": 0.01}
+        | {"foreground_share": share, "foreground_share_sem": 0.01, "field_of_view": view}
         | {"patches_with_label": 0.5, "samples": 200}
         for task in tasks
-        for size, share in sizes.items()
+        for (size, view), share in sizes.items()
         for forced in (False, True)
         for label, name in enumerate(("any label", "inner", "outer & rim"))
     ]
     path.parent.mkdir(parents=True)
     pd.DataFrame(rows).to_csv(path, index=False)
+
+
+def write_patches(folder):
+    """Draw the one figure that needs preprocessed data, of noise."""
+    schedule = plan_schedule((16, 16, 16), (2, 2, 2), 2, 10, 5, 1, curriculum="progressive")
+    patch = np.random.default_rng(0).normal(size=(16, 16, 16))
+    folder.mkdir(parents=True)
+    paths = [folder / f"patches.{kind}" for kind in ("svg", "png")]
+    style = load_style(ROOT / "config/plotting.yaml")
+    plot_patches(patch, {"progressive": (schedule, None, {})}, "Task98_A", style, paths)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +105,7 @@ def full(tmp_path_factory):
     write_examples(root, pd.read_csv(paths["runs"]), pd.read_csv(paths["cases"], dtype=text))
     results = root / "results/fake"
     write_balance(results / "tables/class_balance.csv", CONFIG["tasks"])
+    write_patches(results / "figures")
     arguments = ["--cores", "2", "--configfile", write_config(root, "full", CONFIG, study="fake")]
     arguments += ["--allowed-rules", *AFTER_TRAINING]
     run = snakemake(root, *arguments)
@@ -104,13 +120,13 @@ def test_nothing_is_left_to_do(full):
 
 def test_tables_hold_every_run_case_and_comparison(full):
     tables = full[2] / "tables"
-    assert len(pd.read_csv(tables / "runs.csv")) == 300
-    assert len(pd.read_csv(tables / "cases.csv")) == 300 * 60 * 2
+    assert len(pd.read_csv(tables / "runs.csv")) == 400
+    assert len(pd.read_csv(tables / "cases.csv")) == 400 * 60 * 2
     significance = pd.read_csv(tables / "significance.csv", dtype={"label": str})
     means = significance[significance["label"].isna() & (significance["measure"] == "dice")]
-    assert len(means) == 10 * 5
+    assert len(means) == 10 * 7
     assert set(means["pairs"]) == {300}
-    assert set(means["tests"]) == {50}
+    assert set(means["tests"]) == {70}
     claims = pd.read_csv(tables / "claims.csv").set_index("claim")
     assert claims.loc["miccai-time", "verdict"] in (SUPPORTED, CONTRADICTED)
     assert claims.loc["miccai-dice", "verdict"] in (SUPPORTED, CONTRADICTED)

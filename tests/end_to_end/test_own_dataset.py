@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -60,18 +61,16 @@ def to_raw_format(source, target):
 
 def snapshot(folder):
     return {
-        (str(path.relative_to(folder)), path.stat().st_mtime_ns, path.stat().st_size)
+        (str(path.relative_to(folder)), path.lstat().st_mtime_ns, path.lstat().st_size)
         for path in folder.rglob("*")
     }
 
 
 def read_only(folder, writable=False):
+    """Take away or give back the right to write; the links' own targets stay as they are."""
     for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if writable or path.is_dir() else 0o444)
-    if not writable:
-        for path in (folder, *folder.rglob("*")):
-            if path.is_dir():
-                path.chmod(0o555)
+        if not path.is_symlink():
+            path.chmod(0o755 if writable else 0o555)
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +208,49 @@ def test_a_fault_of_the_data_is_told_by_case_and_makes_nothing(own, tmp_path):
     assert "  brain_003: labelsTr/brain_003.nii.gz is missing" in text
     assert "Traceback" not in text
     assert not list((own.tree / "resources/nnUNet_raw").glob("*503_New/*"))
+
+
+def test_another_clone_trains_on_linked_data_and_writes_nothing_there(own, tmp_path):
+    resources = own.tree / "resources"
+    clone = copy_tree(tmp_path / "clone")
+    for path in clone.rglob("*"):
+        if path.is_file():
+            path.touch()
+    (clone / "resources").symlink_to(resources)
+    arms = {"random": {"trainer": "nnUNetTrainerRandomPatch"}}
+    changed = {**own.config, "study": "linked", "arms": arms, "reference_arm": "random"}
+    config = write_config(clone, "linked", changed)
+    before = snapshot(resources)
+    read_only(resources)
+    try:
+        triggers = ("--rerun-triggers", "mtime", "params", "input", "software-env")
+        done = snakemake(clone, "tables", "--cores", "2", "--configfile", config, *triggers)
+    finally:
+        read_only(resources, writable=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert snapshot(resources) == before
+    assert (clone / "results/linked/tables/comparison.md").is_file()
+
+
+def test_cleaned_data_are_made_again_only_when_something_is_to_be_trained(own):
+    done = run(own, "clean_preprocessed", "clean_archives")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for task, dataset in DATASETS.items():
+        assert re.search(
+            rf"^{task}: \d+(\.\d+)? MB of preprocessed data removed$", done.stderr, re.M
+        )
+        preprocessed = own.tree / f"resources/nnUNet_preprocessed/{dataset}"
+        assert {path.suffix for path in preprocessed.iterdir()} == {".json"}
+        assert not list(preprocessed.glob("*.manifest.json"))
+    assert plan(own.tree, *own.arguments)[0] == {}
+    kept = {path: path.read_bytes() for path in own.tree.glob("results/own/runs/**/fold_0/*")}
+    checkpoints = {
+        path: path.stat().st_mtime_ns for path in own.tree.glob("results/own/nnunet/**/*.pth")
+    }
+    assert len(checkpoints) >= 4
+    done = run(own, "tables", folds=[0, 1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    # The finished folds were listed too, and found that they are finished.
+    assert {path: path.stat().st_mtime_ns for path in checkpoints} == checkpoints
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert len(list(own.tree.glob("results/own/runs/*/*/fold_1/run.json"))) == 4

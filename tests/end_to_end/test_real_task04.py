@@ -32,6 +32,10 @@ def study(tmp_path_factory):
         folder,
         "short",
         yaml.safe_load((ROOT / "config/hippocampus.yaml").read_text()),
+        arms={
+            "low_frequency": {"trainer": "nnUNetTrainerLowFrequency", "epochs": 2},
+            "constant_short": {"trainer": "nnUNetTrainerConstantPatch", "epochs": 1},
+        },
         planning={"overrides": {"all": {"batch_size": 2, "features_per_stage": [2, 2, 2, 2]}}},
         training={
             "epochs": 2,

@@ -19,14 +19,15 @@ from PIL import Image
 from tree import ROOT, plan, snakemake, trainings, write_config
 
 TASK = "Task99_BrainTissue"
-ARMS = list(yaml.safe_load((ROOT / "config/config.yaml").read_text())["arms"])
+SHIPPED = yaml.safe_load((ROOT / "config/config.yaml").read_text())["arms"]
+ARMS = [arm for arm in SHIPPED if arm != "constant_short"]
 RUN_FILES = ["run.json", "epochs.csv", "stages.csv", "energy.csv", "summary.json", "surface.csv"]
 TABLES = [
     *(f"{name}.csv" for name in ("runs", "cases", "epochs", "stages", "energy", "class_balance")),
     *(f"comparison.{kind}" for kind in ("csv", "md", "tex")),
     *("significance.csv", "claims.csv", "claims.md", "reference_runs.csv"),
 ]
-FIGURES = ["dice", "cost", "convergence", "schedule", "class_balance", "predictions"]
+FIGURES = ["dice", "cost", "convergence", "schedule", "patches", "class_balance", "predictions"]
 NOTEBOOKS = ["results", "curricula"]
 PREPARED = {"make_demo_task", "extract_task", "convert_task", "fingerprint_task", "plan_task"}
 PREPARED |= {"override_plans", "preprocess_task", "write_splits"}

@@ -151,6 +151,16 @@ def test_an_arm_counts_by_its_trainer_not_by_its_name(full):
     assert checked(runs).loc["miccai-dice", "verdict"] == UNDECIDED
 
 
+def test_a_shorter_training_of_a_class_is_no_party_to_a_claim(full):
+    """`constant_short` is of the reference's class, as worse as it is shorter."""
+    short = full[full["arm"] == "constant"].assign(
+        arm="constant_short", iterations_per_epoch=166_750, dice_foreground_mean=0.1
+    )
+    runs = pd.concat([short, full, short.assign(arm="shorter")], ignore_index=True)
+    pd.testing.assert_frame_equal(checked(runs), checked(full))
+    assert len(check_claims(runs, PUBLISHED, CONTENT)[1]) == 50
+
+
 def test_reference_runs_are_compared_by_task_and_fold(full):
     table = check_claims(full, PUBLISHED, CONTENT)[1]
     assert len(table) == 50

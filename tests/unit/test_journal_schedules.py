@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainers.curricula.listed import listed_stages
 from trainers.curricula.schedules import (
     Schedule,
     Stage,
-    listed_stages,
     pace,
     plan_stages,
     stage_at,

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -18,9 +19,11 @@ from plot_class_balance import plot_class_balance
 from plot_convergence import POINTS, blocks, plot_convergence
 from plot_cost import plot_cost
 from plot_dice import plot_dice
+from plot_patches import plot_patches, seen, stages_of
 from plot_predictions import pick_cases, plot_predictions, window
 from plot_schedule import plot_schedule, schedule
 from plotting import load_style, read_tables
+from trainers.curricula.planning import plan_schedule
 
 STYLE = Path(__file__).parents[2] / "config" / "plotting.yaml"
 SMALL = {"arms": ("constant",), "folds": (0,), "epochs": 2, "cases": 1}
@@ -133,6 +136,7 @@ def test_predictions(study, style, monkeypatch):
 def test_class_balance(study, style):
     rows = [
         {"task": task, "patch_size": size, "patch_voxels": voxels, "forced": forced}
+        | {"field_of_view": "16x8x8" if label == "1" else size}
         | {"label": label, "label_name": f"name {label}", "foreground_share": 10 / voxels}
         | {"foreground_share_sem": 0.01, "patches_with_label": 0.5, "samples": 9}
         for task in study.tasks
@@ -179,6 +183,60 @@ def test_schedule_is_relative_to_the_plan(tmp_path):
     assert grown[["axis_0", "axis_1", "axis_2"]].to_numpy().tolist()[1] == [8, 16, 16]
     assert grown["epoch"].tolist() == [1, 2, 3]
     assert result.loc[result["arm"] == "random", "axis_0"].isna().all()
+
+
+def test_schedule_tells_what_a_low_pass_left(tmp_path, style):
+    """Of 16x16x16 voxels 8x16x16 are left, 0.5 of one axis; columns that older tables lack."""
+    study = FakeStudy(tmp_path, arms=("constant", "progressive"), folds=(0,), epochs=3).write()
+    collect_results(study.folders(), {n: tmp_path / f"{n}.csv" for n in ("runs", "epochs")})
+    epochs, runs = read_tables(tmp_path / "epochs.csv", tmp_path / "runs.csv")
+    plain = schedule(epochs, runs)
+    assert (plain["bandwidth"] == 1).all()
+    assert (plain["augmentation"] == 1).all()
+    reduced = epochs["arm"] == "progressive"
+    epochs["field_of_view"] = epochs["patch_size"].where(~reduced, "16x16x16")
+    epochs["augmentation"] = np.where(reduced, epochs["epoch"] / 2, np.nan)
+    result = schedule(epochs, runs)
+    low = result[result["arm"] == "progressive"]
+    assert low["bandwidth"].tolist() == pytest.approx([0.5, 0.5 ** (1 / 3), 1.0])
+    assert low["augmentation"].tolist() == [0, 0.5, 1]
+    whole = result.loc[result["arm"] == "constant", ["bandwidth", "augmentation"]]
+    assert (whole == 1).all(axis=None)
+    paths = [tmp_path / "low.png", tmp_path / "low.svg"]
+    plot_schedule(epochs, runs, style, paths)
+    check(paths)
+    assert "augmentation" in paths[1].read_text()
+
+
+TRAINER = SimpleNamespace(lowpass="fft", half_voxel_shift=True)
+
+
+def planned(curriculum, epochs=20):
+    return plan_schedule((16, 24, 16), (2, 2, 2), 2, epochs, 5, 7, curriculum=curriculum)
+
+
+def test_patches_are_those_of_the_training(tmp_path, style):
+    patch = np.random.default_rng(0).normal(size=(16, 24, 16)).astype(np.float32)
+    low, grown = planned("low_frequency"), planned("progressive")
+    assert stages_of(low) == list(low.stages), "each of the ten stages, whatever its length"
+    assert stages_of(planned("low_frequency", 667)) == list(low.stages)
+    for stage in low.stages:
+        found = seen(patch, stage, TRAINER, {})
+        assert found.shape == stage.patch_size
+        assert found.mean() == pytest.approx(patch.mean(), abs=1e-5), "the whole field of view"
+    resized = seen(patch, low.stages[0], TRAINER, {"lowpass": "resize"})
+    assert not np.allclose(resized, seen(patch, low.stages[0], TRAINER, {}))
+    first = grown.stages[0]
+    assert np.array_equal(seen(patch, first, TRAINER, {}), patch[4:12, 10:14, 6:10])
+    names = ("constant", "progressive", "low_frequency", "low_frequency_iterations")
+    arms = {name: (planned(name), TRAINER, {}) for name in names}
+    arms["dct"] = (low, TRAINER, {"lowpass": "dct"})
+    paths = [tmp_path / "patches.png", tmp_path / "patches.svg"]
+    plot_patches(patch, arms, "Task98_A", style, paths)
+    check(paths)
+    labels = [style.arm(name)["label"] for name in names]
+    assert all(paths[1].read_text().count(f"<!-- {label} -->") == 1 for label in labels)
+    assert paths[1].read_text().count("<!-- augm. 0.00 -->") == 2, "one row for both clocks"
 
 
 def test_long_trainings_are_averaged_in_blocks():

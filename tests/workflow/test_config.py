@@ -73,12 +73,12 @@ def test_shipped_studies_are_valid(path):
     assert set(config) == set(SCHEMA["properties"])
 
 
-def test_the_paper_is_ten_tasks_five_folds_six_arms():
+def test_the_paper_is_ten_tasks_five_folds_nine_arms():
     config = load("config")
     assert len(config["tasks"]) == 10
     assert config["folds"] == [0, 1, 2, 3, 4]
     assert list(config["arms"])[:3] == ["constant", "progressive", "random"]
-    assert len(config["arms"]) == 6
+    assert len(config["arms"]) == 9
     assert config["training"]["epochs"] * config["training"]["iterations_per_epoch"] == 250_000
 
 

@@ -84,18 +84,27 @@ def test_the_paper_is_planned_within_seconds_and_without_heavy_imports(tree, tmp
         env={"PYTHONPATH": str(tmp_path), "PROBE": str(seen), "PROBED_TREE": str(tree)},
     )
     assert seconds_of_children() - before < 10
-    assert jobs["train_fold"] == 300
+    assert jobs["train_fold"] == 450
     imported = set(seen.read_text().split())
     assert {"config_tools", "jsonschema", "msd"} <= imported, "the probe does not see imports"
     assert imported & HEAVY == set()
 
 
-def test_every_rule_is_reached_by_a_shipped_study(tree, plans):
+def own_task(folder):
+    """Return arguments that make the demo train a dataset of the user's own."""
+    (folder / "dataset.json").write_text("{}")
+    own = f"own_tasks={{Task501_Mine: {{folder: {folder}}}}}"
+    return "--config", "tasks=[Task501_Mine]", own
+
+
+def test_every_rule_is_reached_by_a_shipped_study(tree, plans, tmp_path):
     others = {
         "bench": plan(tree, "results/bench/bench.md", "--configfile", "config/bench.yaml"),
         "sweep": plan(tree, "budget_sweep", "--configfile", "config/budget_sweep.yaml"),
         "forecast": plan(tree, "forecast", "--config", "budget={gpu_hours: 1}"),
         "budget": plan(tree, "--config", "budget={gpu_hours: 1}"),
+        "clean": plan(tree, "clean_preprocessed", "clean_archives"),
+        "own": plan(tree, *own_task(tmp_path)),
     }
     rules = set()
     for path in ROOT.glob("rules/*.smk"):

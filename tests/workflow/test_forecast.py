@@ -38,8 +38,8 @@ def test_without_budget_and_time_limit_no_training_knows_of_the_forecast(tree):
 def test_with_a_budget_every_training_waits_for_the_check(tree):
     jobs, text = plan(tree, *PAPER, "--config", "budget={kg_co2eq: 100}")
     assert jobs["check_budget"] == jobs["forecast_study"] == 1
-    assert len(trainings(text)) == 300
-    assert text.count("results/paper/forecast/within_budget.json") >= 301
+    assert len(trainings(text)) == 450
+    assert text.count("results/paper/forecast/within_budget.json") >= 451
 
 
 def test_with_a_time_limit_every_training_waits_for_the_forecast(tree):
@@ -82,7 +82,7 @@ def test_what_is_forecast_anew_trains_no_finished_fold_again(tree, setting):
 
     try:
         touch(*data, *(name for run in runs for name in outputs_of(run)), *forecast, check)
-        assert len(runs) == 6
+        assert len(runs) == 9
         assert plan(tree, *runs, *study)[0] == {}
         (tree / forecast[0]).write_text("task,arm,hours,kg_co2eq\nTask04_Hippocampus,a,4,1\n")
         touch(*forecast)
@@ -124,11 +124,12 @@ def test_the_paper_is_forecast_within_a_minute(forecast):
     folder, seconds = forecast
     assert seconds < 60
     table = pd.read_csv(folder / "forecast.csv")
-    assert len(table) == 60
+    assert len(table) == 90
     assert (table["folds"] == 5).all()
     hours = table.pivot(index="task", columns="arm", values="hours")
     assert 9 < hours.loc["Task04_Hippocampus", "constant"] < 11  # published: 5 folds of 1.9 h
     assert (hours["progressive"] < hours["constant"]).all()
+    assert (hours["low_frequency_iterations"] < hours["constant"]).all()
     assert (hours["progressive_performance"] > hours["progressive_efficiency"]).all()
     assert {path.suffix for path in folder.iterdir()} == {".csv", ".md", ".svg", ".png"}
     assert not (folder.parents[2] / "resources").exists()

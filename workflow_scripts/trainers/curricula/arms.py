@@ -1,6 +1,7 @@
 """One thin trainer per arm: nnU-Net names its result folder after the class."""
 
 from .base import nnUNetTrainerPatchCurriculum
+from .low_frequency import nnUNetTrainerLowFrequencyCurriculum
 
 
 class nnUNetTrainerConstantPatch(nnUNetTrainerPatchCurriculum):
@@ -46,3 +47,13 @@ class nnUNetTrainerListedPatch(nnUNetTrainerPatchCurriculum):
     """The stages that the user lists in `stage_list`."""
 
     curriculum = "listed"
+
+
+class nnUNetTrainerLowFrequency(nnUNetTrainerLowFrequencyCurriculum):
+    """Low frequencies first (EfficientTrain++, arXiv 2405.08768); each epoch computes the same."""
+
+
+class nnUNetTrainerLowFrequencyIterations(nnUNetTrainerLowFrequencyCurriculum):
+    """As `nnUNetTrainerLowFrequency`, but each epoch has as many iterations."""
+
+    curriculum = "low_frequency_iterations"

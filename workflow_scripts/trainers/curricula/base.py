@@ -39,8 +39,9 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     Attributes:
         curriculum: name in `schedules.CURRICULA`, or `listed` for the stages of `stage_list`.
         pacing: how epochs are shared among the stages, one of `schedules.PACINGS`.
-        stage_list: the user's own stages, as `schedules.listed_stages` takes them.
+        stage_list: the user's own stages, as `listed.listed_stages` takes them.
         plus_seed, max_batch, one_voxel_bottleneck: see `schedules.plan_stages`.
+        replay_batches: see `planning.plan_schedule`.
         batch_seed: seed of every batch's content; None (constant patches only) is nnU-Net's own
             unseeded loading.
         training_oversample_foreground_percent: share of forced-foreground patches in training; None
@@ -55,6 +56,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     plus_seed: int | None = None
     max_batch: int | None = None
     one_voxel_bottleneck = True
+    replay_batches = 64
     batch_seed: int | None = 12345
     training_oversample_foreground_percent: float | None = None
     few_volumes = False
@@ -79,6 +81,20 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             self.batch_seed,
             **{name: getattr(self, name) for name in SCHEDULE_ATTRIBUTES},
         )
+
+    def iterations_of_epoch(self, epoch: int) -> int:
+        """Return the training iterations of an epoch, as the schedule has them."""
+        return self.schedule().iterations_of_epoch(epoch)
+
+    @property
+    def iterations_before(self) -> int:
+        """Number of the first training iteration that is still to be done, over all epochs."""
+        return self.schedule().iterations_before(self.current_epoch) + self.iterations_resumed
+
+    @property
+    def batches_before(self) -> int:
+        """Number of the first training batch that is still to be loaded."""
+        return self.schedule().batches_before(self.iterations_before)
 
     def on_train_start(self) -> None:
         """Prepare as nnU-Net does; a compiled network is compiled once for every patch size."""
@@ -114,7 +130,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         validated = self.current_epoch * self.num_val_iterations_per_epoch
         return (
             self._start_loader(
-                0, datasets[0], plans, self.schedule(), self.iterations_before, workers
+                0, datasets[0], plans, self.schedule(), self.batches_before, workers
             ),
             self._start_loader(
                 1, datasets[1], [validation], validating, validated, (workers + 1) // 2
@@ -135,18 +151,14 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         }
         configuration = self.configuration_manager
         plans = [
-            LoadingPlan(
-                **self._share_of_rank(stage),
-                initial_patch_size=initial_patch_size(stage.patch_size, rotation, dummy_2d),
-                transforms=self.get_training_transforms(
-                    stage.patch_size,
-                    rotation,
-                    scales,
-                    mirror_axes,
-                    dummy_2d,
-                    use_mask_for_norm=configuration.use_mask_for_norm,
-                    **shared,
-                ),
+            self._plan_loading(
+                stage,
+                rotation_for_DA=rotation,
+                deep_supervision_scales=scales,
+                mirror_axes=mirror_axes,
+                do_dummy_2d_data_aug=dummy_2d,
+                use_mask_for_norm=configuration.use_mask_for_norm,
+                **shared,
             )
             for stage in self.stages
         ]
@@ -155,6 +167,16 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             **self._share_of_rank(planned, validating=True),
             initial_patch_size=planned.patch_size,
             transforms=self.get_validation_transforms(scales, **shared),
+        )
+
+    def _plan_loading(self, stage: Stage, **options: Any) -> LoadingPlan:
+        """How training batches of a stage are made; `options` go to nnU-Net's transforms."""
+        size = stage.loaded_size
+        rotation, dummy_2d = options["rotation_for_DA"], options["do_dummy_2d_data_aug"]
+        return LoadingPlan(
+            **self._share_of_rank(stage),
+            initial_patch_size=initial_patch_size(size, rotation, dummy_2d),
+            transforms=self.get_training_transforms(size, **options),
         )
 
     def _share_of_rank(self, stage: Stage, validating: bool = False) -> dict:
@@ -175,7 +197,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             )
         here = slice(samples.start, samples.stop)
         share: dict[str, Any] = {
-            "stage": Stage(stage.patch_size, len(samples)),
+            "stage": Stage(stage.loaded_size, len(samples)),
             "forced": None,
             "volumes": None,
         }

@@ -145,7 +145,7 @@ class ScheduledDataLoader(nnUNetDataLoader):
         """Return the next batch of this worker as nnU-Net's loader does: data, target, keys."""
         number = self._first_batch + self.thread_id + self._stride * self._made
         self._made += 1
-        plan = self._plan = self._plans[self._schedule.stage_of_iteration(number)]
+        plan = self._plan = self._plans[self._schedule.stage_of_batch(number)]
         self.batch_size = plan.stage.batch_size
         self.patch_size, self.final_patch_size = plan.initial_patch_size, plan.stage.patch_size
         self.need_to_pad = np.subtract(plan.initial_patch_size, plan.stage.patch_size).astype(int)

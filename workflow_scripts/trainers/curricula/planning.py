@@ -6,7 +6,9 @@ The trainers train by it and the forecast counts by it, so the two cannot disagr
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from .schedules import Schedule, listed_stages, pace, plan_stages
+from .bands import LOW_FREQUENCY, plan_bands, spread
+from .listed import listed_stages
+from .schedules import Schedule, pace, plan_stages
 
 SCHEDULE_ATTRIBUTES = (
     "curriculum",
@@ -15,6 +17,7 @@ SCHEDULE_ATTRIBUTES = (
     "plus_seed",
     "max_batch",
     "one_voxel_bottleneck",
+    "replay_batches",
 )
 """Attributes of a trainer that decide its schedule: the last parameters of `plan_schedule`."""
 
@@ -35,6 +38,7 @@ def plan_schedule(
     plus_seed: int | None = None,
     max_batch: int | None = None,
     one_voxel_bottleneck: bool = True,
+    replay_batches: int = 64,
 ) -> Schedule:
     """Return the schedule of a training.
 
@@ -42,15 +46,21 @@ def plan_schedule(
         patch_size, pooling, batch_size: of the plan, as `schedules.plan_stages` takes them.
         epochs, iterations_per_epoch: length of the whole training.
         seed: of the draws of `random`; other curricula ignore it.
-        curriculum: name in `schedules.CURRICULA`, or `listed` for the stages of `stage_list`.
+        curriculum: name in `schedules.CURRICULA` or `bands.LOW_FREQUENCY`, or `listed` for the
+            stages of `stage_list`.
         pacing: how epochs are shared among the stages, one of `schedules.PACINGS`.
-        stage_list: the user's own stages, as `schedules.listed_stages` takes them.
+        stage_list: the user's own stages, as `listed.listed_stages` takes them.
         plus_seed, max_batch, one_voxel_bottleneck: see `schedules.plan_stages`.
+        replay_batches: the batches that `low_frequency` keeps for repetition; 0 repeats none.
 
     Raises ValueError for settings that do not fit each other or the plan.
     """
     if curriculum == "listed":
         stages, each = listed_stages(stage_list or [], pooling, epochs)
+    elif curriculum in LOW_FREQUENCY:
+        replay = LOW_FREQUENCY[curriculum] and replay_batches > 0
+        stages = plan_bands(patch_size, pooling, batch_size, replay=replay)
+        each = spread(len(stages), epochs)
     else:
         stages = plan_stages(
             patch_size,
@@ -63,7 +73,14 @@ def plan_schedule(
         )
         each = pace(stages, epochs, pacing)
     drawn = seed if curriculum == "random" else None
-    return Schedule(tuple(stages), epochs, iterations_per_epoch, drawn, each)
+    return Schedule(
+        tuple(stages),
+        epochs,
+        iterations_per_epoch,
+        drawn,
+        each,
+        equal_compute=LOW_FREQUENCY.get(curriculum, False),
+    )
 
 
 def iterations_of_stages(schedule: Schedule) -> list[float]:
@@ -73,9 +90,12 @@ def iterations_of_stages(schedule: Schedule) -> list[float]:
     within about 1 % of that of the draws themselves.
     """
     if schedule.seed is None:
-        each = schedule.epochs_of_stages or pace(schedule.stages, schedule.epochs, "equal")
-        return [float(epochs * schedule.iterations_per_epoch) for epochs in each]
+        counted = [0.0] * len(schedule.stages)
+        for epoch in range(schedule.epochs):
+            stage = schedule.stage_of_iteration(schedule.iterations_before(epoch))
+            counted[stage] += schedule.iterations_of_epoch(epoch)
+        return counted
     iterations = schedule.epochs * schedule.iterations_per_epoch
-    counted = min(iterations, COUNTED_DRAWS)
-    drawn = Counter(schedule.stage_of_iteration(draw) for draw in range(counted))
-    return [drawn[stage] * iterations / counted for stage in range(len(schedule.stages))]
+    draws = min(iterations, COUNTED_DRAWS)
+    drawn = Counter(schedule.stage_of_iteration(draw) for draw in range(draws))
+    return [drawn[stage] * iterations / draws for stage in range(len(schedule.stages))]

@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 LOSSES = "losses_within_epoch"
@@ -49,10 +48,9 @@ class ResumableTrainer(nnUNetTrainer):
         """Training iterations of its first epoch that a resumed training need not do again."""
         return len(self._resumed_outputs)
 
-    @property
-    def iterations_before(self) -> int:
-        """Number of the first training iteration that is still to be done, over all epochs."""
-        return self.current_epoch * self.num_iterations_per_epoch + self.iterations_resumed
+    def iterations_of_epoch(self, epoch: int) -> int:
+        """Return the training iterations of an epoch."""
+        return self.num_iterations_per_epoch
 
     def run_training(self) -> None:
         """Train as nnU-Net does; leave no worker behind when something interrupts it."""
@@ -60,7 +58,7 @@ class ResumableTrainer(nnUNetTrainer):
             super().run_training()
         except BaseException:
             for loader in (self.dataloader_train, self.dataloader_val):
-                if isinstance(loader, MultiThreadedAugmenter):
+                if hasattr(loader, "_finish"):
                     loader._finish()
             raise
 
@@ -76,6 +74,7 @@ class ResumableTrainer(nnUNetTrainer):
         self._outputs, self._resumed_outputs = self._resumed_outputs, ()
         self._epoch_start = time.monotonic()
         self._whole_epoch = self.num_iterations_per_epoch
+        self.num_iterations_per_epoch = self.iterations_of_epoch(self.current_epoch)
         self.num_iterations_per_epoch -= len(self._outputs)
 
     def train_step(self, batch: dict) -> dict:

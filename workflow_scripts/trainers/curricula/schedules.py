@@ -10,11 +10,14 @@ reference implementation (`nnUNetTrainer_PGPS.py`, `_PGPS+.py`, `_RPSS.py`) for 
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from math import prod
+from operator import mul
+
+from .growth import grow_in_turn, grow_shortest, plus_batches
 
 CURRICULA = (
     "constant",
@@ -29,10 +32,27 @@ PACINGS = ("equal", "volume")
 
 @dataclass(frozen=True)
 class Stage:
-    """One training size: patch (voxels per axis, in nnU-Net's axis order) and batch (samples)."""
+    """What training batches are like for a while.
+
+    Attributes:
+        patch_size: voxels per axis that the network sees, in nnU-Net's axis order.
+        batch_size: samples.
+        field_of_view: voxels per axis that are cropped from the image and then reduced to
+            `patch_size` by a low-pass; None where nothing is reduced.
+        augmentation: strength of the augmentation, from 0 (none) to 1 (nnU-Net's own).
+        replay: iterations to each batch that is loaded; the others repeat former batches.
+    """
 
     patch_size: tuple[int, ...]
     batch_size: int
+    field_of_view: tuple[int, ...] | None = None
+    augmentation: float = 1.0
+    replay: int = 1
+
+    @property
+    def loaded_size(self) -> tuple[int, ...]:
+        """Voxels per axis of a patch as it is cropped from the image and augmented."""
+        return self.field_of_view or self.patch_size
 
     @property
     def voxels(self) -> int:
@@ -99,101 +119,17 @@ def plan_stages(
     if curriculum == "constant":
         sizes = [planned]
     elif curriculum in ("progressive_efficiency", "progressive_performance"):
-        sizes = _grow_shortest(planned, units, one_voxel_bottleneck)
+        sizes = grow_shortest(planned, units, one_voxel_bottleneck)
     else:
-        sizes = _grow_in_turn(planned, units)
+        sizes = grow_in_turn(planned, units)
     batches = [batch_size] * len(sizes)
     if curriculum == "progressive_plus":
-        batches = _plus_batches(sizes, batch_size, plus_seed or batch_size)
+        batches = plus_batches(sizes, batch_size, plus_seed or batch_size)
     elif curriculum == "progressive_performance":
         batches = [batch_size * prod(planned) // prod(size) for size in sizes]
     if max_batch is not None:
         batches = [max(batch_size, min(batch, max_batch)) for batch in batches]
     return [Stage(size, batch) for size, batch in zip(sizes, batches, strict=True)]
-
-
-def _grow_in_turn(planned: tuple[int, ...], units: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Grow the patch by one unit on one axis a stage, axes 1, 2, 0, 1, 2, 0, ... (PGPS, MICCAI).
-
-    The smallest patch is one unit on every axis but two on axis 0: a bottleneck of a single voxel
-    has no variance for InstanceNorm to divide by.
-    """
-    current = list(_smallest(planned, units, two_voxels=True))
-    sizes = [tuple(current)]
-    turn = 1
-    while tuple(current) != planned:
-        axis = turn % len(planned)
-        turn += 1
-        if current[axis] < planned[axis]:
-            current[axis] += units[axis]
-            sizes.append(tuple(current))
-    return sizes
-
-
-def _grow_shortest(
-    planned: tuple[int, ...], units: tuple[int, ...], one_voxel_bottleneck: bool
-) -> list[tuple[int, ...]]:
-    """Grow by one unit the axis that is then the shortest, ties to the first (PGPS, journal)."""
-    current = list(_smallest(planned, units, two_voxels=not one_voxel_bottleneck))
-    sizes = [tuple(current)]
-    while tuple(current) != planned:
-        growing = [axis for axis, size in enumerate(current) if size < planned[axis]]
-        axis = min(growing, key=lambda axis: current[axis] + units[axis])
-        current[axis] += units[axis]
-        sizes.append(tuple(current))
-    return sizes
-
-
-def _smallest(planned: tuple[int, ...], units: tuple[int, ...], two_voxels: bool) -> tuple:
-    """One unit on every axis; with `two_voxels`, two on axis 0 where the plan has room."""
-    return (min(planned[0], units[0] * (1 + two_voxels)), *units[1:])
-
-
-def _plus_batches(sizes: Sequence[tuple[int, ...]], planned: int, seed: int) -> list[int]:
-    """Batches of PGPS+: the volume that is saved from one size to the next smaller one, floored."""
-    batches = [seed]
-    for larger, smaller in pairwise(reversed(sizes)):
-        batches.append(batches[-1] * prod(larger) // prod(smaller))
-    return [max(batch, planned) for batch in reversed(batches)]
-
-
-def listed_stages(
-    listed: Sequence[Mapping], pooling: Sequence[int], epochs: int
-) -> tuple[list[Stage], tuple[int, ...]]:
-    """Return the stages that a user listed and the epochs of each.
-
-    Args:
-        listed: mappings with `patch_size` (voxels per axis), `batch_size` and `epochs`, in the
-            order of training.
-        pooling: stride-2 stages per axis of the network.
-        epochs: of the whole training.
-
-    Raises:
-        ValueError: a size that the network cannot pool, with the nearest ones that it can, or
-            epochs that do not add up.
-    """
-    if not listed:
-        raise ValueError("the list of stages is empty")
-    units = [2 ** int(count) for count in pooling]
-    for number, entry in enumerate(listed, start=1):
-        size = [int(n) for n in entry["patch_size"]]
-        if len(size) != len(units):
-            raise ValueError(f"stage {number}: patch size {size} needs {len(units)} axes")
-        for axis, (n, unit) in enumerate(zip(size, units, strict=True)):
-            if n < 1 or n % unit:
-                near = sorted({max(unit, n // unit * unit), (n // unit + 1) * unit})
-                raise ValueError(
-                    f"stage {number}: patch size {size}: {n} on axis {axis} is not a multiple of "
-                    f"{unit}, as this plan's network needs; the nearest are "
-                    f"{' and '.join(map(str, near))}"
-                )
-        if entry["batch_size"] < 1 or entry["epochs"] < 1:
-            raise ValueError(f"stage {number}: batch_size and epochs must be at least 1")
-    each = tuple(int(entry["epochs"]) for entry in listed)
-    if sum(each) != epochs:
-        raise ValueError(f"the epochs of the stages add up to {sum(each)}, but epochs is {epochs}")
-    stages = [Stage(tuple(int(n) for n in e["patch_size"]), int(e["batch_size"])) for e in listed]
-    return stages, each
 
 
 def stage_at(epoch: int, epochs: int, number_of_stages: int) -> int:
@@ -251,6 +187,8 @@ class Schedule:
         epochs, iterations_per_epoch: length of the whole training.
         seed: of the random draws; `None` grows with the epochs instead.
         epochs_of_stages: epochs of each stage; None is equal pacing.
+        equal_compute: an epoch of a stage with fewer voxels has so many more iterations that every
+            epoch computes the same; `iterations_per_epoch` are those of the last stage.
     """
 
     stages: tuple[Stage, ...]
@@ -258,6 +196,7 @@ class Schedule:
     iterations_per_epoch: int
     seed: int | None = None
     epochs_of_stages: tuple[int, ...] | None = None
+    equal_compute: bool = False
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -265,6 +204,26 @@ class Schedule:
         if sum(each) != self.epochs or len(each) != len(self.stages):
             raise ValueError(f"{each} are not the epochs of {len(self.stages)} stages")
         return list(accumulate(each))
+
+    @cached_property
+    def _iterations_per_epoch(self) -> list[int]:
+        """Iterations of an epoch of each stage, rounded half up."""
+        if not self.equal_compute:
+            return [self.iterations_per_epoch] * len(self.stages)
+        whole = 2 * self.iterations_per_epoch * self.stages[-1].voxels
+        return [(whole // stage.voxels + 1) // 2 for stage in self.stages]
+
+    @cached_property
+    def _iteration_ends(self) -> list[int]:
+        epochs = [end - start for start, end in pairwise([0, *self._ends])]
+        return list(accumulate(map(mul, epochs, self._iterations_per_epoch)))
+
+    @cached_property
+    def _batch_ends(self) -> list[int]:
+        """Loaded batches at the end of each stage; every stage begins with one."""
+        iterations = [end - start for start, end in pairwise([0, *self._iteration_ends])]
+        replays = [stage.replay for stage in self.stages]
+        return list(accumulate(-(-n // r) for n, r in zip(iterations, replays, strict=True)))
 
     def stage_of_epoch(self, epoch: int) -> int | None:
         """Return the epoch's stage, or None where its batches differ.
@@ -277,17 +236,61 @@ class Schedule:
             return bisect_right(self._ends, epoch)
         return None if len(self.stages) > 1 else 0
 
+    def iterations_of_epoch(self, epoch: int) -> int:
+        """Return the training iterations of an epoch (0 .. epochs - 1)."""
+        stage = self.stage_of_epoch(epoch)
+        return self.iterations_per_epoch if stage is None else self._iterations_per_epoch[stage]
+
+    def iterations_before(self, epoch: int) -> int:
+        """Return the number of an epoch's first iteration over the whole training (0 .. epochs)."""
+        if self.seed is not None:
+            return epoch * self.iterations_per_epoch
+        stage = self._clipped(bisect_right(self._ends, epoch))
+        first = [0, *self._ends][stage], [0, *self._iteration_ends][stage]
+        return first[1] + (epoch - first[0]) * self._iterations_per_epoch[stage]
+
     def stage_of_iteration(self, iteration: int) -> int:
-        """Return the stage of a global iteration (0 .. epochs * iterations_per_epoch - 1).
+        """Return the stage of a global iteration, counted from 0.
 
         Random draws are uniform over the stages and depend on (seed, iteration) alone, so a resumed
-        training continues the very sequence. Workers prefetch past the end; their surplus batches
-        are of the last epoch's kind and are never trained on.
+        training continues the very sequence. What lies past the end is of the last epoch's kind.
         """
         if self.seed is None:
-            epoch = min(iteration // self.iterations_per_epoch, self.epochs - 1)
-            return bisect_right(self._ends, epoch)
+            return self._clipped(bisect_right(self._iteration_ends, iteration))
         return random.Random(f"{self.seed}/{iteration}").randrange(len(self.stages))
+
+    def stage_of_batch(self, number: int) -> int:
+        """Return the stage of the batch that is loaded as `number`, counted from 0.
+
+        Without replay that is the batch's iteration. Workers prefetch past the end; their surplus
+        batches are of the last epoch's kind and are never trained on.
+        """
+        if self.seed is None:
+            return self._clipped(bisect_right(self._batch_ends, number))
+        return self.stage_of_iteration(number)
+
+    def batches_before(self, iteration: int) -> int:
+        """Return how many batches the iterations before this one have loaded."""
+        if self.seed is not None:
+            return iteration
+        stage = self.stage_of_iteration(iteration)
+        within = iteration - [0, *self._iteration_ends][stage]
+        return [0, *self._batch_ends][stage] - (-within // self.stages[stage].replay)
+
+    def loads(self, iteration: int) -> bool:
+        """Tell whether an iteration loads a batch; otherwise it repeats one of its stage."""
+        return self.batches_before(iteration + 1) > self.batches_before(iteration)
+
+    def replayable_before(self, iteration: int) -> int:
+        """Return how many batches of its stage the iterations before this one have loaded."""
+        if self.seed is not None:
+            return 0
+        first = [0, *self._batch_ends][self.stage_of_iteration(iteration)]
+        return self.batches_before(iteration) - first
+
+    def _clipped(self, stage: int) -> int:
+        """`stage`, or that of the last epoch for what lies past the end."""
+        return min(stage, bisect_right(self._ends, self.epochs - 1))
 
 
 def _as_tuple(stride: Sequence[int] | int) -> tuple[int, ...]:
