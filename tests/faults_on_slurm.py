@@ -19,7 +19,7 @@ from slurm_lab import (
     wait_for_state,
 )
 
-LONG_SECONDS = 120
+LONG_SECONDS = 130
 """About how long a training lasts that must outlast a time limit of a minute or two."""
 
 

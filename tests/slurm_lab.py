@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SLURM_UP = Path(os.environ.get("SLURMLAB", ROOT.parent / "shared/cluster")) / "slurm-up.sh"
 STATE = Path(os.environ.get("SLURMLAB_DIR", "/var/lib/slurmlab"))
 CONF = Path("/etc/slurm/slurm.conf")
-EPOCHS = 12
+EPOCHS = 8
 CONFIG = {
     "study": "calm",
     "tasks": [TASK],
@@ -130,7 +130,7 @@ class Study:
         )
         assert done.returncode == 0, done.stderr
 
-    def finish(self, seconds=500):
+    def finish(self, seconds=1200):
         """Wait for the end of Snakemake; return its exit code."""
         try:
             return self.process.wait(timeout=seconds)
@@ -165,7 +165,7 @@ class Study:
     def attempts(self):
         return [entry for entry in self.ledger() if entry["entry"] == "attempt"]
 
-    def wait_for_epochs(self, more=3, seconds=300):
+    def wait_for_epochs(self, more=2, seconds=1200):
         """Wait until the present attempt has trained some epochs; return its Slurm job."""
         known, until = len(self.attempts()), time.monotonic() + seconds
         while time.monotonic() < until:
@@ -190,7 +190,7 @@ def state_of(job):
     return slurm("squeue", "--noheader", "--states=all", "--format=%T", "--job", job).stdout.strip()
 
 
-def wait_for_state(job, *states, seconds=150):
+def wait_for_state(job, *states, seconds=300):
     """Wait until a job is in one of the states; return it."""
     until = time.monotonic() + seconds
     while (state := state_of(job)) not in states:

@@ -42,7 +42,7 @@ def calm(folder):
     assert study.start(targets=DATA).finish() == 0, study.said[-4000:]
     study.start(targets=[])
     try:
-        until = time.monotonic() + 400
+        until = time.monotonic() + 600
         while not any(entry.get("phase") == "end of training" for entry in study.ledger()):
             assert study.process.poll() is None, study.said[-4000:]
             assert time.monotonic() < until, study.said[-4000:]
