@@ -180,6 +180,12 @@ class Study:
             time.sleep(0.2)
         raise AssertionError(f"{self.name} does not train\n{self.said[-4000:]}")
 
+    def wait_for_checkpoint(self):
+        """Wait until all finished epochs are in a checkpoint: it is written after their entries."""
+        ledger, checkpoint = self.fold / "ledger.jsonl", self.fold / "checkpoint_latest.pth"
+        while not checkpoint.exists() or checkpoint.stat().st_mtime < ledger.stat().st_mtime:
+            time.sleep(0.02)
+
     def pid_of_training(self):
         """Number of the process that holds the lease."""
         (lease,) = (self.fold / "lease").glob("*.json")
