@@ -109,7 +109,7 @@ def run(own, *targets, **changes):
     arguments = own.arguments
     if changes:
         arguments = ["--configfile", write_config(own.tree, "changed", own.config, **changes)]
-    return snakemake(own.tree, "--cores", "2", *targets, *arguments)
+    return snakemake(own.tree, "--cores", "2", *targets, *arguments, timeout=1800)
 
 
 def forecast(own):
@@ -217,14 +217,19 @@ def test_another_clone_trains_on_linked_data_and_writes_nothing_there(own, tmp_p
         if path.is_file():
             path.touch()
     (clone / "resources").symlink_to(resources)
-    arms = {"random": {"trainer": "nnUNetTrainerRandomPatch"}}
-    changed = {**own.config, "study": "linked", "arms": arms, "reference_arm": "random"}
-    config = write_config(clone, "linked", changed)
+    changed = {
+        **own.config,
+        "study": "linked",
+        "tasks": [RAW],
+        "arms": {"random": {"trainer": "nnUNetTrainerRandomPatch"}},
+        "reference_arm": "random",
+    }
+    arguments = ("--configfile", write_config(clone, "linked", changed))
     before = snapshot(resources)
     read_only(resources)
     try:
         triggers = ("--rerun-triggers", "mtime", "params", "input", "software-env")
-        done = snakemake(clone, "tables", "--cores", "2", "--configfile", config, *triggers)
+        done = snakemake(clone, "tables", "--cores", "2", *arguments, *triggers, timeout=1800)
     finally:
         read_only(resources, writable=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -243,14 +248,20 @@ def test_cleaned_data_are_made_again_only_when_something_is_to_be_trained(own):
         assert {path.suffix for path in preprocessed.iterdir()} == {".json"}
         assert not list(preprocessed.glob("*.manifest.json"))
     assert plan(own.tree, *own.arguments)[0] == {}
-    kept = {path: path.read_bytes() for path in own.tree.glob("results/own/runs/**/fold_0/*")}
+    folds = [f"results/own/runs/{RAW}/constant/fold_{fold}" for fold in (0, 1)]
+    finished = {path: path.read_bytes() for path in (own.tree / folds[0]).iterdir()}
     checkpoints = {
-        path: path.stat().st_mtime_ns for path in own.tree.glob("results/own/nnunet/**/*.pth")
+        path: path.stat().st_mtime_ns
+        for path in own.tree.glob("results/own/nnunet/**/fold_0/*.pth")
     }
     assert len(checkpoints) >= 4
-    done = run(own, "tables", folds=[0, 1])
+    targets = [f"{fold}/run.json" for fold in folds]
+    both = write_config(own.tree, "both", own.config, folds=[0, 1])
+    _, text = plan(own.tree, *targets, "--configfile", both)
+    assert trainings(text) == {(RAW, "constant", 0), (RAW, "constant", 1)}
+    done = run(own, *targets, folds=[0, 1])
     assert done.returncode == 0, done.stdout + done.stderr
-    # The finished folds were listed too, and found that they are finished.
+    # The finished fold was listed too, and found that it is finished.
     assert {path: path.stat().st_mtime_ns for path in checkpoints} == checkpoints
-    assert {path: path.read_bytes() for path in kept} == kept
-    assert len(list(own.tree.glob("results/own/runs/*/*/fold_1/run.json"))) == 4
+    assert {path: path.read_bytes() for path in finished} == finished
+    assert (own.tree / folds[1] / "summary.json").is_file()
