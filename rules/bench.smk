@@ -27,6 +27,9 @@ rule bench_trainers:
     resources:
         gpu=0 if config["training"]["device"] == "cpu" else 1,
         power_meter=1,
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
     params:
         runs=[
             {

@@ -21,6 +21,7 @@ rule plot_budget:
         png="results/{study}/figures/budget.png",
     log:
         "logs/plot_budget/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     script:

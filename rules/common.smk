@@ -15,41 +15,35 @@ import sys
 from itertools import product
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
+BASE = Path(workflow.basedir)
+sys.path.insert(0, str(BASE / "workflow_scripts"))
 
 from config_tools import ConfigError, check_config
 from msd import read_register
+from nnunet import PLANS_OF_PLANNER
 from own_task import check_own_tasks, dataset_of
+from resources import Requests
 from user_packages import keep_out
 
 keep_out()
 try:
-    check_config(config, Path(workflow.basedir) / "config/schemas/config.schema.yaml")
+    check_config(config, BASE / "config/schemas/config.schema.yaml")
     check_own_tasks(config, Path("resources/nnUNet_raw"))
 except ConfigError as error:
     sys.exit(str(error))
 
-MSD = read_register(Path(workflow.basedir) / "config/datasets.tsv")
+MSD = read_register(BASE / "config/datasets.tsv")
 DEMO_TASK = "Task99_BrainTissue"
 DATASET_OF = {task: dataset_of(task) for task in [*MSD, DEMO_TASK, *config["own_tasks"]]}
-NSD_TOLERANCE_MM = {
-    **{task: row["nsd_tolerance_mm"] for task, row in (MSD | config["own_tasks"]).items()},
-    DEMO_TASK: "1",  # our own choice: half of its voxels' edge
-}
 TASK_OF = {dataset: task for task, dataset in DATASET_OF.items()}
 
-PLANS_OF_PLANNER = {
-    "ExperimentPlanner": "nnUNetPlans",
-    "nnUNetPlannerResEncM": "nnUNetResEncUNetMPlans",
-    "nnUNetPlannerResEncL": "nnUNetResEncUNetLPlans",
-    "nnUNetPlannerResEncXL": "nnUNetResEncUNetXLPlans",
-}
 PLANNING = config["planning"]
 BASE_PLANS = PLANS_OF_PLANNER[PLANNING["planner"]]
 if PLANNING["gpu_memory_target_gb"] is not None:
     BASE_PLANS += f"-{PLANNING['gpu_memory_target_gb']:g}GB"
 DATA_IDENTIFIER = f"{BASE_PLANS}_{PLANNING['configuration']}"
 
+HAS_BUDGET = set(config["budget"].values()) != {None}
 STUDY = config["study"]
 RUNS = list(product(config["tasks"], config["arms"], config["folds"]))
 
@@ -123,13 +117,15 @@ def run_files(name):
     return [f"results/{STUDY}/runs/{task}/{arm}/fold_{fold}/{name}" for task, arm, fold in RUNS]
 
 
-def within_budget(wildcards):
-    """Let a training wait for the check of the budget, if there is one.
+def forecast_first(wildcards):
+    """Let a training wait for the check of the budget, or for the forecast that it is timed by.
 
-    Nothing is returned: the check is no input, so one that is made anew trains nothing again.
+    Nothing is returned: neither is an input, so one that is made anew trains nothing again.
     """
-    if any(limit is not None for limit in config["budget"].values()):
+    if HAS_BUDGET:
         checkpoints.check_budget.get(study=wildcards.study)
+    elif REQUESTS.forecast_decides:
+        checkpoints.forecast_study.get(study=wildcards.study)
     return []
 
 
@@ -145,3 +141,6 @@ def describe_run(wildcards):
         "configuration": PLANNING["configuration"],
         "plans": plans_name(wildcards.task),
     }
+
+
+REQUESTS = Requests(config, BASE / "config/published/nnunet_plans.tsv", DATASET_OF, describe_run)

@@ -64,6 +64,10 @@ rule extract_task:
     conda:
         "../envs/nnunet.yaml"
     threads: 4
+    resources:
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
     message:
         "Unpacking and checking {wildcards.task}"
     script:
@@ -82,6 +86,10 @@ rule convert_task:
     conda:
         "../envs/nnunet.yaml"
     threads: 4
+    resources:
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
     message:
         "Converting {wildcards.dataset} for nnU-Net"
     script:
@@ -98,6 +106,10 @@ rule import_own_task:
     conda:
         "../envs/nnunet.yaml"
     threads: 4
+    resources:
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
     params:
         task=lambda wildcards: TASK_OF[wildcards.dataset],
     message:

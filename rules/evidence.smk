@@ -20,6 +20,11 @@ and in results/{study}/tables/:
     reference_runs.csv      the reference arm beside published nnU-Net, by task and fold
 """
 
+NSD_TOLERANCE_MM = {
+    **{task: row["nsd_tolerance_mm"] for task, row in (MSD | config["own_tasks"]).items()},
+    DEMO_TASK: "1",  # our own choice: half of its voxels' edge
+}
+
 
 rule measure_surface_distance:
     input:
@@ -32,6 +37,10 @@ rule measure_surface_distance:
         "logs/measure_surface_distance/{study}_{task}_{arm}_{fold}.log",
     conda:
         "../envs/nnunet.yaml"
+    resources:
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
     params:
         tolerance_mm=lambda wildcards: NSD_TOLERANCE_MM[wildcards.task],
     message:
@@ -53,6 +62,7 @@ rule assess_significance:
         ),
     log:
         "logs/assess_significance/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     params:
@@ -89,6 +99,7 @@ rule check_claims:
         ),
     log:
         "logs/check_claims/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     message:

@@ -5,12 +5,10 @@ REQUIRED INPUTS:
 
     results/{study}/tables/{runs,cases,epochs,comparison,class_balance}.csv
     config/plotting.yaml, all that is about looks: an edit redraws figures and nothing before them
-    plot_predictions also reads images and references in resources/nnUNet_raw/{dataset}/ and the
-    predictions in the runs' nnU-Net folders
 
 OUTPUTS:
 
-    results/{study}/figures/{dice,cost,convergence,schedule,class_balance,predictions}.{svg,png}
+    results/{study}/figures/{dice,cost,convergence,schedule,class_balance}.{svg,png}
 """
 
 
@@ -29,6 +27,7 @@ rule plot_dice:
         ),
     log:
         "logs/plot_dice/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     script:
@@ -50,6 +49,7 @@ rule plot_cost:
         ),
     log:
         "logs/plot_cost/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     script:
@@ -71,6 +71,7 @@ rule plot_convergence:
         ),
     log:
         "logs/plot_convergence/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     script:
@@ -93,6 +94,7 @@ rule plot_schedule:
         ),
     log:
         "logs/plot_schedule/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     script:
@@ -114,32 +116,8 @@ rule plot_class_balance:
         ),
     log:
         "logs/plot_class_balance/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     script:
         "../workflow_scripts/plot_class_balance.py"
-
-
-rule plot_predictions:
-    input:
-        runs="results/{study}/tables/runs.csv",
-        cases="results/{study}/tables/cases.csv",
-        style="config/plotting.yaml",
-        modules="workflow_scripts/plotting.py",
-    output:
-        svg="results/{study}/figures/predictions.svg",
-        png=report(
-            "results/{study}/figures/predictions.png",
-            caption="report/predictions.rst",
-            category="Figures",
-            labels={"figure": "Example slices"},
-        ),
-    log:
-        "logs/plot_predictions/{study}.log",
-    conda:
-        "../envs/analysis.yaml"
-    params:
-        raw="resources/nnUNet_raw",
-        reference_arm=config["reference_arm"],
-    script:
-        "../workflow_scripts/plot_predictions.py"

@@ -1,6 +1,7 @@
 """
 This part of the workflow forecasts what the study will cost, from plans alone: `snakemake forecast`.
-With a `budget` in the configuration no training begins before the forecast is within it.
+With a `budget` in the configuration no training begins before the forecast is within it, and with
+`cluster.max_runtime_minutes` none before it tells how much time a job should ask for.
 
 REQUIRED INPUTS:
 
@@ -35,7 +36,7 @@ CALIBRATING_RUNS = (
 )
 
 
-rule forecast_study:
+checkpoint forecast_study:
     input:
         plans="config/published/nnunet_plans.tsv",
         runs="config/published/nnunet_runs.tsv",
@@ -50,11 +51,11 @@ rule forecast_study:
                 "trainers/curricula/scales",
             ],
         ),
-        # Needed for the trainings anyway; without them a budget could not be checked.
+        # Needed for the trainings anyway; without them no budget could be checked and no job timed.
         unpublished=[
             plans_file(task)
             for task in config["tasks"]
-            if task not in PUBLISHED_PLANS and set(config["budget"].values()) != {None}
+            if task not in PUBLISHED_PLANS and (HAS_BUDGET or REQUESTS.forecast_decides)
         ],
     output:
         csv="results/{study}/forecast/forecast.csv",
@@ -66,6 +67,8 @@ rule forecast_study:
         ),
     log:
         "logs/forecast_study/{study}.log",
+    priority: 100
+    localrule: True
     conda:
         "../envs/nnunet.yaml"
     params:
@@ -109,6 +112,7 @@ rule plot_forecast:
         ),
     log:
         "logs/plot_forecast/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     params:

@@ -33,6 +33,7 @@ rule plot_patches:
         ),
     log:
         "logs/plot_patches/{study}.log",
+    localrule: True
     conda:
         "../envs/nnunet.yaml"
     params:

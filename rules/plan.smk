@@ -26,6 +26,10 @@ rule fingerprint_task:
     conda:
         "../envs/nnunet.yaml"
     threads: 8
+    resources:
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
     message:
         "Extracting the fingerprint of {wildcards.dataset}"
     script:
@@ -41,6 +45,7 @@ rule plan_task:
         "logs/plan_task/{dataset}_{plans}.log",
     wildcard_constraints:
         plans=BASE_PLANS,
+    localrule: True
     conda:
         "../envs/nnunet.yaml"
     params:
@@ -83,6 +88,10 @@ rule preprocess_task:
     conda:
         "../envs/nnunet.yaml"
     threads: 8
+    resources:
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
     params:
         plans=BASE_PLANS,
         configuration=config["planning"]["configuration"],

@@ -66,6 +66,7 @@ rule run_notebook:
         "logs/run_notebook/{study}_{notebook}.log",
     wildcard_constraints:
         notebook="|".join(SHOWN),
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     message:

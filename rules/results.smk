@@ -35,6 +35,7 @@ rule collect_results:
         energy="results/{study}/tables/energy.csv",
     log:
         "logs/collect_results/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     params:
@@ -60,6 +61,7 @@ rule compare_arms:
         tex="results/{study}/tables/comparison.tex",
     log:
         "logs/compare_arms/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     params:
@@ -90,6 +92,10 @@ rule measure_class_balance:
         "logs/measure_class_balance/{study}.log",
     conda:
         "../envs/nnunet.yaml"
+    resources:
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
     params:
         tasks=config["tasks"],
         data_identifier=DATA_IDENTIFIER,

@@ -5,7 +5,8 @@ REQUIRED INPUTS, in resources/nnUNet_preprocessed/{dataset}/:
 
     {plans}.json, {data_identifier}.manifest.json, splits_final.json
 
-with a budget in the configuration it begins after results/{study}/forecast/within_budget.json is made
+with a budget in the configuration it begins after results/{study}/forecast/within_budget.json is made,
+and with `cluster.max_runtime_minutes` after the forecast that tells how much time to ask for
 
 OUTPUTS, in results/{study}/runs/{task}/{arm}/fold_{fold}/:
 
@@ -25,7 +26,7 @@ rule train_fold:
         plans=lambda wildcards: plans_file(wildcards.task),
         manifest=lambda wildcards: manifest_file(wildcards.task),
         splits=lambda wildcards: splits_file(wildcards.task),
-        budget=within_budget,
+        forecast=forecast_first,
     output:
         run="results/{study}/runs/{task}/{arm}/fold_{fold}/run.json",
         epochs="results/{study}/runs/{task}/{arm}/fold_{fold}/epochs.csv",
@@ -40,6 +41,9 @@ rule train_fold:
     resources:
         gpu=0 if config["training"]["device"] == "cpu" else 1,
         power_meter=1 if config["energy"]["tracking_mode"] == "machine" else 0,
+        mem_mb=REQUESTS.training_memory_mb,
+        runtime=REQUESTS.training_minutes,
+        disk_mb=REQUESTS.disk_mb,
     params:
         run=lambda wildcards: describe_run(wildcards),
         parameters=lambda wildcards: config["arms"][wildcards.arm]["parameters"],

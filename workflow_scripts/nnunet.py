@@ -9,6 +9,12 @@ from pathlib import Path
 
 RAW = Path("resources/nnUNet_raw")
 PREPROCESSED = Path("resources/nnUNet_preprocessed")
+PLANS_OF_PLANNER = {
+    "ExperimentPlanner": "nnUNetPlans",
+    "nnUNetPlannerResEncM": "nnUNetResEncUNetMPlans",
+    "nnUNetPlannerResEncL": "nnUNetResEncUNetLPlans",
+    "nnUNetPlannerResEncXL": "nnUNetResEncUNetXLPlans",
+}
 
 
 def configure(processes: int, augmentation_workers: int = 1, results: Path | None = None) -> None:

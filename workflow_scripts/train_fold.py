@@ -18,6 +18,7 @@ import nnunet
 import training
 from interruption import Deadline
 from log import redirect
+from time_limit import minutes_left
 
 
 def train_fold(
@@ -157,5 +158,5 @@ if __name__ == "__main__":
         splits_file=Path(snakemake.input.splits),
         outputs={name: Path(path) for name, path in snakemake.output.items()},
         threads=snakemake.threads,
-        stop_after_minutes=snakemake.params.get("stop_after_minutes"),
+        stop_after_minutes=minutes_left(asked=snakemake.resources.get("runtime")),
     )

@@ -137,8 +137,8 @@ def test_a_command_of_snakemake_is_understood_and_plans(tree, block, words):
     parsed = get_argument_parser().parse_args(arguments)
     for path in parsed.configfile or []:
         assert (tree / path).is_file(), path
-    if parsed.profile:
-        assert (ROOT / parsed.profile / "config.yaml").is_file()
+    for profile in parsed.profile or []:
+        assert (ROOT / profile / "config.yaml").is_file(), profile
     if ONLY_PARSED.isdisjoint(arguments):
         run = snakemake(tree, "-n", *arguments)
         assert run.returncode == 0, run.stdout + run.stderr

@@ -29,8 +29,8 @@ def test_a_forecast_needs_no_data(tree, name):
     assert jobs == JOBS
 
 
-def test_without_a_budget_no_training_knows_of_the_forecast(tree):
-    jobs, text = plan(tree, *PAPER)
+def test_without_budget_and_time_limit_no_training_knows_of_the_forecast(tree):
+    jobs, text = plan(tree, *PAPER, "--config", "cluster={max_runtime_minutes: null}")
     assert not jobs.keys() & {"forecast_study", "check_budget"}
     assert "within_budget" not in text
 
@@ -42,21 +42,35 @@ def test_with_a_budget_every_training_waits_for_the_check(tree):
     assert text.count("results/paper/forecast/within_budget.json") >= 451
 
 
+def test_with_a_time_limit_every_training_waits_for_the_forecast(tree):
+    jobs, text = plan(tree, *PAPER)
+    assert jobs["forecast_study"] == 1
+    assert "check_budget" not in jobs
+    assert text.count("results/paper/forecast/forecast.csv") >= 300
+
+
+def test_a_training_on_the_cpu_is_not_timed_by_the_calibration_of_a_gpu(tree):
+    jobs, _ = plan(tree, "--config", "cluster={max_runtime_minutes: 60}")
+    assert "forecast_study" not in jobs
+
+
 def test_a_budget_needs_the_plans_that_nobody_published(tree):
     jobs, text = plan(tree, "results/demo/forecast/within_budget.json", "--config", NO_HOURS)
     assert jobs["plan_task"] == 1
     assert trainings(text) == set()
 
 
-def test_a_check_that_is_made_anew_trains_no_finished_fold_again(tree):
+@pytest.mark.parametrize("setting", ["budget={gpu_hours: 5}", "cluster={max_runtime_minutes: 60}"])
+def test_what_is_forecast_anew_trains_no_finished_fold_again(tree, setting):
     """Empty files stand for a finished study; each is younger than the one before."""
-    study = ("--configfile", "config/hippocampus.yaml", "--config", "budget={gpu_hours: 5}")
+    study = ("--configfile", "config/hippocampus.yaml", "--config", setting)
     _, text = plan(tree, "results/hippocampus/tables/runs.csv", *study)
     preprocessed = "resources/nnUNet_preprocessed/Dataset004_Hippocampus"
     data = sorted(set(re.findall(rf"{preprocessed}/\w+(?:\.manifest)?\.json", text)))
     runs = sorted(set(re.findall(r"results/hippocampus/runs/\S+/run\.json", text)))
     forecast = [f"results/hippocampus/forecast/forecast.{kind}" for kind in ("csv", "md")]
     check = "results/hippocampus/forecast/within_budget.json"
+    checked = setting.startswith("budget")
     younger = itertools.count(time.time() - 2, 0.01)
 
     def touch(*names):
@@ -75,8 +89,9 @@ def test_a_check_that_is_made_anew_trains_no_finished_fold_again(tree):
         # Were a fold to be trained, this run would fail: there are no data.
         run = snakemake(tree, *runs, "--cores", "1", *study)
         assert run.returncode == 0, run.stdout + run.stderr
-        assert "Checking the budget" in run.stdout + run.stderr
-        assert json.loads((tree / check).read_text())["gpu_hours"]["forecast"] == 4
+        assert ("Checking the budget" in run.stdout + run.stderr) == checked
+        if checked:
+            assert json.loads((tree / check).read_text())["gpu_hours"]["forecast"] == 4
         (tree / runs[0]).unlink()
         assert plan(tree, *runs, *study)[0] == {"train_fold": 1}
     finally:
