@@ -66,6 +66,10 @@ rule bake_model:
         plans=r"[^/]+",
     conda:
         "../envs/nnunet.yaml"
+    resources:
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
     params:
         task=lambda wildcards: TASK_OF[wildcards.dataset],
         parameters=lambda wildcards: config["arms"][wildcards.arm]["parameters"],
@@ -96,6 +100,9 @@ rule evaluate_scale:
     resources:
         gpu=0 if config["training"]["device"] == "cpu" else 1,
         power_meter=1 if config["energy"]["tracking_mode"] == "machine" else 0,
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
     params:
         training={key: config["training"][key] for key in ("device", "precision", "deterministic")},
         energy=config["energy"],
@@ -113,9 +120,7 @@ rule evaluate_transfer:
         splits=lambda wildcards: splits_file(wildcards.task),
         modules="workflow_scripts/bake_model.py",
     output:
-        evaluation=(
-            "results/{study}/scales/{task}/{arm}/fold_{fold}/weights_{weights}_at_{scale}.json"
-        ),
+        evaluation="results/{study}/scales/{task}/{arm}/fold_{fold}/weights_{weights}_at_{scale}.json",
     log:
         "logs/evaluate_transfer/{study}_{task}_{arm}_{fold}_{weights}_{scale}.log",
     wildcard_constraints:
@@ -127,6 +132,9 @@ rule evaluate_transfer:
     resources:
         gpu=0 if config["training"]["device"] == "cpu" else 1,
         power_meter=1 if config["energy"]["tracking_mode"] == "machine" else 0,
+        mem_mb=REQUESTS.memory_mb,
+        runtime=REQUESTS.minutes,
+        disk_mb=REQUESTS.disk_mb,
     params:
         training={key: config["training"][key] for key in ("device", "precision", "deterministic")},
         energy=config["energy"],

@@ -40,6 +40,7 @@ rule tabulate_scales:
         costs="results/{study}/tables/scale_costs.csv",
     log:
         "logs/tabulate_scales/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     params:
@@ -65,6 +66,7 @@ rule plot_scales:
         ),
     log:
         "logs/plot_scales/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     script:
@@ -88,6 +90,7 @@ rule tabulate_transfer:
         ),
     log:
         "logs/tabulate_transfer/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     script:
@@ -109,6 +112,7 @@ rule plot_transfer:
         ),
     log:
         "logs/plot_transfer/{study}.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     script:
