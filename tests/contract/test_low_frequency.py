@@ -347,7 +347,9 @@ def test_a_stop_within_an_epoch_loses_nothing(make, name, stops):
             assert trainer.num_iterations_per_epoch == 2
             path = Path(trainer.output_folder) / "checkpoint_latest.pth"
     assert trained == [(epoch, shape) for epoch, shape, _ in expected]
-    assert losses(trainer) == losses(whole)
+    for name, values in losses(whole).items():
+        # The last bit of a sum may follow from where a batch lies in memory.
+        assert losses(trainer)[name] == pytest.approx(values, rel=1e-6), name
     assert_same_weights(weights(trainer), weights(whole))
 
 

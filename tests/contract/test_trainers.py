@@ -40,6 +40,13 @@ def losses(trainer):
     }
 
 
+def assert_same_losses(one, other):
+    """All but the last bit of a sum, which may follow from where a batch lies in memory."""
+    assert one.keys() == other.keys()
+    for name, values in other.items():
+        assert one[name] == pytest.approx(values, rel=1e-6), name
+
+
 def weights(trainer):
     return {name: value.clone() for name, value in trainer.network.state_dict().items()}
 
@@ -353,7 +360,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tiny, name, stop_after):
     train, _ = watch_shapes(resumed)
     resumed.run_training()
     assert len(train) == 2 * (4 - stop_after), "finished epochs are not trained again"
-    assert losses(resumed) == losses(whole)
+    assert_same_losses(losses(resumed), losses(whole))
     assert_same_weights(weights(resumed), weights(whole))
     lrs = [trainer.logger.get_value("lrs", step=None) for trainer in (whole, resumed)]
     assert lrs[0] == lrs[1]
@@ -397,7 +404,7 @@ def test_a_stop_within_an_epoch_loses_nothing(tiny, phase, stops):
             path = Path(trainer.output_folder) / "checkpoint_latest.pth"
         trained += train
     assert len(trained) == 12, "no training iteration is done twice"
-    assert losses(trainer) == losses(whole)
+    assert_same_losses(losses(trainer), losses(whole))
     assert_same_weights(weights(trainer), weights(whole))
     assert "losses_within_epoch" not in trainer.my_init_kwargs
 

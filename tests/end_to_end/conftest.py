@@ -8,40 +8,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
-from tree import ROOT, copy_tree, snakemake, start, write_config
-
-TASK = "Task99_BrainTissue"
-SHIPPED = yaml.safe_load((ROOT / "config/config.yaml").read_text())["arms"]
-TRAINERS = {arm: chosen["trainer"] for arm, chosen in SHIPPED.items() if arm != "constant_short"}
-"""All arms at one length, at which a shorter reference would be the reference itself."""
-CONFIG = {
-    "study": "tiny",
-    "tasks": [TASK],
-    "folds": [0],
-    "arms": {arm: {"trainer": trainer} for arm, trainer in TRAINERS.items()},
-    "planning": {
-        "overrides": {
-            "all": {
-                "patch_size": [16, 24, 16],
-                "batch_size": 2,
-                "features_per_stage": [4, 8, 8],
-            }
-        }
-    },
-    "training": {
-        "epochs": 3,
-        "iterations_per_epoch": 4,
-        "validation_iterations_per_epoch": 1,
-        "device": "cpu",
-        "checkpoint_minutes": 0,
-        "threads": 1,
-    },
-    "validation": {"mirroring": False},
-    "energy": {"tracking_mode": "process"},
-    "demo_task": {"cases": 6, "seed": 1},
-}
+from tiny_study import CONFIG, TASK, TRAINERS
+from tree import copy_tree, snakemake, start, write_config
 
 
 @pytest.fixture(scope="session")

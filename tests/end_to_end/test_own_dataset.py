@@ -155,8 +155,8 @@ def test_the_study_trains_both_and_converts_nothing_again(own):
     assert not jobs.keys() & {"import_own_task", "convert_task", "fingerprint_task", "plan_task"}
 
 
-def test_the_whole_study_runs_and_its_tables_have_both(own):
-    done = run(own)
+def test_the_study_runs_and_its_tables_have_both(own):
+    done = run(own, "tables")
     assert done.returncode == 0, done.stdout + done.stderr
     tables = own.tree / "results/own/tables"
     with (tables / "cases.csv").open(newline="") as file:
@@ -247,7 +247,7 @@ def test_cleaned_data_are_made_again_only_when_something_is_to_be_trained(own):
         preprocessed = own.tree / f"resources/nnUNet_preprocessed/{dataset}"
         assert {path.suffix for path in preprocessed.iterdir()} == {".json"}
         assert not list(preprocessed.glob("*.manifest.json"))
-    assert plan(own.tree, *own.arguments)[0] == {}
+    assert plan(own.tree, "tables", *own.arguments)[0] == {}
     folds = [f"results/own/runs/{RAW}/constant/fold_{fold}" for fold in (0, 1)]
     finished = {path: path.read_bytes() for path in (own.tree / folds[0]).iterdir()}
     checkpoints = {

@@ -47,10 +47,10 @@ def test_what_is_to_be_filled_in_is_yaml_when_its_mark_is_removed():
 
 def test_the_full_study_is_planned_in_few_jobs(tree):
     jobs, text = plan(tree, *PAPER)
-    assert len(trainings(text)) == 300
-    assert jobs["measure_surface_distance"] == 300
+    assert len(trainings(text)) == 450
+    assert jobs["measure_surface_distance"] == 450
     groups = text.split("Group job surface_distance_")[1:]
-    assert [group.count("Measuring surface distances") for group in groups] == 60 * [5]
+    assert [group.count("Measuring surface distances") for group in groups] == 90 * [5]
 
 
 def test_the_rules_that_it_names_exist():
