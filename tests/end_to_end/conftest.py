@@ -14,12 +14,6 @@ from tree import copy_tree, snakemake, start, write_config
 
 
 @pytest.fixture(scope="session")
-def config():
-    """Return the configuration of the study."""
-    return CONFIG
-
-
-@pytest.fixture(scope="session")
 def study(tmp_path_factory):
     """The finished study: folder, config, the command's arguments and what its run printed."""
     folder = copy_tree(tmp_path_factory.mktemp("study"))

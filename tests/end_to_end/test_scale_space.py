@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from tiny_study import CONFIG, TASK
 from tree import copy_tree, snakemake, write_config
 
 TRAINER = "nnUNetTrainerScaleSpace"
@@ -30,13 +31,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def scales(config, tmp_path_factory):
+def scales(tmp_path_factory):
     folder = copy_tree(tmp_path_factory.mktemp("scales"))
     arguments = [
         "--cores",
         "2",
         "--configfile",
-        write_config(folder, "scales", {**config, **CHANGES}),
+        write_config(folder, "scales", {**CONFIG, **CHANGES}),
     ]
     run = snakemake(folder, "scale_space", *arguments, timeout=1200)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -60,7 +61,7 @@ def test_tables_figures_and_page_are_made(scales):
     page = (scales[0] / "results/scales/notebooks/scale_space.html").read_text()
     assert page.count("data:image/png;base64") == 2
     # Validation as nnU-Net does it, at the largest scale factor, is the evaluation there.
-    run = scales[0] / "results/scales/runs/Task99_BrainTissue/scale_space/fold_0/run.json"
+    run = scales[0] / f"results/scales/runs/{TASK}/scale_space/fold_0/run.json"
     dice = table.set_index(["arm", "scale"])["dice"]
     assert dice["scale_space", 0.5] == pytest.approx(
         json.loads(run.read_text())["dice_foreground_mean"], abs=1e-6
