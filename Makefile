@@ -5,7 +5,7 @@ CORES ?= all
 .PHONY: help demo test bench lint lock clean
 help:
 	@echo 'make demo   run the study of config/demo.yaml on this machine (CORES=2 limits it), show its table and report'
-	@echo 'make test   all tests, four files at a time'
+	@echo 'make test   the tests, four files at a time'
 	@echo 'make bench  measure the trainers side by side (ARCHIVES=folder adds the real Task04; half an hour without a GPU)'
 	@echo 'make lint   formatting, linting and types only'
 	@echo 'make lock   resolve requirements*.in into the lock files (UPGRADE=--upgrade takes newer versions)'
@@ -69,7 +69,7 @@ demo: .venv/lock-installed
 # would hold up each start of Snakemake by nine seconds: its plugin asks for the cluster's settings.
 test: export SLURM_CONF := /dev/null
 test: .venv/lock-dev-installed
-	$(RUN) pytest -n 4 --dist loadfile
+	$(RUN) pytest -n 4 --dist loadfile -m 'not ci'
 
 BENCH := results/bench/bench.md
 ifdef ARCHIVES

@@ -12,6 +12,7 @@ import torch
 
 from folds import PYTHON, ROOT, Folds, kill_group
 
+pytestmark = pytest.mark.ci
 EPOCHS, ITERATIONS, VALIDATIONS = 15, 40, 2
 
 
@@ -47,7 +48,6 @@ def faults(prepared, tmp_path_factory):
     return SimpleNamespace(folds=folds, reports=reports, ledger=folds.ledger("killed"))
 
 
-@pytest.mark.slow
 def test_each_attempt_ended_as_it_was_meant_to(faults):
     assert len(faults.reports) == 12
     for report in faults.reports[:10]:
@@ -55,7 +55,6 @@ def test_each_attempt_ended_as_it_was_meant_to(faults):
     assert [report["code"] for report in faults.reports[10:]] == [-9, 0]
 
 
-@pytest.mark.slow
 def test_the_schedule_is_that_of_the_undisturbed_twin(faults):
     whole, killed = (faults.folds.read(name, "epochs") for name in ("whole", "killed"))
     assert killed["epoch"].tolist() == list(range(EPOCHS)), "each once"
@@ -69,7 +68,6 @@ def test_the_schedule_is_that_of_the_undisturbed_twin(faults):
     assert (killed["gflop"] >= whole["gflop"] * (1 - 1e-9)).all()
 
 
-@pytest.mark.slow
 def test_the_weights_are_those_of_the_undisturbed_twin(faults):
     """Deterministic: not one bit of weights, momentum or log differs after twelve attempts."""
     whole, killed = (
@@ -89,7 +87,6 @@ def test_the_weights_are_those_of_the_undisturbed_twin(faults):
     assert scores[0] == scores[1]
 
 
-@pytest.mark.slow
 def test_a_signal_loses_no_iteration_and_a_kill_at_most_an_epoch(faults):
     """What an attempt resumed at, against what the former one had done."""
     attempts = [entry for entry in faults.ledger if entry["entry"] == "attempt"]
@@ -111,7 +108,6 @@ def test_a_signal_loses_no_iteration_and_a_kill_at_most_an_epoch(faults):
             assert other["resumed_at"] >= (done[-1] if done else one["resumed_at"])
 
 
-@pytest.mark.slow
 def test_the_ledger_tells_how_each_attempt_ended(faults):
     expected = {"SIGKILL between border and checkpoint": "SIGKILL", "none": "finished"}
     kinds = [expected.get(report["kind"], report["kind"]) for report in faults.reports]
@@ -122,7 +118,6 @@ def test_the_ledger_tells_how_each_attempt_ended(faults):
     ]
 
 
-@pytest.mark.slow
 def test_no_energy_row_is_lost(faults):
     energy, run = (faults.folds.read("killed", name) for name in ("energy", "run"))
     assert (energy["kwh"] > 0).all()

@@ -39,7 +39,7 @@ CONFIG = {
     "energy": {"tracking_mode": "process"},
 }
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ci
 
 
 def to_raw_format(source, target):

@@ -19,16 +19,16 @@ from log import UserError
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 
 import lease
 from log import UserError
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 lease.HEARTBEAT = 0.02
 folder, stale, rest = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 if rest == "sigterm":
-    import signal
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 try:
     with lease.hold(folder, stale, 0) as held:
