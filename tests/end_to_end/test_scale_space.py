@@ -27,7 +27,7 @@ CHANGES = {
 }
 
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ci
 
 
 @pytest.fixture(scope="module")
