@@ -41,6 +41,7 @@ SHOWN = {  # by notebook: the name of a parameter of the notebook and its file
         "checks": f"results/{STUDY}/tables/scale_checks.csv",
         "scales_md": f"results/{STUDY}/tables/scale_space.md",
         "scales_png": f"results/{STUDY}/figures/scale_space.png",
+        "comparisons_md": f"results/{STUDY}/tables/scale_comparisons.md",
     },
 }
 if transfers(config):

@@ -12,19 +12,22 @@ OUTPUTS, in results/{study}/:
     tables/scale_choice.csv          the cheapest good enough scale factor
     tables/scale_checks.csv          whether the weights follow the scale factor
     tables/scale_costs.csv           cost of training
+    tables/scale_comparisons.{csv,md}  the hypernetwork against its controls, paired over cases
     tables/scale_transfer.{csv,md}   Dice of weights in networks of other scale factors
     figures/scale_space.{svg,png}, figures/scale_transfer.{svg,png}
 
-STEPS: tabulate_scales, plot_scales; tabulate_transfer, plot_transfer
+STEPS: tabulate_scales, compare_scales, plot_scales; tabulate_transfer, plot_transfer
 """
+
+EVALUATIONS = [
+    f"results/{STUDY}/scales/{task}/{arm}/fold_{fold}/scale_{scale}"
+    for task, arm, fold, scale in evaluations(config)
+]
 
 
 rule tabulate_scales:
     input:
-        evaluations=[
-            f"results/{STUDY}/scales/{task}/{arm}/fold_{fold}/scale_{scale}.json"
-            for task, arm, fold, scale in evaluations(config)
-        ],
+        evaluations=expand("{model}.json", model=EVALUATIONS),
         runs=run_files("run.json"),
         modules="workflow_scripts/scale_tables.py",
     output:
@@ -49,6 +52,32 @@ rule tabulate_scales:
         mirroring=config["validation"]["mirroring"],
     script:
         "../workflow_scripts/tabulate_scales.py"
+
+
+rule compare_scales:
+    input:
+        evaluations=expand("{model}.json", model=EVALUATIONS),
+        summaries=expand("{model}.summary.json", model=EVALUATIONS),
+        runs=run_files("run.json"),
+        modules=expand("workflow_scripts/{module}.py", module=["paired", "scale_study"]),
+    output:
+        csv="results/{study}/tables/scale_comparisons.csv",
+        md=report(
+            "results/{study}/tables/scale_comparisons.md",
+            caption="report/scale_comparisons.rst",
+            category="Scale space",
+            labels={"result": "The hypernetwork against its controls"},
+        ),
+    log:
+        "logs/compare_scales/{study}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        arms=config["arms"],
+        seed=config["training"]["seed"],
+    script:
+        "../workflow_scripts/compare_scales.py"
 
 
 rule plot_scales:

@@ -144,7 +144,8 @@ if __name__ == "__main__":
         scale=float(wanted),
         model=model,
     )
+    folds = " ".join(str(record["fold"]) for record in records)
     tell(
         f"To predict with it: nnUNet_extTrainer={model}/trainers "
-        f"nnUNetv2_predict_from_modelfolder -m {model} -i images -o predictions"
+        f"nnUNetv2_predict_from_modelfolder -m {model} -f {folds} -i images -o predictions"
     )

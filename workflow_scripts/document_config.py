@@ -3,6 +3,7 @@
 Run `python workflow_scripts/document_config.py` after a change of the schema.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def _rows(
     for key, raw in properties.items():
         subschema = resolve(raw, schema)
         if "default" in subschema:
-            default = f"`{yaml.safe_dump(subschema['default']).splitlines()[0]}`"
+            text = yaml.safe_dump(subschema["default"], default_flow_style=True, width=math.inf)
+            default = f"`{text.splitlines()[0]}`"
         else:
             default = "**required**" if key in required else "left out"
         description = " ".join(subschema["description"].split()).replace("|", "\\|")

@@ -46,7 +46,9 @@ def plot_transfer(table: pd.DataFrame, style: Style, outputs: Iterable[Path]) ->
         axis.tick_params(length=0)
         axis.grid(visible=False)
     cases = "–".join(f"{n:.0f}" for n in sorted({table["cases"].min(), table["cases"].max()}))
-    figure.suptitle(f"Dice of weights in other networks\n{cases} cases; frame: best in the network")
+    figure.suptitle(
+        f"Dice of weights in other networks\nvalidation cases: {cases}; frame: best in the network"
+    )
     save(figure, style, outputs)
 
 

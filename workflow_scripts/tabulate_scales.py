@@ -53,6 +53,7 @@ def _inference_rows(rows: pd.DataFrame) -> pd.DataFrame:
             "GMAC/case": rows["gmac_per_case"].map(number),
             "s/case": rows["seconds_per_case"].map(number),
             f"{energy}/case": (rows["kwh_per_case"] * scale).map(number),
+            "peak MB": rows["peak_memory_mb"].map(number),
             "non-dominated": [
                 ", ".join(["GMAC"] * by_gmac + ["seconds"] * by_seconds) or "–"
                 for by_gmac, by_seconds in zip(
@@ -123,8 +124,9 @@ def _limits(table: pd.DataFrame, costs: pd.DataFrame, mirroring: bool) -> list[s
         "A scale-space network saves at inference, and in training only against the set of fixed "
         "networks that it stands for; one network for one scale factor is trained for less.",
         f"Dice and costs of inference: sliding window over the fold's validation cases, {passes}. "
-        "Seconds are the network's; energy also has reading and export of the cases. Every arm was "
-        "trained once, with one seed.",
+        "Seconds are the network's; energy also has reading and export of the cases. Peak memory "
+        "is that of tensors on a GPU, of the whole process without one. Every arm was trained once "
+        "per fold, with one seed.",
         "Non-dominated: no other model of the table is as good and as cheap, and better in one.",
     ]
     return notes

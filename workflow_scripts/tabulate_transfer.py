@@ -30,7 +30,8 @@ def _verdict(rows: pd.DataFrame) -> str:
     cases, folds = rows[["cases", "folds"]].iloc[0]
     text = (
         f"In {(own['below_best'] == 0).sum()} of {len(own)} networks no other of these weights are "
-        f"better than those made for it (Dice on {cases:.0f} validation cases"
+        f"better than those made for it (Dice on {cases:.0f} validation case"
+        f"{'' if cases == 1 else 's'}"
         f"{f' of {folds:.0f} folds' if folds > 1 else ''})."
     )
     if own["below_best"].max() > 0:

@@ -52,9 +52,14 @@ def test_tables_figures_and_page_are_made(scales):
     assert sorted(found) == sorted(expected)
     assert (table["seconds_per_case"] > 0).all()
     gmac = table.set_index(["arm", "scale"])["gmac_per_case"]
+    dice = table.set_index(["arm", "scale"])["dice"]
     assert gmac["scale_space", 0.25] == gmac["fixed_025", 0.25] < gmac["scale_space", 0.5]
     check = pd.read_csv(tables / "scale_checks.csv")
     assert check["passed"].tolist() == [True]
+    compared = pd.read_csv(tables / "scale_comparisons.csv").set_index(["scale", "other_arm"])
+    assert set(compared.index) == {(0.25, "constant"), (0.5, "constant"), (0.25, "fixed_025")}
+    difference = dice["scale_space", 0.25] - dice["fixed_025", 0.25]
+    assert compared.loc[(0.25, "fixed_025"), "difference"] == pytest.approx(difference, abs=1e-6)
     transfer = pd.read_csv(tables / "scale_transfer.csv")
     assert len(transfer) == 4
     assert set(transfer["cases"]) == {1}
@@ -62,7 +67,6 @@ def test_tables_figures_and_page_are_made(scales):
     assert page.count("data:image/png;base64") == 2
     # Validation as nnU-Net does it, at the largest scale factor, is the evaluation there.
     run = scales[0] / f"results/scales/runs/{TASK}/scale_space/fold_0/run.json"
-    dice = table.set_index(["arm", "scale"])["dice"]
     assert dice["scale_space", 0.5] == pytest.approx(
         json.loads(run.read_text())["dice_foreground_mean"], abs=1e-6
     )

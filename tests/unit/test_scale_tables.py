@@ -287,11 +287,13 @@ def test_the_figure_of_the_matrix(matrix, tmp_path):
 def test_the_notebook(table, costs, matrix, tmp_path, with_transfer):
     style = load_style(ROOT / "config/plotting.yaml")
     names = {"choice": "csv", "checks": "csv", "scales_md": "md", "scales_png": "png"}
+    names |= {"comparisons_md": "md"}
     names |= {"transfer_md": "md", "transfer_png": "png"} if with_transfer else {}
     paths = {name: tmp_path / f"{name}.{ending}" for name, ending in names.items()}
     choose_scales(table, 0.005).to_csv(paths["choice"], index=False)
     check_weights(table).assign(passed=with_transfer).to_csv(paths["checks"], index=False)
     paths["scales_md"].write_text(page_of(table, costs))
+    paths["comparisons_md"].write_text("**The comparisons**\n")
     plot_scales(table, style, [paths["scales_png"]])
     if with_transfer:
         paths["transfer_md"].write_text(tabulate_transfer.to_markdown(matrix))
@@ -307,6 +309,7 @@ def test_the_notebook(table, costs, matrix, tmp_path, with_transfer):
     assert ("do not follow the scale factor</strong>: it is one network for all" in text) != (
         with_transfer
     )
+    assert "<strong>The comparisons</strong>" in text
     assert "What the curve cannot do" in text
     assert "It cannot fall much further" in text, "the limits with the study's numbers"
     assert text.count("data:image/png;base64") == 1 + with_transfer

@@ -222,6 +222,7 @@ def test_a_scale_space_study_evaluates_every_model_once(tree):
     # Two arms at six scale factors, four controls at their own one; nnU-Net's own is not baked.
     assert (jobs["bake_model"], jobs["evaluate_scale"], jobs["train_fold"]) == (16, 17, 7)
     assert (jobs["evaluate_transfer"], jobs["plot_transfer"], jobs["run_notebook"]) == (9, 1, 1)
+    assert (jobs["tabulate_scales"], jobs["compare_scales"], jobs["plot_scales"]) == (1, 1, 1)
     evaluated = re.findall(r"Evaluating Task04_Hippocampus, (\w+), fold 0 at (\S+)", text)
     assert Counter(arm for arm, _ in evaluated)["scale_space"] == 6
     assert {("constant", "planned"), ("fixed_025", "0.25"), ("stochastic", "0.5")} <= set(evaluated)
