@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.patheffects import withStroke
 
 from plotting import Style, add_legend, grid, load_style, save
 
@@ -27,7 +28,7 @@ def plot_scales(table: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> N
                 *(kept[cost], kept["dice"]), s=90, facecolors="none", edgecolors="#555555", zorder=1
             )
             for arm in arms:
-                points = chosen[chosen["arm"] == arm].sort_values(cost)
+                points = chosen[chosen["arm"] == arm].sort_values("scale")
                 looks = style.arm(arm)
                 if points["role"].isin(DRAWN_AS_LINES).any():
                     axis.plot(points[cost], points["dice"], **style.line(arm))
@@ -62,6 +63,7 @@ def _number(axis, points: pd.DataFrame, cost: str, color: str) -> None:
             xytext=(4, -11),
             color=color,
             fontsize="small",
+            path_effects=[withStroke(linewidth=2, foreground="white")],
         )
 
 

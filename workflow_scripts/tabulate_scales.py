@@ -89,13 +89,28 @@ def _check_notes(checks: pd.DataFrame) -> list[str]:
         f"{row.task}, {row.arm}: the weights at {row.scale:g} are {row.value:.2g} of their length "
         "away from those at the largest scale factor, "
         + (
-            "so they follow it."
+            "so they follow it. Whether that is of any use, the comparison with `stochastic` tells."
             if row.passed
             else f"less than {row.limit:g}: the hypernetwork has collapsed, and is no more than "
             "one network for all scale factors."
         )
         for row in checks.itertuples()
     ]
+
+
+def _spread_notes(rescaled: pd.DataFrame) -> list[str]:
+    """Tell how far apart the seconds of networks are that differ in nothing but their weights."""
+    notes = []
+    for task, same in rescaled.groupby("task", sort=False):
+        seconds = same.groupby("scale")["seconds_per_case"].agg(["min", "max", "count"])
+        spread = (seconds["max"] / seconds["min"] - 1)[seconds["count"] > 1]
+        if len(spread):
+            notes.append(
+                f"{task}: networks of one scale factor compute the same, yet their seconds are up "
+                f"to {100 * spread.max():.0f} % apart here (at {spread.idxmax():g}). Smaller "
+                "differences of seconds are the machine's."
+            )
+    return notes
 
 
 def _limits(table: pd.DataFrame, costs: pd.DataFrame, mirroring: bool) -> list[str]:
@@ -109,6 +124,7 @@ def _limits(table: pd.DataFrame, costs: pd.DataFrame, mirroring: bool) -> list[s
             "expensive one. It cannot fall much further: the stage of full resolution, about half "
             "of the cost at 0.5, is not rescaled."
         )
+    notes += _spread_notes(rescaled)
     for task, same in costs.groupby("task", sort=False):
         fixed = same[same["arm"] == SUM_OF_FIXED]
         for row in same[same["role"] == "hypernetwork"].itertuples():
@@ -122,7 +138,7 @@ def _limits(table: pd.DataFrame, costs: pd.DataFrame, mirroring: bool) -> list[s
     passes = "with mirroring" if mirroring else "without mirroring"
     notes += [
         "A scale-space network saves at inference, and in training only against the set of fixed "
-        "networks that it stands for; one network for one scale factor is trained for less.",
+        "networks that it stands for.",
         f"Dice and costs of inference: sliding window over the fold's validation cases, {passes}. "
         "Seconds are the network's; energy also has reading and export of the cases. Peak memory "
         "is that of tensors on a GPU, of the whole process without one. Every arm was trained once "

@@ -208,6 +208,14 @@ def test_the_page_says_what_a_reader_must_know(table, costs):
         assert said in text, said
 
 
+def test_seconds_of_equal_networks_tell_how_far_to_trust_seconds(table, costs):
+    table.loc[(table["arm"] == "shared") & (table["scale"] == 0.5), "seconds_per_case"] *= 1.3
+    text = " ".join(page_of(table, costs).split())
+    assert "their seconds are up to 30 % apart here (at 0.5)" in text
+    alone = table[table["arm"].isin(["constant", "ours"])]
+    assert "apart here" not in page_of(alone, costs)
+
+
 def test_the_check_of_the_weights_is_in_a_table(table):
     (check,) = check_weights(table).to_dict("records")
     assert (check["arm"], check["scale"], check["value"]) == ("ours", 0.25, 0.25)
