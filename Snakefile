@@ -23,6 +23,8 @@ include: "rules/evidence.smk"
 include: "rules/figures.smk"
 include: "rules/predictions.smk"
 include: "rules/patches.smk"
+include: "rules/scale_space.smk"
+include: "rules/scale_tables.smk"
 include: "rules/report.smk"
 include: "rules/budget_sweep.smk"
 include: "rules/bench.smk"
@@ -65,3 +67,21 @@ rule forecast:
 rule budget_sweep:
     input:
         expand(f"results/{STUDY}/figures/budget.{{kind}}", kind=["svg", "png"]),
+
+
+rule scale_space:
+    input:
+        expand(f"results/{STUDY}/tables/scale_space.{{kind}}", kind=["csv", "md"]),
+        expand(f"results/{STUDY}/figures/scale_space.{{kind}}", kind=["svg", "png"]),
+        expand(f"results/{STUDY}/notebooks/scale_space.{{kind}}", kind=["ipynb", "html"]),
+
+
+rule bake:
+    input:
+        lambda wildcards: [
+            path
+            for task in config["tasks"]
+            for path in wanted_models(
+                BAKED_MODEL, config, dataset=DATASET_OF[task], plans=plans_name(task)
+            )
+        ],

@@ -48,6 +48,7 @@ checkpoint forecast_study:
                 "flops",
                 "trainers/curricula/planning",
                 "trainers/curricula/schedules",
+                "trainers/curricula/scales",
             ],
         ),
         # Needed for the trainings anyway; without them no budget could be checked and no job timed.

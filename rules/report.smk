@@ -3,12 +3,13 @@ This part of the workflow runs the notebooks and renders them as HTML pages of o
 
 REQUIRED INPUTS:
 
-    notebooks/{results,curricula}.ipynb, and of results/{study}/ the tables and figures that they show
+    notebooks/{results,curricula,scale_space}.ipynb, and of results/{study}/ the tables and figures
+    that they show
 
 OUTPUTS, in results/{study}/notebooks/:
 
-    {results,curricula}.ipynb   with outputs
-    {results,curricula}.html    self-contained
+    {results,curricula,scale_space}.ipynb   with outputs
+    {results,curricula,scale_space}.html    self-contained
 
 A notebook that fails is left as far as it came in logs/run_notebook/. `snakemake --report` gathers
 these pages with the figures and tables; it can only be called after the run, so no rule makes it.
@@ -35,7 +36,19 @@ SHOWN = {  # by notebook: the name of a parameter of the notebook and its file
         "patches": f"results/{STUDY}/figures/patches.png",
         "class_balance": f"results/{STUDY}/figures/class_balance.png",
     },
+    "scale_space": {
+        "choice": f"results/{STUDY}/tables/scale_choice.csv",
+        "checks": f"results/{STUDY}/tables/scale_checks.csv",
+        "scales_md": f"results/{STUDY}/tables/scale_space.md",
+        "scales_png": f"results/{STUDY}/figures/scale_space.png",
+        "comparisons_md": f"results/{STUDY}/tables/scale_comparisons.md",
+    },
 }
+if transfers(config):
+    SHOWN["scale_space"] |= {
+        "transfer_md": f"results/{STUDY}/tables/scale_transfer.md",
+        "transfer_png": f"results/{STUDY}/figures/scale_transfer.png",
+    }
 
 
 rule run_notebook:

@@ -3,6 +3,7 @@
 Run `python workflow_scripts/document_config.py` after a change of the schema.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ Without `--configfile` it is the demo, `config/demo.yaml`.
 | `demo.yaml` | small, semi-synthetic, minutes on a CPU |
 | `hippocampus.yaml` | real data (Task04) on one machine, a reduced schedule |
 | `budget_sweep.yaml` | one task at three lengths of training: Dice against energy |
+| `scale_space.yaml` | one network for many scale factors: accuracy against the cost of inference |
 | `bench.yaml` | what `make bench` measures |
 | `config.yaml` | the full study of the paper |
 | `plotting.yaml` | order, labels and colours; changing it redraws figures and retrains nothing |
@@ -96,7 +98,8 @@ def _rows(
     for key, raw in properties.items():
         subschema = resolve(raw, schema)
         if "default" in subschema:
-            default = f"`{yaml.safe_dump(subschema['default']).splitlines()[0]}`"
+            text = yaml.safe_dump(subschema["default"], default_flow_style=True, width=math.inf)
+            default = f"`{text.splitlines()[0]}`"
         else:
             default = "**required**" if key in required else "left out"
         description = " ".join(subschema["description"].split()).replace("|", "\\|")

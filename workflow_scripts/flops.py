@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,6 +13,8 @@ from trainers.curricula.one_voxel import allow_one_voxel
 class FlopTable:
     """Floating point operations of one training or validation step, by training size.
 
+    Of a network with a `scale_factor` also by this: `scale` is that of the step.
+
     A multiplication and an addition count as two, convolutions and matrix products only (what
     `torch.utils.flop_counter` counts), forward and backward pass for a training step.
     """
@@ -20,12 +23,15 @@ class FlopTable:
         """Take an (uncompiled) network on any device; `channels` is its number of inputs."""
         import copy
 
-        self._network = copy.deepcopy(network).to("meta")
+        self._network: Any = copy.deepcopy(network).to("meta")
         self._channels = channels
         self.training_step = lru_cache(None)(self._training_step)
         self.validation_step = lru_cache(None)(self._validation_step)
 
-    def _training_step(self, batch_size: int, patch_size: Sequence[int]) -> int:
+    def _training_step(
+        self, batch_size: int, patch_size: Sequence[int], scale: float | None = None
+    ) -> int:
+        self._set_scale(scale)
         self._network.train()
         # Also when it is first asked for within a validation, where gradients are switched off.
         with torch.enable_grad(), allow_one_voxel(), FlopCounterMode(display=False) as counter:
@@ -34,11 +40,18 @@ class FlopTable:
             sum(output.sum() for output in outputs).backward()
         return counter.get_total_flops()
 
-    def _validation_step(self, batch_size: int, patch_size: Sequence[int]) -> int:
+    def _validation_step(
+        self, batch_size: int, patch_size: Sequence[int], scale: float | None = None
+    ) -> int:
+        self._set_scale(scale)
         self._network.eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             self._network(self._input(batch_size, patch_size))
         return counter.get_total_flops()
+
+    def _set_scale(self, scale: float | None) -> None:
+        if scale is not None:
+            self._network.scale_factor = scale
 
     def _input(self, batch_size: int, patch_size: Sequence[int]) -> torch.Tensor:
         return torch.empty((batch_size, self._channels, *patch_size), device="meta")

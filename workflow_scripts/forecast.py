@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,12 @@ from trainers.curricula.planning import (
     SCHEDULE_ATTRIBUTES,
     iterations_of_stages,
     plan_schedule,
+)
+from trainers.curricula.scales import (
+    NETWORK_ATTRIBUTES,
+    SCALE_ATTRIBUTES,
+    check_hypernetwork,
+    plan_scales,
 )
 from trainers.curricula.schedules import Stage, count_poolings
 
@@ -152,12 +158,14 @@ def count_work(
 
     chosen = PlansManager(plan.plans).get_configuration(configuration)
     planned = Stage(tuple(int(n) for n in chosen.patch_size), int(chosen.batch_size))
-    settings = {
-        name: parameters.get(name, getattr(trainer, name))
-        for name in SCHEDULE_ATTRIBUTES
-        if name in parameters or hasattr(trainer, name)
-    }
+    settings = _set_attributes(trainer, parameters, SCHEDULE_ATTRIBUTES)
+    is_rescaled = hasattr(trainer, "scale_of_step")
+    names = (*SCALE_ATTRIBUTES, *NETWORK_ATTRIBUTES) if is_rescaled else ()
+    network = _set_attributes(trainer, parameters, names)
     try:
+        scales = plan_scales(*(network[n] for n in SCALE_ATTRIBUTES)) if is_rescaled else None
+        if is_rescaled:
+            check_hypernetwork(*(network[n] for n in NETWORK_ATTRIBUTES))
         schedule = plan_schedule(
             planned.patch_size,
             count_poolings(chosen.pool_op_kernel_sizes),
@@ -170,15 +178,25 @@ def count_work(
     except ValueError as error:
         raise UserError(f"{plan.plans['dataset_name']}, {trainer.__name__}: {error}") from None
     content = json.dumps([plan.plans, plan.dataset])
-    table = _flop_table(content, configuration, trainer.build_network_architecture)
-    flop = training_flop(table, schedule.stages)
+    table = _flop_table(
+        content, configuration, trainer.build_network_architecture, tuple(network.items())
+    )
+    if scales:
+        flop = {planned: _mean_flop(table.training_step, planned, scales.trained)}
+        validated = [
+            scales.of_validation(i) for i in range(training["validation_iterations_per_epoch"])
+        ]
+        val = _mean_flop(table.validation_step, planned, validated)
+        final = _mean_flop(table.validation_step, planned, [scales.final])
+    else:
+        flop = training_flop(table, schedule.stages)
+        final = val = table.validation_step(planned.batch_size, planned.patch_size)
     each = iterations_of_stages(schedule)
     train = sum(n * flop[stage] for n, stage in zip(each, schedule.stages, strict=True))
     val_iterations = training["epochs"] * training["validation_iterations_per_epoch"]
     cases = sum(cases_of_fold(plan.dataset["numTraining"], fold) for fold in folds)
     predictions = windows(chosen.median_image_size_in_voxels, planned.patch_size) * cases
     predictions *= MIRRORINGS if mirroring else 1
-    val = table.validation_step(planned.batch_size, planned.patch_size)
     return Work(
         stages=len(schedule.stages),
         epochs=training["epochs"] * len(folds),
@@ -187,7 +205,7 @@ def count_work(
         predictions=predictions,
         train_tflop=train * len(folds) / 1e12,
         val_tflop=val * val_iterations * len(folds) / 1e12,
-        final_tflop=val / planned.batch_size * predictions / 1e12,
+        final_tflop=final / planned.batch_size * predictions / 1e12,
     )
 
 
@@ -212,9 +230,31 @@ def training_flop(table: FlopTable, stages: Iterable[Stage]) -> dict[Stage, floa
     }
 
 
+def _set_attributes(
+    trainer: Any, parameters: Mapping[str, Any], names: Iterable[str]
+) -> dict[str, Any]:
+    """Return those attributes that a trainer of this class has with an arm's parameters."""
+    return {
+        name: parameters.get(name, getattr(trainer, name))
+        for name in names
+        if name in parameters or hasattr(trainer, name)
+    }
+
+
+def _mean_flop(count: Callable[..., int], size: Stage, scales: Sequence[float]) -> float:
+    """Return the mean operations of a step over scale factors that are as likely."""
+    each = [count(size.batch_size, size.patch_size, scale) for scale in scales]
+    return sum(each) / len(each)
+
+
 @lru_cache
-def _flop_table(content: str, configuration: str, build: Any) -> FlopTable:
-    """Count the network that a trainer builds of a plan; `content` is plans and dataset as JSON."""
+def _flop_table(
+    content: str, configuration: str, build: Any, options: tuple[tuple[str, Any], ...] = ()
+) -> FlopTable:
+    """Count the network that a trainer builds of a plan.
+
+    `content` is plans and dataset as JSON; `options` are further arguments of `build`.
+    """
     import torch
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -225,7 +265,7 @@ def _flop_table(content: str, configuration: str, build: Any) -> FlopTable:
     channels = determine_num_input_channels(manager, chosen, dataset)
     heads = manager.get_label_manager(dataset).num_segmentation_heads
     with torch.device("meta"):
-        network = build(manager, chosen, channels, heads, True)
+        network = build(manager, chosen, channels, heads, True, **dict(options))
     return FlopTable(network, channels)
 
 

@@ -72,6 +72,10 @@ NEEDS = {
     ),
     # Its processes augment patches; half as many export whole cases in the final validation.
     "train_fold": Need(6000, process_mb=1300, bytes_per_voxel=8, disk_mb=4000),
+    # A checkpoint has every weight of the hypernetwork and its optimiser's states.
+    "bake_model": Need(6000),
+    "evaluate_scale": Need(6000, bytes_per_voxel=8, minutes=60, seconds_per_megavoxel=12),
+    "evaluate_transfer": Need(6000, bytes_per_voxel=8, minutes=60, seconds_per_megavoxel=12),
     "measure_surface_distance": Need(800, bytes_per_voxel=24),
     "measure_class_balance": Need(3000, bytes_per_voxel=8, minutes=120),
     "plot_predictions": Need(1500, bytes_per_voxel=24),

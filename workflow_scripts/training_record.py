@@ -96,7 +96,7 @@ class Recorder:
         ):
             self._wrap(begin, before=partial(self._clock, phase, -1))
             self._wrap(end, after=partial(self._clock, phase, 1))
-            self._count(step, self._batches[phase])
+            self._count(step, phase)
 
     def finish(self, phase: str, **fields: object) -> dict:
         """Close the present piece of work as one ledger entry and begin the next."""
@@ -133,6 +133,7 @@ class Recorder:
             train_loss=loss,
             val_loss=float(log.get_value("val_losses", step=-1)),
             pseudo_dice=float(log.get_value("mean_fg_dice", step=-1)),
+            **_dice_by_scale(trainer),
         )
         self._reset()
         self._after_epoch(self._ledger.read())
@@ -147,10 +148,10 @@ class Recorder:
         epoch = self._trainer.current_epoch
         train, val = (dict(self._batches[phase]) for phase in ("train", "val"))
         iterations = sum(train.values())
-        voxels = sum(math.prod(shape) * count for shape, count in train.items())
+        voxels = sum(batch * math.prod(size) * n for (batch, size, _), n in train.items())
         train_gflop = _gflop(train, self._flops.training_step)
-        sizes = {shape[1:] for shape in train}
-        batches = {shape[0] for shape in train}
+        sizes = {size for _, size, _ in train}
+        batches = {batch for batch, _, _ in train}
         size = Stage(next(iter(sizes)), 1).label if len(sizes) == 1 else "random"
         number, stage = _stage_of(self._trainer, epoch)
         loaded = Stage(stage.field_of_view, 1).label if stage and stage.field_of_view else size
@@ -172,12 +173,14 @@ class Recorder:
     def _clock(self, phase: str, sign: int) -> None:
         self._seconds[phase] += sign * time.monotonic()
 
-    def _count(self, name: str, shapes: Counter) -> None:
+    def _count(self, name: str, phase: str) -> None:
+        """Count steps by batch size, patch size and, where the network has one, scale factor."""
         step = getattr(self._trainer, name)
+        scale_of_step = getattr(self._trainer, "scale_of_step", lambda phase: None)
 
         def counted(batch: dict) -> dict:
-            data = batch["data"]
-            shapes[(data.shape[0], *data.shape[2:])] += 1
+            batch_size, _, *size = batch["data"].shape
+            self._batches[phase][batch_size, tuple(size), scale_of_step(phase)] += 1
             return step(batch)
 
         setattr(self._trainer, name, counted)
@@ -201,8 +204,15 @@ class Recorder:
         setattr(self._trainer, name, observed)
 
 
-def _gflop(shapes: dict[tuple[int, ...], int], count: Callable[..., int]) -> float:
-    return sum(times * count(shape[0], shape[1:]) for shape, times in shapes.items()) / 1e9
+def _dice_by_scale(trainer) -> dict[str, dict[str, float]]:
+    """Return the pseudo Dice of each scale factor (as text), of a trainer that has several."""
+    found = getattr(trainer, "pseudo_dice_by_scale", {})
+    named = {f"{scale:g}": dice for scale, dice in found.items()}
+    return {"pseudo_dice_by_scale": named} if named else {}
+
+
+def _gflop(steps: dict[tuple, int], count: Callable[..., int]) -> float:
+    return sum(times * count(*step) for step, times in steps.items()) / 1e9
 
 
 def _stage_of(trainer, epoch: int) -> tuple[int | None, Stage | None]:

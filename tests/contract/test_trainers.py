@@ -559,7 +559,7 @@ def test_low_frequency_and_the_short_reference_have_two_thirds_of_the_epochs(nam
 
 def test_every_config_is_tested():
     shipped = {path.stem for path in (ROOT / "config").glob("*.yaml")} - {"plotting"}
-    assert shipped == {"bench", "budget_sweep", "config", "demo", "hippocampus"}
+    assert shipped == {"bench", "budget_sweep", "config", "demo", "hippocampus", "scale_space"}
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +14,10 @@ import yaml
 from tree import ROOT, copy_tree, snakemake, write_config
 
 TASK = "Task04_Hippocampus"
-ARMS = list(yaml.safe_load((ROOT / "config/hippocampus.yaml").read_text())["arms"])
+ARMS = [
+    *yaml.safe_load((ROOT / "config/hippocampus.yaml").read_text())["arms"],
+    "scale_space",
+]
 ARCHIVES = os.environ.get("MSD_ARCHIVES")
 
 pytestmark = [
@@ -35,6 +40,7 @@ def study(tmp_path_factory):
         arms={
             "low_frequency": {"trainer": "nnUNetTrainerLowFrequency", "epochs": 2},
             "constant_short": {"trainer": "nnUNetTrainerConstantPatch", "epochs": 1},
+            "scale_space": {"trainer": "nnUNetTrainerScaleSpace"},
         },
         planning={"overrides": {"all": {"batch_size": 2, "features_per_stage": [2, 2, 2, 2]}}},
         training={
@@ -98,6 +104,29 @@ def test_tables_and_report_have_the_real_task(study):
     assert TASK in (study.results / "tables/comparison.md").read_text()
     for notebook in ("results", "curricula"):
         assert "<img" in (study.results / f"notebooks/{notebook}.html").read_text()
+
+
+def test_stock_nnunet_predicts_a_case_with_a_baked_model(study, tmp_path):
+    run = snakemake(
+        study.folder,
+        "bake",
+        *("--cores", 2, "--configfile", study.config),
+        *("--config", "scale_factor=0.35", f"archives={ARCHIVES}"),
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    (model,) = (study.results / "baked/scale_space/scale_0.35").glob("*/*")
+    image = study.folder / "resources/nnUNet_raw/Dataset004_Hippocampus/imagesTr"
+    image = min(image.glob("*.nii.gz"))
+    (tmp_path / "images").mkdir()
+    shutil.copy(image, tmp_path / "images")
+    predicting = [
+        *("nnUNetv2_predict_from_modelfolder", "-m", model, "-f", "0", "-device", "cpu"),
+        *("-i", tmp_path / "images", "-o", tmp_path / "predictions", "-npp", "1", "-nps", "1"),
+    ]
+    environment = {**os.environ, "nnUNet_extTrainer": str(model / "trainers")}
+    subprocess.run(predicting, env=environment, check=True, timeout=300)
+    case = image.name.replace("_0000.nii.gz", ".nii.gz")
+    assert (tmp_path / "predictions" / case).is_file()
 
 
 def test_the_archive_is_linked_and_where_it_lies_is_no_reason_to_train(study):

@@ -408,3 +408,41 @@ def test_the_figure_is_drawn_also_where_nothing_is_planned(table, tmp_path):
         outputs = [tmp_path / f"{name}.svg", tmp_path / f"{name}.png"]
         plot_forecast(part, "constant", style, outputs)
         assert all(path.stat().st_size > 2000 for path in outputs)
+
+
+# --- Scale space ---
+
+
+def test_a_scale_space_arm_is_counted_at_its_scales(small):
+    """The mean over all scale factors that may be drawn, weights' making included."""
+
+    def count(**parameters):
+        trainer = find_trainer("nnUNetTrainerScaleSpace")
+        return count_work(small[TASK], "3d_fullres", trainer, parameters, TRAINING, [0], False)
+
+    drawn, low, high = (
+        count(rank=2),
+        count(scale_factor=0.25, rank=2),
+        count(scale_factor=0.5, rank=2),
+    )
+    assert low.train_tflop < drawn.train_tflop < high.train_tflop
+    assert drawn.final_tflop == pytest.approx(high.final_tflop), "validated at the largest scale"
+    assert low.val_tflop < drawn.val_tflop < high.val_tflop
+    each = [count(scale_factor=n / 100, rank=2).train_tflop for n in range(25, 51)]
+    assert drawn.train_tflop == pytest.approx(sum(each) / 26)
+    turns = [0.5, 0.38, 0.25] * 3 + [0.5]
+    assert len(turns) == TRAINING["validation_iterations_per_epoch"]
+    each = [count(scale_factor=scale, rank=2).val_tflop for scale in turns]
+    assert drawn.val_tflop == pytest.approx(sum(each) / 10), "the first one has one turn more"
+    assert count(rank=0).train_tflop < drawn.train_tflop
+    assert drawn.iterations == high.iterations == 42 * 32
+
+
+def test_scales_that_cannot_be_are_named_by_the_forecast(small):
+    trainer = find_trainer("nnUNetTrainerScaleSpace")
+    with pytest.raises(UserError, match=r"smallest_scale 0\.7 is not smaller"):
+        count_work(
+            small[TASK], "3d_fullres", trainer, {"smallest_scale": 0.7}, TRAINING, [0], False
+        )
+    with pytest.raises(UserError, match="rank 1 with unit_norm"):
+        count_work(small[TASK], "3d_fullres", trainer, {"rank": 1}, TRAINING, [0], False)

@@ -9,7 +9,7 @@ import yaml
 
 from tree import ROOT, copy_tree, plan, said, snakemake, trainings
 
-STUDIES = ["demo", "hippocampus", "config", "budget_sweep"]
+STUDIES = ["demo", "hippocampus", "config", "budget_sweep", "scale_space"]
 ARMS = ["constant", "progressive", "random"]
 HEAVY = {"torch", "nnunetv2", "pandas", "seaborn", "matplotlib", "codecarbon", "nibabel", "scipy"}
 # What the workflow itself imports: plugins of Snakemake import what they like.
@@ -101,6 +101,7 @@ def test_every_rule_is_reached_by_a_shipped_study(tree, plans, tmp_path):
     others = {
         "bench": plan(tree, "results/bench/bench.md", "--configfile", "config/bench.yaml"),
         "sweep": plan(tree, "budget_sweep", "--configfile", "config/budget_sweep.yaml"),
+        "scales": plan(tree, "scale_space", "--configfile", "config/scale_space.yaml"),
         "forecast": plan(tree, "forecast", "--config", "budget={gpu_hours: 1}"),
         "budget": plan(tree, "--config", "budget={gpu_hours: 1}"),
         "clean": plan(tree, "clean_preprocessed", "clean_archives"),
@@ -211,3 +212,41 @@ def test_an_arm_s_own_length_is_that_of_its_training(tree):
     run = snakemake(tree, "-n", "-s", "probe.smk", "--configfile", "config/budget_sweep.yaml")
     assert "('constant_10', 10)" in run.stdout
     assert "('progressive_efficiency_21', 21)" in run.stdout
+
+
+SCALE_SPACE = ("--configfile", "config/scale_space.yaml")
+
+
+def test_a_scale_space_study_evaluates_every_model_once(tree):
+    jobs, text = plan(tree, "scale_space", *SCALE_SPACE)
+    # Two arms at six scale factors, four controls at their own one; nnU-Net's own is not baked.
+    assert (jobs["bake_model"], jobs["evaluate_scale"], jobs["train_fold"]) == (16, 17, 7)
+    assert (jobs["evaluate_transfer"], jobs["plot_transfer"], jobs["run_notebook"]) == (9, 1, 1)
+    assert (jobs["tabulate_scales"], jobs["compare_scales"], jobs["plot_scales"]) == (1, 1, 1)
+    evaluated = re.findall(r"Evaluating Task04_Hippocampus, (\w+), fold 0 at (\S+)", text)
+    assert Counter(arm for arm, _ in evaluated)["scale_space"] == 6
+    assert {("constant", "planned"), ("fixed_025", "0.25"), ("stochastic", "0.5")} <= set(evaluated)
+    fewer = "scale_space={scales: [0.25, 0.7], transfer: {scales: []}}"
+    jobs, _ = plan(tree, "scale_space", *SCALE_SPACE, "--config", fewer)
+    assert jobs["evaluate_scale"] == 9
+    assert not {"evaluate_transfer", "tabulate_transfer", "plot_transfer"} & set(jobs)
+
+
+def test_a_model_is_baked_for_a_scale_factor_without_any_evaluation(tree):
+    jobs, text = plan(tree, "bake", *SCALE_SPACE, "--config", "scale_factor=0.35")
+    assert (jobs["bake_model"], jobs["train_fold"]) == (1, 1)
+    assert "evaluate_scale" not in jobs
+    assert "Baking scale_space for the scale factor 0.35, Dataset004_Hippocampus" in text
+
+
+def test_the_cheapest_good_enough_model_needs_the_evaluation(tree):
+    jobs, text = plan(tree, "bake", *SCALE_SPACE)
+    assert (jobs["evaluate_scale"], jobs["tabulate_scales"]) == (17, 1)
+    assert "evaluate_transfer" not in jobs
+    assert text.count("Baking scale_space for the scale factor chosen") == 1
+
+
+def test_a_study_without_a_hypernetwork_has_nothing_to_bake(tree):
+    run = snakemake(tree, "-n", "bake")
+    assert run.returncode != 0
+    assert "no arm of this study is a scale-space hypernetwork" in run.stderr + run.stdout

@@ -62,6 +62,13 @@ def test_a_linked_folder_of_ones_own_is_used(tree, tmp_path):
     assert len(trainings(text)) == jobs["train_fold"]
 
 
+def test_an_archive_of_a_later_date_makes_nothing_anew(tree, tmp_path):
+    """It may have been copied or touched since; its checksum was verified."""
+    prepare(tmp_path / "scratch", MADE, time.time() + 1)
+    prepare(tmp_path / "scratch", ["archives/Task04_Hippocampus.tar"], time.time() + 100)
+    assert PREPARING.isdisjoint(plan(tree, *STUDY)[0])
+
+
 def test_an_empty_linked_folder_is_filled(tree, tmp_path):
     (tree / "resources").unlink()
     (tmp_path / "empty").mkdir()

@@ -2,6 +2,7 @@
 
 from .base import nnUNetTrainerPatchCurriculum
 from .low_frequency import nnUNetTrainerLowFrequencyCurriculum
+from .scale_space import nnUNetTrainerScaleSpace as nnUNetTrainerScaleSpace
 
 
 class nnUNetTrainerConstantPatch(nnUNetTrainerPatchCurriculum):

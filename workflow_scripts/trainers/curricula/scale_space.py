@@ -1,0 +1,249 @@
+"""The trainer of one network for a whole curve of accuracy against cost, and of its controls."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch.nn.functional import interpolate
+
+from .base import nnUNetTrainerPatchCurriculum
+from .hypernetwork import ScaleSpaceNetwork
+from .rescaled_unet import build_rescaled
+from .scales import (
+    DEFAULT_RANK,
+    NETWORK_ATTRIBUTES,
+    SCALE_ATTRIBUTES,
+    Scales,
+    check_hypernetwork,
+    plan_scales,
+)
+
+SMALLEST_SUPERVISED = 4
+"""Voxels per axis that an output needs to take part in the loss."""
+
+OPTIMIZERS = {"sgd": (nnUNetTrainer, 1e-2), "adamw": (nnUNetTrainerAdam, 1e-3)}
+"""The trainer of nnU-Net that makes an optimiser (its AdamW is that with `amsgrad`), and the first
+learning rate where an arm sets no `initial_lr`."""
+
+
+def build_scale_space(
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    num_input_channels: int,
+    num_output_channels: int,
+    enable_deep_supervision: bool = True,
+    *,
+    scale_factor: float | None = None,
+    smallest_scale: float = 0.25,
+    largest_scale: float = 0.5,
+    rank: int = DEFAULT_RANK,
+    unit_norm: bool = True,
+    scale_encoding: str = "linear",
+) -> ScaleSpaceNetwork:
+    """Return the rescaled network of a plan within its hypernetwork.
+
+    The first arguments are those of nnU-Net's `build_network_architecture`, the others the
+    attributes of `nnUNetTrainerScaleSpace`.
+    """
+    primary = build_rescaled(
+        configuration_manager,
+        num_input_channels,
+        num_output_channels,
+        enable_deep_supervision,
+        scale_factor=plan_scales(scale_factor, smallest_scale, largest_scale).final,
+    )
+    return ScaleSpaceNetwork(
+        primary, rank, (smallest_scale, largest_scale), unit_norm, scale_encoding
+    )
+
+
+class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
+    """Scale-space hypernetwork (SSHN, NeurIPS 2023) in 3D: each step draws its scale factor.
+
+    Its controls are the same class: `rank: 0` shares one set of weights among all scale factors
+    ("stochastic"); a `scale_factor` trains for that one alone, with `rank: 0` an ordinary network
+    ("fixed") and else the hypernetwork at a constant input.
+
+    nnU-Net's `checkpoint_best` is kept: every epoch validates at the same scale factors, as often,
+    so its pseudo Dice compares epochs by the whole range. Nothing here uses it; what is validated
+    at the end, and baked, is the final checkpoint.
+
+    Attributes:
+        scale_factor, smallest_scale, largest_scale: see `scales.plan_scales`.
+        rank, unit_norm, scale_encoding: see `hypernetwork.ScaleSpaceNetwork`.
+        optimizer_name: one of `OPTIMIZERS`; decay of the learning rate, weight decay and clipping
+            are nnU-Net's with each.
+        pseudo_dice_by_scale: nnU-Net's pseudo Dice in the last epoch's validation, by scale factor;
+            with several GPUs that of this one's share.
+    """
+
+    scale_factor: float | None = None
+    smallest_scale = 0.25
+    largest_scale = 0.5
+    rank = DEFAULT_RANK
+    unit_norm = True
+    scale_encoding = "linear"
+    optimizer_name = "sgd"
+
+    build_network_architecture = staticmethod(build_scale_space)
+    network: Any
+    pseudo_dice_by_scale: dict[float, float]
+    _validated = 0
+
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device
+    ) -> None:
+        """Begin as nnU-Net does, but leave the learning rate to the choice of the optimiser."""
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr: float | None = None
+        self.pseudo_dice_by_scale = {}
+
+    @property
+    def scales(self) -> Scales:
+        """The scale factors of the training."""
+        return plan_scales(**{name: getattr(self, name) for name in SCALE_ATTRIBUTES})
+
+    @property
+    def scale_space(self) -> ScaleSpaceNetwork:
+        """The network without what several GPUs wrap it in."""
+        return getattr(self.network, "module", self.network)
+
+    def schedule(self) -> Any:
+        """Return the schedule of the batches; ValueError also for a network that cannot be."""
+        plan_scales(**{name: getattr(self, name) for name in SCALE_ATTRIBUTES})
+        check_hypernetwork(**{name: getattr(self, name) for name in NETWORK_ATTRIBUTES})
+        return super().schedule()
+
+    def initialize(self) -> None:
+        """Prepare as nnU-Net does, with the network that this arm's parameters give."""
+        names = (*SCALE_ATTRIBUTES, *NETWORK_ATTRIBUTES)
+        settings = {name: getattr(self, name) for name in names}
+        self.build_network_architecture = partial(build_scale_space, **settings)
+        if self.initial_lr is None:
+            self.initial_lr = OPTIMIZERS[self.optimizer_name][1]
+        super().initialize()
+
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        """Return nnU-Net's own optimiser of the wanted name, and its decay of the learning rate."""
+        return OPTIMIZERS[self.optimizer_name][0].configure_optimizers(self)
+
+    def _do_i_compile(self) -> bool:
+        """Never: each scale factor would be compiled anew."""
+        return False
+
+    @staticmethod
+    def get_training_transforms(
+        patch_size: Any,
+        rotation_for_DA: Any,  # noqa: N803
+        deep_supervision_scales: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Return nnU-Net's augmentation; targets stay at full size, since outputs' sizes vary."""
+        return nnUNetTrainer.get_training_transforms(
+            patch_size, rotation_for_DA, None, *args, **kwargs
+        )
+
+    @staticmethod
+    def get_validation_transforms(deep_supervision_scales: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return nnU-Net's transforms; targets stay at full size, since outputs' sizes vary."""
+        return nnUNetTrainer.get_validation_transforms(None, *args, **kwargs)
+
+    def scale_of_step(self, phase: Literal["train", "val"]) -> float:
+        """Return the scale factor of the next step of training, or of the epoch's validation."""
+        if phase == "val":
+            return self.scales.of_validation(self._validated)
+        iteration = self.current_epoch * self._whole_epoch + self.iterations_done
+        return self.scales.of_iteration(self.batch_seed or 0, iteration)
+
+    def train_step(self, batch: dict) -> dict:
+        """Train one step at the scale factor of its iteration."""
+        return super().train_step(self._at_scale(batch, "train"))
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin an epoch's validation with its first scale factor."""
+        super().on_validation_epoch_start()
+        self._validated = 0
+
+    def validation_step(self, batch: dict) -> dict:
+        """Validate a batch; the scale factors take turns, so pseudo Dice is of all of them."""
+        batch = self._at_scale(batch, "val")
+        self._validated += 1
+        return super().validation_step(batch)
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """End an epoch's validation as nnU-Net does; note pseudo Dice also by scale factor."""
+        super().on_validation_epoch_end(val_outputs)
+        outputs = defaultdict(list)
+        for iteration, output in enumerate(val_outputs):
+            outputs[self.scales.of_validation(iteration)].append(output)
+        self.pseudo_dice_by_scale = {
+            scale: pseudo_dice(of_scale) for scale, of_scale in sorted(outputs.items())
+        }
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validate as nnU-Net does, with the weights of the final scale factor, made once."""
+        with self.scale_space.frozen(self.scales.final):
+            super().perform_actual_validation(save_probabilities)
+
+    def _at_scale(self, batch: dict, phase: Literal["train", "val"]) -> dict:
+        """Set network and loss to the step's scale factor; give each of its outputs a target."""
+        self.scale_space.scale_factor = self.scale_of_step(phase)
+        sizes = self.scale_space.primary.head_sizes(batch["data"].shape[2:])
+        self.loss.weight_factors = head_weights(sizes, 1e-6 if self.is_ddp else 0.0)
+        target = batch["target"].to(self.device, non_blocking=True)
+        return {**batch, "target": [resize_target(target, size) for size in sizes]}
+
+
+def pseudo_dice(outputs: Sequence[dict]) -> float:
+    """Return nnU-Net's mean foreground Dice of validation steps, NaN where all classes are absent.
+
+    The voxels of a class are added up over all batches, as in nnU-Net's `on_validation_epoch_end`.
+    """
+    tp, fp, fn = (
+        np.sum([output[name] for output in outputs], axis=0)
+        for name in ("tp_hard", "fp_hard", "fn_hard")
+    )
+    voxels = 2 * tp + fp + fn
+    present = voxels > 0
+    return float(np.mean(2 * tp[present] / voxels[present])) if present.any() else math.nan
+
+
+def head_weights(sizes: list[tuple[int, ...]], unused: float) -> tuple[float, ...]:
+    """Return the weights of the outputs of deep supervision in the loss; they add up to 1.
+
+    Each has half the weight of the one above and the lowest none, as in nnU-Net; nor has one that
+    the scale factor leaves fewer than `SMALLEST_SUPERVISED` voxels on an axis that it shrinks.
+
+    Args:
+        sizes: of the outputs, full size first.
+        unused: weight of one that takes no part. Above 0 for several GPUs, which want a gradient of
+            every parameter.
+    """
+    lowest = len(sizes) - 1
+    weights = [
+        1 / 2**number if number == 0 or (number < lowest and _is_supervised(sizes, number)) else 0.0
+        for number in range(len(sizes))
+    ]
+    return tuple(weight / sum(weights) if weight else unused for weight in weights)
+
+
+def _is_supervised(sizes: list[tuple[int, ...]], number: int) -> bool:
+    return all(
+        n >= SMALLEST_SUPERVISED or n == full
+        for n, full in zip(sizes[number], sizes[0], strict=True)
+    )
+
+
+def resize_target(target: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """Return a batch of segmentations in the size of an output, as nnU-Net resizes them."""
+    if tuple(target.shape[2:]) == size:
+        return target
+    return interpolate(target.float(), size, mode="nearest-exact").to(target.dtype)
