@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from collect_results import collect_results
 from compare_arms import compare_arms
@@ -272,9 +273,19 @@ def test_order_of_arms(style):
     assert style.order(["new", "random", "constant", "new"]) == ["constant", "random", "new"]
 
 
-def test_colours_differ(style):
-    colors = [looks["color"] for looks in style.arms.values()]
-    assert len(set(colors)) == len(colors)
+def test_looks_differ(style):
+    looks = [(look["color"], look["marker"]) for look in style.arms.values()]
+    assert len(set(looks)) == len(looks)
+
+
+@pytest.mark.parametrize("study", ["config", "demo", "hippocampus", "scale_space"])
+def test_colours_differ_within_a_study(style, study):
+    """Networks of one scale factor each are one kind of arm: one colour, and other markers."""
+    arms = yaml.safe_load((STYLE.parent / f"{study}.yaml").read_text())["arms"]
+    kinds = {arm: "fixed" if arm.startswith("fixed_0") else arm for arm in arms}
+    colors = {kind: style.arm(arm)["color"] for arm, kind in kinds.items()}
+    assert set(arms) <= set(style.arms)
+    assert len(set(colors.values())) == len(colors)
 
 
 def test_wrong_key_in_the_style_is_named(tmp_path):
