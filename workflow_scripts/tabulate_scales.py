@@ -89,7 +89,8 @@ def _check_notes(checks: pd.DataFrame) -> list[str]:
         f"{row.task}, {row.arm}: the weights at {row.scale:g} are {row.value:.2g} of their length "
         "away from those at the largest scale factor, "
         + (
-            "so they follow it. Whether that is of any use, the comparison with `stochastic` tells."
+            "so they follow it. Whether that is of any use, only a comparison with shared weights "
+            "(rank: 0) tells."
             if row.passed
             else f"less than {row.limit:g}: the hypernetwork has collapsed, and is no more than "
             "one network for all scale factors."
