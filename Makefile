@@ -5,7 +5,7 @@ CORES ?= all
 .PHONY: help demo test bench lint lock clean
 help:
 	@echo 'make demo   run the study of config/demo.yaml on this machine (CORES=2 limits it), show its table and report'
-	@echo 'make test   the tests, four files at a time'
+	@echo 'make test   the tests, four files at a time (ALL=1 takes the long ones too)'
 	@echo 'make bench  measure the trainers side by side (ARCHIVES=folder adds the real Task04; half an hour without a GPU)'
 	@echo 'make lint   formatting, linting and types only'
 	@echo 'make lock   resolve requirements*.in into the lock files (UPGRADE=--upgrade takes newer versions)'
@@ -16,6 +16,14 @@ help:
 # Nothing of the user's own Python may leak in; all that is run comes from .venv.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PYTHONNOUSERSITE := 1
+# Snakemake does not quote the path to Python. Say so before gigabytes are installed.
+ifneq ($(words $(CURDIR)),1)
+$(error The path of this folder contains a space: '$(CURDIR)'. Snakemake cannot start Python from there; move the folder)
+endif
+# Snakemake writes a cache to the home folder before it reads the Snakefile.
+ifneq ($(shell test -d "$$HOME" -a -w "$$HOME" && echo yes),yes)
+export XDG_CACHE_HOME ?= $(CURDIR)/.snakemake/cache
+endif
 PY := .venv/bin/python
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m
 
@@ -69,7 +77,7 @@ demo: .venv/lock-installed
 # would hold up each start of Snakemake by nine seconds: its plugin asks for the cluster's settings.
 test: export SLURM_CONF := /dev/null
 test: .venv/lock-dev-installed
-	$(RUN) pytest -n 4 --dist loadfile -m 'not ci'
+	$(RUN) pytest -n 4 --dist loadfile --no-loadscope-reorder $(if $(ALL),,-m 'not ci')
 
 BENCH := results/bench/bench.md
 ifdef ARCHIVES

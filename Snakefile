@@ -4,31 +4,22 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-# Only without --configfile: Snakemake merges configurations key by key.
-if not workflow.configfiles:
-
-    configfile: "config/demo.yaml"
-
 
 report: "rules/report/workflow.rst"
 
 
 include: "rules/common.smk"
 include: "rules/data.smk"
-include: "rules/plan.smk"
+include: "rules/planning.smk"
 include: "rules/forecast.smk"
-include: "rules/train.smk"
-include: "rules/results.smk"
-include: "rules/evidence.smk"
+include: "rules/training.smk"
+include: "rules/evaluation.smk"
 include: "rules/figures.smk"
-include: "rules/predictions.smk"
-include: "rules/patches.smk"
 include: "rules/scale_space.smk"
-include: "rules/scale_tables.smk"
+include: "rules/search.smk"
 include: "rules/report.smk"
-include: "rules/budget_sweep.smk"
-include: "rules/bench.smk"
-include: "rules/clean.smk"
+include: "rules/benchmark.smk"
+include: "rules/cleanup.smk"
 
 
 rule all:
@@ -56,7 +47,7 @@ rule notebooks:
 
 rule plans:
     input:
-        [plans_file(task) for task in config["tasks"]],
+        [STUDY.plans(task) for task in STUDY.tasks],
 
 
 rule forecast:
@@ -66,22 +57,28 @@ rule forecast:
 
 rule budget_sweep:
     input:
-        expand(f"results/{STUDY}/figures/budget.{{kind}}", kind=["svg", "png"]),
+        multiext(f"{RESULTS}/figures/budget", ".svg", ".png"),
 
 
 rule scale_space:
     input:
-        expand(f"results/{STUDY}/tables/scale_space.{{kind}}", kind=["csv", "md"]),
-        expand(f"results/{STUDY}/figures/scale_space.{{kind}}", kind=["svg", "png"]),
-        expand(f"results/{STUDY}/notebooks/scale_space.{{kind}}", kind=["ipynb", "html"]),
+        multiext(f"{RESULTS}/tables/scale_space", ".csv", ".md"),
+        multiext(f"{RESULTS}/figures/scale_space", ".svg", ".png"),
+        multiext(f"{RESULTS}/notebooks/scale_space", ".ipynb", ".html"),
+
+
+rule search_curriculum:
+    input:
+        multiext(f"{RESULTS}/search/search", ".csv", ".md"),
+        f"{RESULTS}/search/arms.yaml",
 
 
 rule bake:
     input:
         lambda wildcards: [
             path
-            for task in config["tasks"]
+            for task in STUDY.tasks
             for path in wanted_models(
-                BAKED_MODEL, config, dataset=DATASET_OF[task], plans=plans_name(task)
+                BAKED_MODEL, config, STUDY.dataset_of[task], STUDY.plans_name(task)
             )
         ],

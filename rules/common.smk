@@ -1,54 +1,71 @@
 """
-What all rules share: the checked configuration, constants, wildcard constraints and helpers.
+What all rules share: the checked configuration, the study that it describes, and helpers.
 
 REQUIRED INPUTS:
 
-    config (from --configfile, or config/demo.yaml), config/schemas/config.schema.yaml, config/datasets.tsv
+    config (from --configfile, from a module's `config:`, or config/demo.yaml),
+    config/schemas/config.schema.yaml, config/datasets.tsv, config/job_resources.tsv
 
 OUTPUTS: none, there are no rules here
 """
 
-import hashlib
 import json
 import re
 import sys
-from itertools import product
 from pathlib import Path
 
-BASE = Path(workflow.basedir)
-sys.path.insert(0, str(BASE / "workflow_scripts"))
+BASE = Path(workflow.current_basedir).parent
+sys.path.insert(0, str(BASE))
 
-from config_tools import ConfigError, check_config
-from msd import read_register
-from nnunet import PLANS_OF_PLANNER
-from own_task import check_own_tasks, dataset_of
-from resources import Requests
-from user_packages import keep_out
+from workflow_scripts.common.errors import ConfigError
+from workflow_scripts.common.nnunet_setup import PREPROCESSED, RAW
+from workflow_scripts.study.config_validation import check_config
+from workflow_scripts.study.curriculum_search import TRIAL
+from workflow_scripts.study.job_resources import JobResources
+from workflow_scripts.study.isolation import check_python, isolate
+from workflow_scripts.study.script_inputs import imported_modules
+from workflow_scripts.study.specification import Study, file_digests
+from workflow_scripts.study.tasks import (
+    DEMO_TASK,
+    DEMO_TOLERANCE_MM,
+    check_folds,
+    check_own_tasks,
+    read_register,
+)
 
-keep_out()
+
+def shipped(path):
+    """Return the path of a file of this workflow, from any working directory."""
+    return path if BASE == Path.cwd() else str(BASE / path)
+
+
+# Only without --configfile: Snakemake merges configurations key by key.
+if not workflow.configfiles:
+
+    configfile: shipped("config/demo.yaml")
+
+
+isolate()
 try:
+    check_python(sys.executable)
     check_config(config, BASE / "config/schemas/config.schema.yaml")
-    check_own_tasks(config, Path("resources/nnUNet_raw"))
+    check_own_tasks(config, RAW)
+    check_folds(config, PREPROCESSED)
 except ConfigError as error:
     sys.exit(str(error))
 
 MSD = read_register(BASE / "config/datasets.tsv")
-DEMO_TASK = "Task99_BrainTissue"
-DATASET_OF = {task: dataset_of(task) for task in [*MSD, DEMO_TASK, *config["own_tasks"]]}
-TASK_OF = {dataset: task for task, dataset in DATASET_OF.items()}
-
-PLANNING = config["planning"]
-BASE_PLANS = PLANS_OF_PLANNER[PLANNING["planner"]]
-if PLANNING["gpu_memory_target_gb"] is not None:
-    BASE_PLANS += f"-{PLANNING['gpu_memory_target_gb']:g}GB"
-DATA_IDENTIFIER = f"{BASE_PLANS}_{PLANNING['configuration']}"
+STUDY = Study(config, MSD)
+JOBS = JobResources(
+    STUDY, BASE / "config/job_resources.tsv", BASE / "config/published/nnunet_plans.tsv"
+)
 
 HAS_BUDGET = set(config["budget"].values()) != {None}
-STUDY = config["study"]
-RUNS = list(product(config["tasks"], config["arms"], config["folds"]))
+RESULTS = f"results/{STUDY.name}"
+RUN = f"{RESULTS}/runs/{{task}}/{{arm}}/fold_{{fold}}"
 
 TABLES = expand(
-    f"results/{STUDY}/tables/{{table}}",
+    f"{RESULTS}/tables/{{table}}",
     table=[
         *(f"{name}.csv" for name in ("runs", "cases", "epochs", "stages", "energy")),
         *(f"comparison.{kind}" for kind in ("csv", "md", "tex")),
@@ -58,89 +75,58 @@ TABLES = expand(
     ],
 )
 FIGURES = expand(
-    f"results/{STUDY}/figures/{{figure}}.{{kind}}",
+    f"{RESULTS}/figures/{{figure}}.{{kind}}",
     figure=["dice", "cost", "convergence", "schedule", "patches", "class_balance", "predictions"],
     kind=["svg", "png"],
 )
 NOTEBOOKS = expand(
-    f"results/{STUDY}/notebooks/{{notebook}}.{{kind}}",
+    f"{RESULTS}/notebooks/{{notebook}}.{{kind}}",
     notebook=["results", "curricula"],
     kind=["ipynb", "html"],
 )
 
 
 wildcard_constraints:
-    study=re.escape(STUDY),
-    task="|".join(map(re.escape, DATASET_OF)),
-    dataset="|".join(map(re.escape, TASK_OF)),
-    arm="|".join(map(re.escape, config["arms"])),
-    fold="[0-4]",
+    task="|".join(map(re.escape, STUDY.dataset_of)),
+    dataset="|".join(map(re.escape, STUDY.task_of)),
+    arm="|".join([*map(re.escape, config["arms"]), TRIAL]),
+    fold="[0-9]+",
 
 
-def overrides(task):
-    """Return what the configuration changes in the plans of a task."""
-    chosen = PLANNING["overrides"]
-    merged = {**chosen.get("all", {}), **chosen.get(task, {})}
-    return {key: value for key, value in merged.items() if value is not None}
+def code(script):
+    """Return the modules that a script of this workflow imports, as inputs of its rule.
 
-
-def plans_name(task):
-    """Return the name of the task's plans: nnU-Net's, or one of its own for these overrides."""
-    changed = overrides(task)
-    if not changed:
-        return BASE_PLANS
-    changed["configuration"] = PLANNING["configuration"]
-    digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{BASE_PLANS}_{digest}"
-
-
-def plans_file(task):
-    return f"resources/nnUNet_preprocessed/{DATASET_OF[task]}/{plans_name(task)}.json"
-
-
-def manifest_file(task):
-    return f"resources/nnUNet_preprocessed/{DATASET_OF[task]}/{DATA_IDENTIFIER}.manifest.json"
-
-
-def splits_file(task):
-    return f"resources/nnUNet_preprocessed/{DATASET_OF[task]}/splits_final.json"
-
-
-def training_of(arm):
-    """Return what decides a training of the arm: the section `training`, with the arm's own length."""
-    settings = {key: value for key, value in config["training"].items() if key != "threads"}
-    return settings | {"epochs": config["arms"][arm]["epochs"] or settings["epochs"]}
+    For rules whose outputs are soon made again: Snakemake itself looks at the script alone.
+    """
+    modules = imported_modules(BASE / "workflow_scripts" / script)
+    return [shipped(str(path.relative_to(BASE))) for path in modules]
 
 
 def run_files(name):
     """Return the path of one file of every run of the study."""
-    return [f"results/{STUDY}/runs/{task}/{arm}/fold_{fold}/{name}" for task, arm, fold in RUNS]
+    runs = [{"task": task, "arm": arm, "fold": fold} for task, arm, fold in STUDY.runs]
+    return [f"{RUN}/{name}".format(**run) for run in runs]
 
 
-def forecast_first(wildcards):
-    """Let a training wait for the check of the budget, or for the forecast that it is timed by.
+def checked_first(wildcards):
+    """Make a training wait until its study has been checked (and forecast, where that is needed).
 
-    Nothing is returned: neither is an input, so one that is made anew trains nothing again.
+    The list is empty: the check is not an input, so repeating it does not retrain anything.
     """
-    if HAS_BUDGET:
-        checkpoints.check_budget.get(study=wildcards.study)
-    elif REQUESTS.forecast_decides:
-        checkpoints.forecast_study.get(study=wildcards.study)
+    if not Path(RUN.format(**wildcards), "run.json").is_file():
+        checkpoints.check_needs.get()
     return []
 
 
-def describe_run(wildcards):
-    """Return the names that identify a training."""
-    return {
-        "study": wildcards.study,
-        "task": wildcards.task,
-        "dataset": DATASET_OF[wildcards.task],
-        "arm": wildcards.arm,
-        "trainer": config["arms"][wildcards.arm]["trainer"],
-        "fold": int(wildcards.fold),
-        "configuration": PLANNING["configuration"],
-        "plans": plans_name(wildcards.task),
-    }
+def trials_of_part(wildcards):
+    """Return the runs of the trials of a part, as listed when the previous part was decided."""
+    before = checkpoints.choose_frequencies.get(task=wildcards.task, part=int(wildcards.part) - 1)
+    return expand(
+        f"{RUN}/run.json",
+        task=wildcards.task,
+        arm=json.loads(Path(before.output.part).read_text(encoding="utf-8"))["next"],
+        fold=config["search"]["fold"],
+    )
 
 
-REQUESTS = Requests(config, BASE / "config/published/nnunet_plans.tsv", DATASET_OF, describe_run)
+STYLE = shipped("config/plotting.yaml")

@@ -25,6 +25,8 @@ rule download_task:
         "logs/download_task/{task}.log",
     wildcard_constraints:
         task="|".join(MSD),
+    # A download that breaks off is tried again; a file in `archives` stays what it is.
+    retries: 0 if config["archives"] else 2
     localrule: True
     conda:
         "../envs/nnunet.yaml"
@@ -34,14 +36,14 @@ rule download_task:
     message:
         "Fetching the archive of {wildcards.task}"
     script:
-        "../workflow_scripts/download_task.py"
+        "../workflow_scripts/data/download_task.py"
 
 
 rule make_demo_task:
     output:
-        archive="resources/archives/Task99_BrainTissue.tar",
+        archive=f"resources/archives/{DEMO_TASK}.tar",
     log:
-        "logs/make_demo_task/Task99_BrainTissue.log",
+        f"logs/make_demo_task/{DEMO_TASK}.log",
     localrule: True
     conda:
         "../envs/nnunet.yaml"
@@ -51,12 +53,12 @@ rule make_demo_task:
     message:
         "Making the demo task"
     script:
-        "../workflow_scripts/make_demo_task.py"
+        "../workflow_scripts/data/make_demo_task.py"
 
 
 rule extract_task:
     input:
-        # What it holds is told by its checksum: an archive copied or touched is no other one.
+        # Its checksum tells what it holds: an archive that was copied or touched is the same one.
         archive=lambda wildcards: (ancient if wildcards.task in MSD else str)(
             f"resources/archives/{wildcards.task}.tar"
         ),
@@ -68,56 +70,51 @@ rule extract_task:
         "../envs/nnunet.yaml"
     threads: 4
     resources:
-        mem_mb=REQUESTS.memory_mb,
-        runtime=REQUESTS.minutes,
-        disk_mb=REQUESTS.disk_mb,
+        **JOBS.of("extract_task"),
     params:
         md5=lambda wildcards: MSD.get(wildcards.task, {}).get("md5"),
     message:
         "Unpacking and checking {wildcards.task}"
     script:
-        "../workflow_scripts/extract_task.py"
+        "../workflow_scripts/data/extract_task.py"
 
 
 rule convert_task:
     input:
-        folder=lambda wildcards: f"resources/msd/{TASK_OF[wildcards.dataset]}",
+        folder=lambda wildcards: f"resources/msd/{STUDY.task_of[wildcards.dataset]}",
     output:
-        dataset="resources/nnUNet_raw/{dataset}/dataset.json",
+        dataset=f"{RAW}/{{dataset}}/dataset.json",
     log:
         "logs/convert_task/{dataset}.log",
     wildcard_constraints:
-        dataset="|".join(DATASET_OF[task] for task in [*MSD, DEMO_TASK]),
+        dataset="|".join(STUDY.dataset_of[task] for task in [*MSD, DEMO_TASK]),
     conda:
         "../envs/nnunet.yaml"
     threads: 4
     resources:
-        mem_mb=REQUESTS.memory_mb,
-        runtime=REQUESTS.minutes,
-        disk_mb=REQUESTS.disk_mb,
+        **JOBS.of("convert_task"),
     message:
         "Converting {wildcards.dataset} for nnU-Net"
     script:
-        "../workflow_scripts/convert_task.py"
+        "../workflow_scripts/data/convert_task.py"
 
 
 rule import_own_task:
     output:
-        dataset="resources/nnUNet_raw/{dataset}/dataset.json",
+        dataset=f"{RAW}/{{dataset}}/dataset.json",
     log:
         "logs/import_own_task/{dataset}.log",
     wildcard_constraints:
-        dataset="|".join(DATASET_OF[task] for task in config["own_tasks"]) or "(?!)",
+        dataset="|".join(STUDY.dataset_of[task] for task in config["own_tasks"]) or "(?!)",
     conda:
         "../envs/nnunet.yaml"
     threads: 4
     resources:
-        mem_mb=REQUESTS.memory_mb,
-        runtime=REQUESTS.minutes,
-        disk_mb=REQUESTS.disk_mb,
+        **JOBS.of("import_own_task"),
     params:
-        task=lambda wildcards: TASK_OF[wildcards.dataset],
+        task=lambda wildcards: STUDY.task_of[wildcards.dataset],
+        register=shipped("config/published/journal_datasets.yaml"),
     message:
         "Checking and importing {wildcards.dataset}"
     script:
-        "../workflow_scripts/import_own_task.py"
+        "../workflow_scripts/data/import_own_task.py"

@@ -1,123 +1,207 @@
 """
-This part of the workflow draws the figures, each from tidy tables as .svg and .png.
+This part of the workflow draws the figures, each as .svg and .png.
 
 REQUIRED INPUTS:
 
     results/{study}/tables/{runs,cases,epochs,comparison,class_balance}.csv
     config/plotting.yaml, all that is about looks: an edit redraws figures and nothing before them
+    for patches, in resources/nnUNet_preprocessed/{dataset}/: plans and preprocessed cases
+    for predictions, images and references in resources/nnUNet_raw/{dataset}/, and the predictions in
+    the runs' nnU-Net folders
 
-OUTPUTS:
+OUTPUTS, in results/{study}/figures/:
 
-    results/{study}/figures/{dice,cost,convergence,schedule,class_balance}.{svg,png}
+    {dice,cost,convergence,schedule,class_balance}.{svg,png}
+    patches.{svg,png}       what the network sees of one patch, from beginning to end of a training
+    predictions.{svg,png}   slices of the worst, median and best case
+    budget.{svg,png}        Dice against energy, a line an arm, of a study whose arms differ in length
+                            (config/budget_sweep.yaml): `snakemake budget_sweep`
 """
 
 
+# Rules that inherit share the line `script:`, so the name of theirs is a parameter. `localrule` they
+# do not inherit.
 rule plot_dice:
     input:
-        runs="results/{study}/tables/runs.csv",
-        style="config/plotting.yaml",
-        modules="workflow_scripts/plotting.py",
+        runs=f"{RESULTS}/tables/runs.csv",
+        style=STYLE,
+        code=code("figures/plot_dice.py"),
     output:
-        svg="results/{study}/figures/dice.svg",
+        svg=f"{RESULTS}/figures/dice.svg",
         png=report(
-            "results/{study}/figures/dice.png",
+            f"{RESULTS}/figures/dice.png",
             caption="report/dice.rst",
             category="Figures",
             labels={"figure": "Dice by task and arm"},
         ),
     log:
-        "logs/plot_dice/{study}.log",
+        f"logs/plot_dice/{STUDY.name}.log",
     localrule: True
     conda:
         "../envs/analysis.yaml"
+    params:
+        script="plot_dice.py",
     script:
-        "../workflow_scripts/plot_dice.py"
+        "../workflow_scripts/figures/{params.script}"
 
 
-rule plot_cost:
+use rule plot_dice as plot_cost with:
     input:
-        comparison="results/{study}/tables/comparison.csv",
-        style="config/plotting.yaml",
-        modules="workflow_scripts/plotting.py",
+        comparison=f"{RESULTS}/tables/comparison.csv",
+        style=STYLE,
+        code=code("figures/plot_cost.py"),
     output:
-        svg="results/{study}/figures/cost.svg",
+        svg=f"{RESULTS}/figures/cost.svg",
         png=report(
-            "results/{study}/figures/cost.png",
+            f"{RESULTS}/figures/cost.png",
             caption="report/cost.rst",
             category="Figures",
             labels={"figure": "Cost by arm"},
         ),
     log:
-        "logs/plot_cost/{study}.log",
+        f"logs/plot_cost/{STUDY.name}.log",
     localrule: True
-    conda:
-        "../envs/analysis.yaml"
-    script:
-        "../workflow_scripts/plot_cost.py"
+    params:
+        script="plot_cost.py",
 
 
-rule plot_convergence:
+use rule plot_dice as plot_convergence with:
     input:
-        epochs="results/{study}/tables/epochs.csv",
-        style="config/plotting.yaml",
-        modules="workflow_scripts/plotting.py",
+        epochs=f"{RESULTS}/tables/epochs.csv",
+        style=STYLE,
+        code=code("figures/plot_convergence.py"),
     output:
-        svg="results/{study}/figures/convergence.svg",
+        svg=f"{RESULTS}/figures/convergence.svg",
         png=report(
-            "results/{study}/figures/convergence.png",
+            f"{RESULTS}/figures/convergence.png",
             caption="report/convergence.rst",
             category="Figures",
             labels={"figure": "Convergence"},
         ),
     log:
-        "logs/plot_convergence/{study}.log",
+        f"logs/plot_convergence/{STUDY.name}.log",
     localrule: True
-    conda:
-        "../envs/analysis.yaml"
-    script:
-        "../workflow_scripts/plot_convergence.py"
+    params:
+        script="plot_convergence.py",
 
 
-rule plot_schedule:
+use rule plot_dice as plot_schedule with:
     input:
-        epochs="results/{study}/tables/epochs.csv",
-        runs="results/{study}/tables/runs.csv",
-        style="config/plotting.yaml",
-        modules="workflow_scripts/plotting.py",
+        epochs=f"{RESULTS}/tables/epochs.csv",
+        runs=f"{RESULTS}/tables/runs.csv",
+        style=STYLE,
+        code=code("figures/plot_schedule.py"),
     output:
-        svg="results/{study}/figures/schedule.svg",
+        svg=f"{RESULTS}/figures/schedule.svg",
         png=report(
-            "results/{study}/figures/schedule.png",
+            f"{RESULTS}/figures/schedule.png",
             caption="report/schedule.rst",
             category="Figures",
             labels={"figure": "Patch-size schedules"},
         ),
     log:
-        "logs/plot_schedule/{study}.log",
+        f"logs/plot_schedule/{STUDY.name}.log",
     localrule: True
-    conda:
-        "../envs/analysis.yaml"
-    script:
-        "../workflow_scripts/plot_schedule.py"
+    params:
+        script="plot_schedule.py",
 
 
-rule plot_class_balance:
+use rule plot_dice as plot_class_balance with:
     input:
-        balance="results/{study}/tables/class_balance.csv",
-        style="config/plotting.yaml",
-        modules="workflow_scripts/plotting.py",
+        class_balance=f"{RESULTS}/tables/class_balance.csv",
+        style=STYLE,
+        code=code("figures/plot_class_balance.py"),
     output:
-        svg="results/{study}/figures/class_balance.svg",
+        svg=f"{RESULTS}/figures/class_balance.svg",
         png=report(
-            "results/{study}/figures/class_balance.png",
+            f"{RESULTS}/figures/class_balance.png",
             caption="report/class_balance.rst",
             category="Figures",
             labels={"figure": "Foreground by patch size"},
         ),
     log:
-        "logs/plot_class_balance/{study}.log",
+        f"logs/plot_class_balance/{STUDY.name}.log",
+    localrule: True
+    params:
+        script="plot_class_balance.py",
+
+
+rule plot_patches:
+    input:
+        plans=STUDY.plans(STUDY.tasks[0]),
+        manifest=STUDY.manifest(STUDY.tasks[0]),
+        style=STYLE,
+        code=code("figures/plot_patches.py"),
+    output:
+        svg=f"{RESULTS}/figures/patches.svg",
+        png=report(
+            f"{RESULTS}/figures/patches.png",
+            caption="report/patches.rst",
+            category="Figures",
+            labels={"figure": "Patches in the course of training"},
+        ),
+    log:
+        f"logs/plot_patches/{STUDY.name}.log",
     localrule: True
     conda:
-        "../envs/analysis.yaml"
+        "../envs/nnunet.yaml"
+    params:
+        task=STUDY.tasks[0],
+        data_identifier=STUDY.data_identifier,
+        configuration=STUDY.configuration,
+        arms={
+            name: {
+                "trainer": arm["trainer"],
+                "parameters": arm["parameters"],
+                "training": STUDY.training(name),
+            }
+            for name, arm in config["arms"].items()
+        },
+    message:
+        "Drawing patches in the course of training"
     script:
-        "../workflow_scripts/plot_class_balance.py"
+        "../workflow_scripts/figures/plot_patches.py"
+
+
+rule plot_predictions:
+    input:
+        runs=f"{RESULTS}/tables/runs.csv",
+        cases=f"{RESULTS}/tables/cases.csv",
+        style=STYLE,
+        code=code("figures/plot_predictions.py"),
+    output:
+        svg=f"{RESULTS}/figures/predictions.svg",
+        png=report(
+            f"{RESULTS}/figures/predictions.png",
+            caption="report/predictions.rst",
+            category="Figures",
+            labels={"figure": "Example slices"},
+        ),
+    log:
+        f"logs/plot_predictions/{STUDY.name}.log",
+    conda:
+        "../envs/nnunet.yaml"
+    resources:
+        **JOBS.of("plot_predictions"),
+    params:
+        raw=str(RAW),
+        reference_arm=config["reference_arm"],
+    message:
+        "Drawing example slices"
+    script:
+        "../workflow_scripts/figures/plot_predictions.py"
+
+
+use rule plot_dice as plot_budget_sweep with:
+    input:
+        runs=f"{RESULTS}/tables/runs.csv",
+        style=STYLE,
+        code=code("figures/plot_budget_sweep.py"),
+    output:
+        svg=f"{RESULTS}/figures/budget.svg",
+        png=f"{RESULTS}/figures/budget.png",
+    log:
+        f"logs/plot_budget_sweep/{STUDY.name}.log",
+    localrule: True
+    params:
+        script="plot_budget_sweep.py",

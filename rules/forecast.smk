@@ -16,18 +16,15 @@ OUTPUTS, in results/{study}/forecast/:
     forecast.md          totals, arms, assumptions and error on one screen
     forecast.{svg,png}   bars by arm
     within_budget.json   only with a budget: what it was checked against
+    needs.json           result of the check before the first training: plans, names, disk space
 """
 
-from nnunet import file_digests
-
-FORECAST = expand(f"results/{STUDY}/forecast/forecast.{{kind}}", kind=["csv", "md", "svg", "png"])
-OWN_PLANS = {
-    task: f"resources/nnUNet_preprocessed/{dataset}/{BASE_PLANS}.json"
-    for task, dataset in DATASET_OF.items()
-    if task in config["tasks"]
-}
+FORECAST = multiext(f"{RESULTS}/forecast/forecast", ".csv", ".md", ".svg", ".png")
+OWN_PLANS = {task: f"{STUDY.preprocessed(task)}/{STUDY.base_plans}.json" for task in STUDY.tasks}
 PUBLISHED_PLANS = [
-    task for task in config["tasks"] if task in MSD and DATA_IDENTIFIER == "nnUNetPlans_3d_fullres"
+    task
+    for task in STUDY.tasks
+    if task in MSD and STUDY.data_identifier == "nnUNetPlans_3d_fullres"
 ]
 CALIBRATING_RUNS = (
     [f"{folder}/**/run.json" for folder in config["forecast"]["runs"]]
@@ -35,107 +32,135 @@ CALIBRATING_RUNS = (
     else []
 )
 
+FORECASTED = {
+    "study": STUDY.name,
+    "tasks": STUDY.tasks,
+    "folds": config["folds"],
+    "arms": config["arms"],
+    "reference_arm": config["reference_arm"],
+    "configuration": STUDY.configuration,
+    "overrides": {task: STUDY.overrides(task) for task in STUDY.tasks},
+    "training": {
+        key: value
+        for key, value in config["training"].items()
+        if key in ("seed", "epochs") or key.endswith("iterations_per_epoch")
+    },
+    "mirroring": config["validation"]["mirroring"],
+    "country": config["energy"]["country"],
+    "pue": config["energy"]["pue"],
+    "calibration": config["forecast"]["calibration"],
+    "own_plans": OWN_PLANS,
+    "published": PUBLISHED_PLANS,
+    "runs": lambda wildcards: file_digests(CALIBRATING_RUNS),
+    "found": lambda wildcards: file_digests(OWN_PLANS.values()),
+}
 
-checkpoint forecast_study:
+
+rule forecast_study:
     input:
-        plans="config/published/nnunet_plans.tsv",
-        runs="config/published/nnunet_runs.tsv",
-        modules=expand(
-            "workflow_scripts/{module}.py",
-            module=[
-                "forecast",
-                "calibration",
-                "flops",
-                "trainers/curricula/planning",
-                "trainers/curricula/schedules",
-                "trainers/curricula/scales",
-            ],
-        ),
+        plans=shipped("config/published/nnunet_plans.tsv"),
+        runs=shipped("config/published/nnunet_runs.tsv"),
+        code=code("forecast/forecast_study.py"),
         # Needed for the trainings anyway; without them no budget could be checked and no job timed.
         unpublished=[
-            plans_file(task)
-            for task in config["tasks"]
-            if task not in PUBLISHED_PLANS and (HAS_BUDGET or REQUESTS.forecast_decides)
+            STUDY.plans(task)
+            for task in STUDY.tasks
+            if task not in PUBLISHED_PLANS and (HAS_BUDGET or JOBS.forecast_decides)
         ],
     output:
-        csv="results/{study}/forecast/forecast.csv",
+        csv=f"{RESULTS}/forecast/forecast.csv",
         md=report(
-            "results/{study}/forecast/forecast.md",
+            f"{RESULTS}/forecast/forecast.md",
             caption="report/forecast.rst",
             category="Forecast",
             labels={"forecast": "Totals and assumptions"},
         ),
     log:
-        "logs/forecast_study/{study}.log",
+        f"logs/forecast_study/{STUDY.name}.log",
     priority: 100
     localrule: True
     conda:
         "../envs/nnunet.yaml"
     params:
-        tasks=config["tasks"],
-        folds=config["folds"],
-        arms=config["arms"],
-        reference_arm=config["reference_arm"],
-        configuration=PLANNING["configuration"],
-        overrides={task: overrides(task) for task in config["tasks"]},
-        training={
-            key: value
-            for key, value in config["training"].items()
-            if key in ("seed", "epochs") or key.endswith("iterations_per_epoch")
-        },
-        mirroring=config["validation"]["mirroring"],
-        country=config["energy"]["country"],
-        pue=config["energy"]["pue"],
-        calibration=config["forecast"]["calibration"],
-        own_plans=OWN_PLANS,
-        published=PUBLISHED_PLANS,
-        runs=lambda wildcards: file_digests(CALIBRATING_RUNS),
-        found=lambda wildcards: file_digests(OWN_PLANS.values()),
+        **FORECASTED,
     message:
-        "Forecasting the study {wildcards.study}"
+        f"Forecasting the study {STUDY.name}"
     script:
-        "../workflow_scripts/forecast_study.py"
+        "../workflow_scripts/forecast/forecast_study.py"
 
 
 rule plot_forecast:
     input:
-        forecast="results/{study}/forecast/forecast.csv",
-        style="config/plotting.yaml",
-        modules="workflow_scripts/plotting.py",
+        forecast=f"{RESULTS}/forecast/forecast.csv",
+        style=STYLE,
+        code=code("forecast/plot_forecast.py"),
     output:
-        svg="results/{study}/forecast/forecast.svg",
+        svg=f"{RESULTS}/forecast/forecast.svg",
         png=report(
-            "results/{study}/forecast/forecast.png",
+            f"{RESULTS}/forecast/forecast.png",
             caption="report/forecast.rst",
             category="Forecast",
             labels={"forecast": "Cost by arm"},
         ),
     log:
-        "logs/plot_forecast/{study}.log",
+        f"logs/plot_forecast/{STUDY.name}.log",
     localrule: True
     conda:
         "../envs/analysis.yaml"
     params:
         reference_arm=config["reference_arm"],
     script:
-        "../workflow_scripts/plot_forecast.py"
+        "../workflow_scripts/forecast/plot_forecast.py"
 
 
-checkpoint check_budget:
+checkpoint check_needs:
     input:
-        forecast="results/{study}/forecast/forecast.csv",
-        page="results/{study}/forecast/forecast.md",
+        plans=shipped("config/published/nnunet_plans.tsv"),
+        unpublished=[STUDY.plans(task) for task in STUDY.tasks if task not in PUBLISHED_PLANS],
+        # Chained, because an input function only sees the first checkpoint that is not done yet.
+        within=[f"{RESULTS}/forecast/within_budget.json"] if HAS_BUDGET else [],
+        forecast=[f"{RESULTS}/forecast/forecast.csv"] if JOBS.forecast_decides else [],
     output:
-        within="results/{study}/forecast/within_budget.json",
+        needs=f"{RESULTS}/forecast/needs.json",
     log:
-        "logs/check_budget/{study}.log",
+        f"logs/check_needs/{STUDY.name}.log",
+    priority: 100
+    localrule: True
+    conda:
+        "../envs/nnunet.yaml"
+    params:
+        **{
+            key: FORECASTED[key]
+            for key in ("study", "tasks", "folds", "arms", "configuration", "overrides")
+            + ("training", "mirroring", "own_plans", "published")
+        },
+        records=[
+            [*run[:2], path] for run, path in zip(STUDY.runs, run_files("run.json"), strict=True)
+        ],
+        manifests={task: STUDY.manifest(task) for task in STUDY.tasks},
+        splits={task: STUDY.splits(task) for task in STUDY.tasks},
+    message:
+        f"Checking what the study {STUDY.name} needs"
+    script:
+        "../workflow_scripts/forecast/check_needs.py"
+
+
+rule check_budget:
+    input:
+        forecast=f"{RESULTS}/forecast/forecast.csv",
+        page=f"{RESULTS}/forecast/forecast.md",
+    output:
+        within=f"{RESULTS}/forecast/within_budget.json",
+    log:
+        f"logs/check_budget/{STUDY.name}.log",
     priority: 100
     localrule: True
     conda:
         "../envs/analysis.yaml"
     params:
+        study=STUDY.name,
         budget=config["budget"],
     message:
-        "Checking the budget of the study {wildcards.study}"
+        f"Checking the budget of the study {STUDY.name}"
     script:
-        "../workflow_scripts/check_budget.py"
+        "../workflow_scripts/forecast/check_budget.py"

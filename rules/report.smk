@@ -11,66 +11,97 @@ OUTPUTS, in results/{study}/notebooks/:
     {results,curricula,scale_space}.ipynb   with outputs
     {results,curricula,scale_space}.html    self-contained
 
-A notebook that fails is left as far as it came in logs/run_notebook/. `snakemake --report` gathers
-these pages with the figures and tables; it can only be called after the run, so no rule makes it.
+A notebook that fails is left as far as it came in logs/. `snakemake --report` gathers these pages
+with the figures and tables; it can only be called after the run, so no rule makes it.
 """
 
-SHOWN = {  # by notebook: the name of a parameter of the notebook and its file
-    "results": {
-        "comparison": f"results/{STUDY}/tables/comparison.csv",
-        "comparison_md": f"results/{STUDY}/tables/comparison.md",
-        "significance": f"results/{STUDY}/tables/significance.csv",
-        "claims_md": f"results/{STUDY}/tables/claims.md",
-        "runs": f"results/{STUDY}/tables/runs.csv",
-        "energy": f"results/{STUDY}/tables/energy.csv",
-        "dice": f"results/{STUDY}/figures/dice.png",
-        "cost": f"results/{STUDY}/figures/cost.png",
-        "convergence": f"results/{STUDY}/figures/convergence.png",
-        "predictions": f"results/{STUDY}/figures/predictions.png",
-    },
-    "curricula": {
-        "runs": f"results/{STUDY}/tables/runs.csv",
-        "stages": f"results/{STUDY}/tables/stages.csv",
-        "balance": f"results/{STUDY}/tables/class_balance.csv",
-        "schedule": f"results/{STUDY}/figures/schedule.png",
-        "patches": f"results/{STUDY}/figures/patches.png",
-        "class_balance": f"results/{STUDY}/figures/class_balance.png",
-    },
-    "scale_space": {
-        "choice": f"results/{STUDY}/tables/scale_choice.csv",
-        "checks": f"results/{STUDY}/tables/scale_checks.csv",
-        "scales_md": f"results/{STUDY}/tables/scale_space.md",
-        "scales_png": f"results/{STUDY}/figures/scale_space.png",
-        "comparisons_md": f"results/{STUDY}/tables/scale_comparisons.md",
-    },
-}
-if transfers(config):
-    SHOWN["scale_space"] |= {
-        "transfer_md": f"results/{STUDY}/tables/scale_transfer.md",
-        "transfer_png": f"results/{STUDY}/figures/scale_transfer.png",
-    }
+from workflow_scripts.study.scale_grid import transfers
 
 
-rule run_notebook:
+rule run_results_notebook:
     input:
-        unpack(lambda wildcards: SHOWN[wildcards.notebook]),
-        notebook="notebooks/{notebook}.ipynb",
+        notebook=shipped("notebooks/results.ipynb"),
+        comparison=f"{RESULTS}/tables/comparison.csv",
+        comparison_md=f"{RESULTS}/tables/comparison.md",
+        significance=f"{RESULTS}/tables/significance.csv",
+        claims_md=f"{RESULTS}/tables/claims.md",
+        runs=f"{RESULTS}/tables/runs.csv",
+        energy=f"{RESULTS}/tables/energy.csv",
+        dice=f"{RESULTS}/figures/dice.png",
+        cost=f"{RESULTS}/figures/cost.png",
+        convergence=f"{RESULTS}/figures/convergence.png",
+        predictions=f"{RESULTS}/figures/predictions.png",
     output:
-        notebook="results/{study}/notebooks/{notebook}.ipynb",
+        notebook=f"{RESULTS}/notebooks/results.ipynb",
         html=report(
-            "results/{study}/notebooks/{notebook}.html",
-            caption="report/notebook.rst",
+            f"{RESULTS}/notebooks/results.html",
+            caption="report/results_notebook.rst",
             category="Notebooks",
-            labels={"notebook": "{notebook}"},
+            labels={"notebook": "results"},
         ),
     log:
-        "logs/run_notebook/{study}_{notebook}.log",
-    wildcard_constraints:
-        notebook="|".join(SHOWN),
+        f"logs/run_results_notebook/{STUDY.name}.log",
     localrule: True
     conda:
         "../envs/analysis.yaml"
+    params:
+        study=STUDY.name,
     message:
-        "Running the notebook {wildcards.notebook}"
+        "Running the notebook results"
     script:
-        "../workflow_scripts/run_notebook.py"
+        "../workflow_scripts/report/run_notebook.py"
+
+
+use rule run_results_notebook as run_curricula_notebook with:
+    input:
+        notebook=shipped("notebooks/curricula.ipynb"),
+        runs=f"{RESULTS}/tables/runs.csv",
+        stages=f"{RESULTS}/tables/stages.csv",
+        balance=f"{RESULTS}/tables/class_balance.csv",
+        schedule=f"{RESULTS}/figures/schedule.png",
+        patches=f"{RESULTS}/figures/patches.png",
+        class_balance=f"{RESULTS}/figures/class_balance.png",
+    output:
+        notebook=f"{RESULTS}/notebooks/curricula.ipynb",
+        html=report(
+            f"{RESULTS}/notebooks/curricula.html",
+            caption="report/curricula_notebook.rst",
+            category="Notebooks",
+            labels={"notebook": "curricula"},
+        ),
+    log:
+        f"logs/run_curricula_notebook/{STUDY.name}.log",
+    localrule: True  # which is not inherited
+    message:
+        "Running the notebook curricula"
+
+
+use rule run_results_notebook as run_scale_space_notebook with:
+    input:
+        **(
+            {
+                "transfer_md": f"{RESULTS}/tables/scale_transfer.md",
+                "transfer_png": f"{RESULTS}/figures/scale_transfer.png",
+            }
+            if transfers(config)
+            else {}
+        ),
+        notebook=shipped("notebooks/scale_space.ipynb"),
+        choice=f"{RESULTS}/tables/scale_choice.csv",
+        checks=f"{RESULTS}/tables/scale_checks.csv",
+        scales_md=f"{RESULTS}/tables/scale_space.md",
+        scales_png=f"{RESULTS}/figures/scale_space.png",
+        comparisons_md=f"{RESULTS}/tables/scale_comparisons.md",
+    output:
+        notebook=f"{RESULTS}/notebooks/scale_space.ipynb",
+        html=report(
+            f"{RESULTS}/notebooks/scale_space.html",
+            caption="report/scale_space_notebook.rst",
+            category="Notebooks",
+            labels={"notebook": "scale_space"},
+        ),
+    log:
+        f"logs/run_scale_space_notebook/{STUDY.name}.log",
+    localrule: True
+    message:
+        "Running the notebook scale_space"

@@ -13,11 +13,19 @@ OUTPUTS, in results/{study}/:
                                                      nnUNet_extTrainer
     scales/{task}/{arm}/fold_{fold}/                 Dice and cost at each evaluated scale factor, and
                                                      Dice of weights in networks of another one
+    tables/scale_space.{csv,md}          accuracy and cost of inference, and what a reader must know
+    tables/scale_choice.csv              the cheapest good enough scale factor
+    tables/scale_checks.csv              whether the weights follow the scale factor
+    tables/scale_costs.csv               cost of training
+    tables/scale_comparisons.{csv,md}    the hypernetwork against its controls, paired over cases
+    tables/scale_transfer.{csv,md}       Dice of weights in networks of other scale factors
+    figures/scale_space.{svg,png}, figures/scale_transfer.{svg,png}
 
-STEPS: bake_model, evaluate_scale and evaluate_transfer; scale_tables.smk goes on from here
+STEPS: bake_model, evaluate_scale and evaluate_transfer; tabulate_scales, compare_scales, plot_scales;
+tabulate_transfer, plot_transfer
 """
 
-from scale_study import (
+from workflow_scripts.study.scale_grid import (
     BAKED_TRAINER,
     CHOSEN,
     PLANNED,
@@ -27,28 +35,27 @@ from scale_study import (
     wanted_models,
 )
 
+SCALES = f"{RESULTS}/scales/{{task}}/{{arm}}/fold_{{fold}}"
 BAKED_MODEL = (
-    "results/{study}/baked/{arm}/scale_{scale}/{dataset}/"
-    f"{BAKED_TRAINER}__{{plans}}__{PLANNING['configuration']}"
+    f"{RESULTS}/baked/{{arm}}/scale_{{scale}}/{{dataset}}/"
+    f"{BAKED_TRAINER}__{{plans}}__{STUDY.configuration}"
 )
 
 
 rule bake_model:
     input:
         runs=lambda wildcards: expand(
-            "results/{{study}}/runs/{task}/{{arm}}/fold_{fold}/run.json",
-            task=TASK_OF[wildcards.dataset],
+            f"{RUN}/run.json",
+            task=STUDY.task_of[wildcards.dataset],
+            arm=wildcards.arm,
             fold=config["folds"],
         ),
         choice=branch(
             lambda wildcards: wildcards.scale == CHOSEN,
-            then="results/{study}/tables/scale_choice.csv",
+            then=f"{RESULTS}/tables/scale_choice.csv",
             otherwise=[],
         ),
-        modules=expand(
-            "workflow_scripts/trainers/curricula/{module}.py",
-            module=["rescaled_unet", "hypernetwork", "scale_space", "scales"],
-        ),
+        network=shipped("workflow_scripts/trainers/curricula/networks/rescaled_unet.py"),
     output:
         plans=f"{BAKED_MODEL}/plans.json",
         dataset=f"{BAKED_MODEL}/dataset.json",
@@ -60,49 +67,46 @@ rule bake_model:
             allow_missing=True,
         ),
     log:
-        "logs/bake_model/{study}_{arm}_{scale}_{dataset}_{plans}.log",
+        f"logs/bake_model/{STUDY.name}_{{arm}}_{{scale}}_{{dataset}}_{{plans}}.log",
     wildcard_constraints:
         scale=rf"[01]|0\.\d+|{CHOSEN}",
         plans=r"[^/]+",
     conda:
         "../envs/nnunet.yaml"
     resources:
-        mem_mb=REQUESTS.memory_mb,
-        runtime=REQUESTS.minutes,
-        disk_mb=REQUESTS.disk_mb,
+        **JOBS.of("bake_model"),
     params:
-        task=lambda wildcards: TASK_OF[wildcards.dataset],
+        task=lambda wildcards: STUDY.task_of[wildcards.dataset],
         parameters=lambda wildcards: config["arms"][wildcards.arm]["parameters"],
     message:
         "Baking {wildcards.arm} for the scale factor {wildcards.scale}, {wildcards.dataset}"
     script:
-        "../workflow_scripts/bake_model.py"
+        "../workflow_scripts/scale_space/bake_model.py"
 
 
 rule evaluate_scale:
     input:
-        run="results/{study}/runs/{task}/{arm}/fold_{fold}/run.json",
+        run=f"{RUN}/run.json",
         model=lambda wildcards: baked_plans(
-            BAKED_MODEL, DATASET_OF[wildcards.task], plans_name(wildcards.task), **wildcards
+            BAKED_MODEL,
+            STUDY.dataset_of[wildcards.task],
+            STUDY.plans_name(wildcards.task),
+            **wildcards,
         ),
-        manifest=lambda wildcards: manifest_file(wildcards.task),
-        splits=lambda wildcards: splits_file(wildcards.task),
+        manifest=lambda wildcards: STUDY.manifest(wildcards.task),
+        splits=lambda wildcards: STUDY.splits(wildcards.task),
     output:
-        evaluation="results/{study}/scales/{task}/{arm}/fold_{fold}/scale_{scale}.json",
-        summary="results/{study}/scales/{task}/{arm}/fold_{fold}/scale_{scale}.summary.json",
+        evaluation=f"{SCALES}/scale_{{scale}}.json",
+        summary=f"{SCALES}/scale_{{scale}}.summary.json",
     log:
-        "logs/evaluate_scale/{study}_{task}_{arm}_{fold}_{scale}.log",
+        f"logs/evaluate_scale/{STUDY.name}_{{task}}_{{arm}}_{{fold}}_{{scale}}.log",
     wildcard_constraints:
         scale=rf"[01]|0\.\d+|{PLANNED}",
     conda:
         "../envs/nnunet.yaml"
     threads: config["training"]["threads"]
     resources:
-        gpu=0 if config["training"]["device"] == "cpu" else 1,
-        power_meter=1 if config["energy"]["tracking_mode"] == "machine" else 0,
-        mem_mb=REQUESTS.memory_mb,
-        runtime=REQUESTS.minutes,
-        disk_mb=REQUESTS.disk_mb,
+        **JOBS.of("evaluate_scale"),
     params:
         training={key: config["training"][key] for key in ("device", "precision", "deterministic")},
         energy=config["energy"],
@@ -110,19 +114,18 @@ rule evaluate_scale:
     message:
         "Evaluating {wildcards.task}, {wildcards.arm}, fold {wildcards.fold} at {wildcards.scale}"
     script:
-        "../workflow_scripts/evaluate_scale.py"
+        "../workflow_scripts/scale_space/evaluate_scale.py"
 
 
 rule evaluate_transfer:
     input:
-        run="results/{study}/runs/{task}/{arm}/fold_{fold}/run.json",
-        manifest=lambda wildcards: manifest_file(wildcards.task),
-        splits=lambda wildcards: splits_file(wildcards.task),
-        modules="workflow_scripts/bake_model.py",
+        run=f"{RUN}/run.json",
+        manifest=lambda wildcards: STUDY.manifest(wildcards.task),
+        splits=lambda wildcards: STUDY.splits(wildcards.task),
     output:
-        evaluation="results/{study}/scales/{task}/{arm}/fold_{fold}/weights_{weights}_at_{scale}.json",
+        evaluation=f"{SCALES}/weights_{{weights}}_at_{{scale}}.json",
     log:
-        "logs/evaluate_transfer/{study}_{task}_{arm}_{fold}_{weights}_{scale}.log",
+        f"logs/evaluate_transfer/{STUDY.name}_{{task}}_{{arm}}_{{fold}}_{{weights}}_{{scale}}.log",
     wildcard_constraints:
         weights=r"[01]|0\.\d+",
         scale=r"[01]|0\.\d+",
@@ -130,11 +133,7 @@ rule evaluate_transfer:
         "../envs/nnunet.yaml"
     threads: config["training"]["threads"]
     resources:
-        gpu=0 if config["training"]["device"] == "cpu" else 1,
-        power_meter=1 if config["energy"]["tracking_mode"] == "machine" else 0,
-        mem_mb=REQUESTS.memory_mb,
-        runtime=REQUESTS.minutes,
-        disk_mb=REQUESTS.disk_mb,
+        **JOBS.of("evaluate_transfer"),
     params:
         training={key: config["training"][key] for key in ("device", "precision", "deterministic")},
         energy=config["energy"],
@@ -145,4 +144,133 @@ rule evaluate_transfer:
         "Evaluating {wildcards.task}, {wildcards.arm}, fold {wildcards.fold}: weights for "
         "{wildcards.weights} in the network at {wildcards.scale}"
     script:
-        "../workflow_scripts/evaluate_transfer.py"
+        "../workflow_scripts/scale_space/evaluate_transfer.py"
+
+
+EVALUATIONS = [
+    f"{RESULTS}/scales/{task}/{arm}/fold_{fold}/scale_{scale}"
+    for task, arm, fold, scale in evaluations(config)
+]
+
+
+rule tabulate_scales:
+    input:
+        evaluations=expand("{model}.json", model=EVALUATIONS),
+        runs=run_files("run.json"),
+        code=code("scale_space/tabulate_scales.py"),
+    output:
+        csv=f"{RESULTS}/tables/scale_space.csv",
+        md=report(
+            f"{RESULTS}/tables/scale_space.md",
+            caption="report/scale_space.rst",
+            category="Scale space",
+            labels={"result": "Accuracy and cost by scale factor"},
+        ),
+        choice=f"{RESULTS}/tables/scale_choice.csv",
+        checks=f"{RESULTS}/tables/scale_checks.csv",
+        costs=f"{RESULTS}/tables/scale_costs.csv",
+    log:
+        f"logs/tabulate_scales/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        arms=config["arms"],
+        tolerance=config["scale_space"]["tolerance"],
+        mirroring=config["validation"]["mirroring"],
+    script:
+        "../workflow_scripts/scale_space/tabulate_scales.py"
+
+
+rule compare_scales:
+    input:
+        evaluations=expand("{model}.json", model=EVALUATIONS),
+        summaries=expand("{model}.summary.json", model=EVALUATIONS),
+        runs=run_files("run.json"),
+        code=code("scale_space/compare_scales.py"),
+    output:
+        csv=f"{RESULTS}/tables/scale_comparisons.csv",
+        md=report(
+            f"{RESULTS}/tables/scale_comparisons.md",
+            caption="report/scale_comparisons.rst",
+            category="Scale space",
+            labels={"result": "The hypernetwork against its controls"},
+        ),
+    log:
+        f"logs/compare_scales/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        arms=config["arms"],
+        seed=config["training"]["seed"],
+    script:
+        "../workflow_scripts/scale_space/compare_scales.py"
+
+
+rule plot_scales:
+    input:
+        scales=f"{RESULTS}/tables/scale_space.csv",
+        style=STYLE,
+        code=code("scale_space/plot_scales.py"),
+    output:
+        svg=f"{RESULTS}/figures/scale_space.svg",
+        png=report(
+            f"{RESULTS}/figures/scale_space.png",
+            caption="report/scale_space.rst",
+            category="Scale space",
+            labels={"result": "Dice by cost of inference"},
+        ),
+    log:
+        f"logs/plot_scales/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    script:
+        "../workflow_scripts/scale_space/plot_scales.py"
+
+
+rule tabulate_transfer:
+    input:
+        evaluations=[
+            f"{RESULTS}/scales/{task}/{arm}/fold_{fold}/weights_{weights}_at_{scale}.json"
+            for task, arm, fold, weights, scale in transfers(config)
+        ],
+        code=code("scale_space/tabulate_transfer.py"),
+    output:
+        csv=f"{RESULTS}/tables/scale_transfer.csv",
+        md=report(
+            f"{RESULTS}/tables/scale_transfer.md",
+            caption="report/scale_transfer.rst",
+            category="Scale space",
+            labels={"result": "Weights in other networks"},
+        ),
+    log:
+        f"logs/tabulate_transfer/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    script:
+        "../workflow_scripts/scale_space/tabulate_transfer.py"
+
+
+rule plot_transfer:
+    input:
+        transfer=f"{RESULTS}/tables/scale_transfer.csv",
+        style=STYLE,
+        code=code("scale_space/plot_transfer.py"),
+    output:
+        svg=f"{RESULTS}/figures/scale_transfer.svg",
+        png=report(
+            f"{RESULTS}/figures/scale_transfer.png",
+            caption="report/scale_transfer.rst",
+            category="Scale space",
+            labels={"result": "Weights in other networks, drawn"},
+        ),
+    log:
+        f"logs/plot_transfer/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    script:
+        "../workflow_scripts/scale_space/plot_transfer.py"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from faults_on_slurm import FAULTS
-from slurm_lab import Study, account, why_not, write_lab_profile
-from tree import copy_tree
-from units import pipe_table
+from helpers.faults_on_slurm import FAULTS
+from helpers.slurm_lab import Study, account, why_not, write_lab_profile
+from helpers.tree import copy_tree
+from workflow_scripts.common.formatting import pipe_table
 
 PREPROCESSED = "resources/nnUNet_preprocessed/Dataset099_BrainTissue"
 DATA = [

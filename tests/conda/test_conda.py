@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from environments import ENVIRONMENTS, environment_pins, imports_of, pins, rules
-from tree import ROOT, copy_tree, snakemake
+from helpers.environments import ENVIRONMENTS, environment_pins, imports_of, pins, rules
+from helpers.tree import ROOT, copy_tree, snakemake
 
 KEPT = os.environ.get("CONDA_TESTS")
 RULES = rules()

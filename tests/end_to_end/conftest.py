@@ -1,4 +1,4 @@
-"""A study so small that its whole road takes a minute or two, made in a copy of the workflow."""
+"""A study so small that its whole road takes a minute or two, in a folder of its own."""
 
 import json
 import os
@@ -9,24 +9,31 @@ from types import SimpleNamespace
 
 import pytest
 
-from tiny_study import CONFIG, TASK, TRAINERS
-from tree import copy_tree, snakemake, start, write_config
+from helpers.tiny_study import CONFIG, TASK, TRAINERS
+from helpers.tree import copy_tree, snakemake, start, write_config
 
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory):
-    """The finished study: folder, config, the command's arguments and what its run printed."""
-    folder = copy_tree(tmp_path_factory.mktemp("study"))
-    arguments = ["--cores", "2", "--configfile", write_config(folder, "tiny", CONFIG)]
-    before = {path.name for path in folder.iterdir()}
+    """The finished study: folder, config, the command's arguments and what its run printed.
+
+    The workflow is a clone that tests may change, its working directory another folder.
+    """
+    clone = copy_tree(tmp_path_factory.mktemp("clone"))
+    folder = tmp_path_factory.mktemp("study")
+    workflow = ["-s", clone / "Snakefile"]
+    config = write_config(clone, "tiny", CONFIG)
+    arguments = [*workflow, "--cores", "2", "--configfile", config]
     run = snakemake(folder, *arguments)
     assert run.returncode == 0, run.stdout + run.stderr
     return SimpleNamespace(
+        clone=clone,
         folder=folder,
+        workflow=workflow,
         config=CONFIG,
         arguments=arguments,
         run=run,
-        made={path.name for path in folder.iterdir()} - before,
+        made={path.name for path in folder.iterdir()},
         results=folder / "results/tiny",
     )
 
@@ -61,7 +68,7 @@ def killed(study):
     record = json.loads((study.results / f"runs/{TASK}/progressive/fold_0/run.json").read_text())
     ledger = study.folder / record["results_folder"].replace("tiny", "killed") / "ledger.jsonl"
     target = (run_folder / "run.json").relative_to(study.folder)
-    arguments = ["--cores", "1", "--configfile", path, "--", target]
+    arguments = [*study.workflow, "--cores", "1", "--configfile", path, "--", target]
 
     def start_and_wait(epochs):
         process = start(study.folder, *arguments)

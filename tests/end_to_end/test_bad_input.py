@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tree import copy_tree, said, snakemake
+from helpers.tree import said, snakemake
 
 TASK = "Task02_Heart"
 CASES = ["la_003", "la_004"]
@@ -105,7 +105,8 @@ UNUSABLE = {
 @pytest.fixture
 def tree(tmp_path):
     """A copy of the workflow in which an earlier study has left its results."""
-    folder = copy_tree(tmp_path / "tree")
+    folder = tmp_path / "tree"
+    folder.mkdir()
     for name in ("results/earlier/tables/runs.csv", "resources/archives/Task05_Prostate.tar"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("made before")
@@ -187,6 +188,20 @@ def test_no_network_and_no_archive(tree):
     assert f"{TASK}.tar could not be downloaded" in error
     assert "archives" in error
     assert made(tree) == before
+
+
+def test_a_download_is_tried_again(tree):
+    run = snakemake(
+        tree,
+        *("--cores", 1, "--configfile", "config/config.yaml", "--config", f"tasks=[{TASK}]"),
+        *("--", f"resources/msd/{TASK}"),
+        env=NO_NETWORK,
+    )
+    assert run.returncode != 0
+    errors = [line for line in said(run.stderr) if line.startswith(OWN_WORDS)]
+    assert len(errors) == 3
+    assert f"{TASK}.tar could not be downloaded" in errors[0]
+    assert set(errors) == {errors[0]}
 
 
 def test_a_folder_of_archives_that_is_not_there(tree):

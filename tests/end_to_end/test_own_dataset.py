@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from demo_task import TASK as DEMO
-from demo_task import write_archive
-from msd import extract_archive
-from tree import copy_tree, plan, said, snakemake, trainings, write_config
+from helpers.tree import plan, said, snakemake, trainings, write_config
+from workflow_scripts.data.archives import extract_archive
+from workflow_scripts.data.make_demo_task import write_archive
+from workflow_scripts.study.tasks import DEMO_TASK as DEMO
 
 RAW, MSD = "Task501_Raw", "Task502_Msd"
 DATASETS = {RAW: "Dataset501_Raw", MSD: "Dataset502_Msd"}
@@ -85,7 +85,7 @@ def own(tmp_path_factory):
     folders = {RAW: data / "Dataset007_Elsewhere", MSD: msd}
     for folder in folders.values():
         read_only(folder)
-    tree = copy_tree(tmp_path_factory.mktemp("own"))
+    tree = tmp_path_factory.mktemp("own")
     config = {
         **CONFIG,
         "own_tasks": {
@@ -212,7 +212,8 @@ def test_a_fault_of_the_data_is_told_by_case_and_makes_nothing(own, tmp_path):
 
 def test_another_clone_trains_on_linked_data_and_writes_nothing_there(own, tmp_path):
     resources = own.tree / "resources"
-    clone = copy_tree(tmp_path / "clone")
+    clone = tmp_path / "clone"
+    clone.mkdir()
     for path in clone.rglob("*"):
         if path.is_file():
             path.touch()

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from tree import ROOT, copy_tree, snakemake, write_config
+from helpers.tree import ROOT, snakemake, write_config
 
 TASK = "Task04_Hippocampus"
 ARMS = [
@@ -32,7 +32,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """config/hippocampus.yaml with a schedule of seconds."""
-    folder = copy_tree(tmp_path_factory.mktemp("task04"))
+    folder = tmp_path_factory.mktemp("task04")
     config = write_config(
         folder,
         "short",

@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from tiny_study import CONFIG, TASK
-from tree import copy_tree, snakemake, write_config
+from helpers.tiny_study import CONFIG, TASK
+from helpers.tree import snakemake, write_config
 
 TRAINER = "nnUNetTrainerScaleSpace"
 CHANGES = {
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.ci
 
 @pytest.fixture(scope="module")
 def scales(tmp_path_factory):
-    folder = copy_tree(tmp_path_factory.mktemp("scales"))
+    folder = tmp_path_factory.mktemp("scales")
     arguments = [
         "--cores",
         "2",

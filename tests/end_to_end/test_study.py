@@ -15,8 +15,8 @@ import nibabel
 import pytest
 from PIL import Image
 
-from tiny_study import ARMS, TASK
-from tree import plan, snakemake, trainings, write_config
+from helpers.tiny_study import ARMS, CONFIG, TASK, TRAINERS
+from helpers.tree import plan, snakemake, trainings, write_config
 
 RUN_FILES = ["run.json", "epochs.csv", "stages.csv", "energy.csv", "summary.json", "surface.csv"]
 TABLES = [
@@ -28,7 +28,36 @@ FIGURES = ["dice", "cost", "convergence", "schedule", "patches", "class_balance"
 NOTEBOOKS = ["results", "curricula"]
 PREPARED = {"make_demo_task", "extract_task", "convert_task", "fingerprint_task", "plan_task"}
 PREPARED |= {"override_plans", "preprocess_task", "write_splits"}
-FROM_LOOKS = {f"plot_{figure}": 1 for figure in FIGURES} | {"run_notebook": 2, "all": 1}
+FROM_LOOKS = {f"plot_{figure}": 1 for figure in FIGURES} | {
+    "run_results_notebook": 1,
+    "run_curricula_notebook": 1,
+    "all": 1,
+}
+
+OTHER_WORKFLOW = """
+configfile: "study.yaml"
+
+
+module patch_curricula:
+    snakefile:
+        "{snakefile}"
+    config:
+        config["curricula"]
+
+
+use rule * from patch_curricula as pgps_*
+
+
+rule summary:
+    default_target: True
+    input:
+        rules.pgps_all.input,
+        table="results/tiny/tables/comparison.md",
+    output:
+        "summary.md",
+    shell:
+        "cp {{input.table}} {{output}}"
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +80,7 @@ def test_outputs_are_those_of_the_contract_and_no_others(study):
     }
     assert found == wanted
     assert {path.name for path in study.results.iterdir()} == {
-        *("runs", "tables", "figures", "notebooks", "nnunet")
+        *("forecast", "runs", "tables", "figures", "notebooks", "nnunet")
     }
 
 
@@ -147,7 +176,7 @@ def test_a_second_run_has_nothing_to_do(study):
 
 
 def test_other_looks_redraw_figures_and_their_pages_only(study):
-    path = study.folder / "config/plotting.yaml"
+    path = study.clone / "config/plotting.yaml"
     before = path.read_text()
     try:
         path.write_text(before.replace("dpi: 200", "dpi: 100"))
@@ -158,13 +187,28 @@ def test_other_looks_redraw_figures_and_their_pages_only(study):
     assert jobs == FROM_LOOKS
 
 
+@pytest.mark.parametrize("name", ["plot_cost.py", "../common/formatting.py"])
+def test_other_code_draws_its_figure_again(study, name):
+    """Of a rule that inherits its `script:`, and of a module that the script imports."""
+    path = study.clone / "workflow_scripts/figures" / name
+    before, dates = path.read_text(), path.stat()
+    try:
+        path.write_text(before + "# more\n")
+        jobs, _ = plan(study.folder, *study.arguments)
+    finally:
+        path.write_text(before)
+        os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    assert jobs["plot_cost"] == jobs["run_results_notebook"] == 1
+    assert not {"train_fold", "plot_dice"} & set(jobs)
+
+
 def test_a_file_that_is_only_touched_reruns_nothing(study):
     """Snakemake compares the content of small files, so a new date alone is no change.
 
     `--max-checksum-file-size 0` makes it go by date; no profile sets it, because then a branch
     switched back and forth, which dates files anew, would rerun all that reads them.
     """
-    path = study.folder / "config/plotting.yaml"
+    path = study.clone / "config/plotting.yaml"
     path.touch()
     assert plan(study.folder, *study.arguments)[0] == {}
     by_date, _ = plan(study.folder, *study.arguments, "--max-checksum-file-size", 0)
@@ -173,7 +217,7 @@ def test_a_file_that_is_only_touched_reruns_nothing(study):
 
 def test_one_more_fold_trains_that_fold_only(study):
     config = write_config(study.folder, "tiny_folds", study.config, folds=[0, 1])
-    jobs, text = plan(study.folder, "--configfile", config)
+    jobs, text = plan(study.folder, *study.workflow, "--configfile", config)
     assert trainings(text) == {(TASK, arm, 1) for arm in ARMS}
     assert jobs["train_fold"] == len(ARMS)
     assert PREPARED.isdisjoint(jobs)
@@ -182,13 +226,13 @@ def test_one_more_fold_trains_that_fold_only(study):
 def test_one_more_arm_trains_that_arm_only(study):
     arms = {"again": {"trainer": "nnUNetTrainer"}}
     config = write_config(study.folder, "tiny_arms", study.config, arms=arms)
-    _, text = plan(study.folder, "--configfile", config)
+    _, text = plan(study.folder, *study.workflow, "--configfile", config)
     assert trainings(text) == {(TASK, "again", 0)}
 
 
 def test_another_study_shares_the_preprocessed_data(study):
     config = write_config(study.folder, "other", study.config, study="other")
-    jobs, text = plan(study.folder, "--configfile", config)
+    jobs, text = plan(study.folder, *study.workflow, "--configfile", config)
     assert trainings(text) == {(TASK, arm, 0) for arm in ARMS}
     assert PREPARED.isdisjoint(jobs)
 
@@ -196,16 +240,18 @@ def test_another_study_shares_the_preprocessed_data(study):
 def test_other_overrides_change_the_plans_but_preprocess_nothing(study):
     overrides = {"overrides": {"all": {"batch_size": 3}}}
     config = write_config(study.folder, "batch", study.config, study="batch", planning=overrides)
-    jobs, _ = plan(study.folder, "--configfile", config)
+    jobs, _ = plan(study.folder, *study.workflow, "--configfile", config)
     assert PREPARED & set(jobs) == {"override_plans"}
 
 
+@pytest.mark.ci
 def test_a_killed_training_fails_and_keeps_its_epochs(killed):
     assert killed.first.returncode != 0
     assert "SIGKILL" in killed.first.stderr
     assert len(killed.after_first) >= 2
 
 
+@pytest.mark.ci
 def test_after_a_kill_of_snakemake_the_folder_is_unlocked_by_hand(killed):
     """Snakemake cannot tell a dead lock from a live one, so it asks for `--unlock`."""
     assert killed.refused.returncode != 0
@@ -214,6 +260,7 @@ def test_after_a_kill_of_snakemake_the_folder_is_unlocked_by_hand(killed):
     assert killed.unlocked.returncode == 0
 
 
+@pytest.mark.ci
 def test_a_killed_training_goes_on_where_it_was(killed):
     assert killed.last.returncode == 0, killed.last.stderr
     ledger = [json.loads(line) for line in killed.ledger.read_text().splitlines()]
@@ -230,6 +277,7 @@ def test_a_killed_training_goes_on_where_it_was(killed):
     assert {row["attempt"] for row in epochs} == {"1", "2", "3"}
 
 
+@pytest.mark.ci
 def test_the_energy_of_every_attempt_is_kept(killed):
     energy = rows(killed.run_folder / "energy.csv")
     training = [row for row in energy if row["phase"] == "training"]
@@ -244,13 +292,14 @@ def test_the_energy_of_every_attempt_is_kept(killed):
     assert record["training_kwh"] < record["total_kwh"]
 
 
+@pytest.mark.ci
 def test_a_finished_training_of_other_length_is_refused_and_kept(study, killed, tmp_path):
     """More epochs make a new job of it; the script then names what differs and trains nothing."""
     arguments = [
-        *killed.arguments[:2],
+        *killed.arguments[:4],
         "--configfile",
         write_config(study.folder, "longer", killed.config, training={"epochs": 11}),
-        *killed.arguments[4:],
+        *killed.arguments[6:],
     ]
     copy = shutil.copytree(killed.run_folder, tmp_path / "copy")
     run = snakemake(study.folder, *arguments)
@@ -263,8 +312,8 @@ def test_a_finished_training_of_other_length_is_refused_and_kept(study, killed, 
         assert (killed.run_folder / name).read_bytes() == (copy / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("arm", ["constant", "low_frequency"])
-def test_stock_nnunet_predicts_with_the_model(study, arm, tmp_path):
+def test_stock_nnunet_predicts_with_the_model(study, tmp_path):
+    arm = "low_frequency"  # of the classes, that with the most of its own
     record = json.loads((study.results / f"runs/{TASK}/{arm}/fold_0/run.json").read_text())
     images = study.folder / f"resources/nnUNet_raw/{record['dataset']}/imagesTr"
     (tmp_path / "in").mkdir()
@@ -274,7 +323,7 @@ def test_stock_nnunet_predicts_with_the_model(study, arm, tmp_path):
         "nnUNet_raw": "resources/nnUNet_raw",
         "nnUNet_preprocessed": "resources/nnUNet_preprocessed",
         "nnUNet_results": f"results/tiny/nnunet/{arm}",
-        "nnUNet_extTrainer": "workflow_scripts/trainers",
+        "nnUNet_extTrainer": study.clone / "workflow_scripts/trainers",
     }
     run = subprocess.run(
         [
@@ -304,3 +353,112 @@ def test_the_report_builds(study):
     assert any(name.endswith("report.html") for name in names)
     for wanted in ("dice.png", "predictions.png", "results.html", "curricula.html"):
         assert any(name.endswith(wanted) for name in names), wanted
+
+
+@pytest.fixture(scope="module")
+def other(study, tmp_path_factory):
+    """The folder of somebody else's workflow that has this one as a module, its study finished.
+
+    A budget makes trainings wait for a checkpoint, whose name differs here.
+    """
+    folder = tmp_path_factory.mktemp("other")
+    (folder / "Snakefile").write_text(OTHER_WORKFLOW.format(snakefile=study.clone / "Snakefile"))
+    (folder / "resources").symlink_to(study.folder / "resources")
+    arms = {"progressive": {"trainer": TRAINERS["progressive"]}}
+    config = {**CONFIG, "arms": arms, "reference_arm": "progressive"}
+    write_config(folder, "study", {"curricula": {**config, "budget": {"gpu_hours": 1000}}})
+    run = snakemake(folder, "--cores", "2")
+    assert run.returncode == 0, run.stdout + run.stderr
+    return folder
+
+
+def test_as_a_module_the_study_is_complete_and_in_the_other_s_folder(other):
+    assert {path.name for path in other.iterdir()} == {
+        *("Snakefile", "study.yaml", "summary.md"),
+        *("results", "resources", "logs", ".snakemake"),
+    }
+    assert "| progressive" in (other / "summary.md").read_text()
+    with (other / "results/tiny/tables/runs.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["task"], row["arm"], row["fold"]) == (TASK, "progressive", "0")
+    for name in ("figures/dice.png", "notebooks/results.html", "forecast/within_budget.json"):
+        assert (other / "results/tiny" / name).stat().st_size > 0
+
+
+def test_as_a_module_a_second_run_has_nothing_to_do(other):
+    run = snakemake(other, "-n")
+    assert "Nothing to be done" in run.stdout, run.stdout + run.stderr
+
+
+def test_as_a_module_a_mistake_is_told_in_the_same_words(other):
+    run = snakemake(other, "-n", "--config", "curricula={folds: [7]}")
+    assert run.returncode != 0
+    assert f"config: folds: {TASK} has the folds 0 to 4, not 7" in run.stderr
+
+
+# --- the user's environment
+
+HOSTILE_VARIABLES = {
+    "LC_ALL": "C",
+    "LANG": "de_DE.ISO-8859-1",
+    "LANGUAGE": "de",
+    "PYTHONWARNINGS": "error",
+    "PYTHONIOENCODING": "latin-1",
+    "TQDM_MININTERVAL": "often",
+    "CODECARBON_CLOUD_REGION": "mars",
+    "MPLBACKEND": "module://nothing",
+    "JUPYTER_CONFIG_PATH": "/nowhere",
+    "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
+    "nnUNet_wandb_enabled": "perhaps",
+}
+HOSTILE_FILES = {
+    ".codecarbon.config": "[codecarbon]\ncloud_provider = aws\ncloud_region = us-east-1\n",
+    ".config/matplotlib/matplotlibrc": "lines.linewidth: 20\nsavefig.bbox: tight\nfont.size: 30\n",
+    ".ipython/profile_default/startup/00.py": "raise SystemExit('the startup file of a user')\n",
+    ".ipython/profile_default/ipython_config.py": "1 / 0\n",
+    ".jupyter/jupyter_config.py": "1 / 0\n",
+    ".local/share/jupyter/kernels/python3/kernel.json": "{}",
+    ".local/share/jupyter/nbconvert/templates/basic/conf.json": "{",
+}
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for kind in ("tables", "figures")
+        for path in sorted((folder / kind).iterdir())
+    }
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """Return the environment of a user whose home folder is full of other settings."""
+    home = tmp_path / "a home with spaces"
+    for name, content in HOSTILE_FILES.items():
+        path = home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    temporary = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path
+    return HOSTILE_VARIABLES | {"HOME": str(home), "TMPDIR": str(temporary)}
+
+
+def test_tables_and_figures_are_the_same_bytes(study, hostile):
+    before = contents(study.results)
+    for name in ("tables", "figures", "notebooks"):
+        shutil.copytree(study.results / name, study.results / f"{name}_before")
+        shutil.rmtree(study.results / name)
+    (study.folder / "matplotlibrc").write_text("lines.linewidth: 20\n")
+    mask = os.umask(0o077)
+    try:
+        run = snakemake(study.folder, *study.arguments, env=hostile)
+        assert run.returncode == 0, run.stdout + run.stderr
+        after = contents(study.results)
+        assert before.keys() == after.keys()
+        assert [str(name) for name in before if before[name] != after[name]] == []
+        assert (study.results / "notebooks/results.html").stat().st_size > 100_000
+        assert "train_fold" not in run.stdout, "nothing was trained again"
+    finally:
+        os.umask(mask)
+        (study.folder / "matplotlibrc").unlink()
+        for name in ("tables", "figures", "notebooks"):
+            shutil.rmtree(study.results / f"{name}_before")

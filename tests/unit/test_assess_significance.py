@@ -5,10 +5,10 @@ import math
 import pandas as pd
 import pytest
 
-from assess_significance import COLUMNS, assess
-from collect_results import collect_results
-from fake_study import FakeStudy
-from log import UserError
+from helpers.fake_study import FakeStudy
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.evaluation.assess_significance import COLUMNS, assess
+from workflow_scripts.evaluation.collect_results import collect_results
 
 NAN = math.nan
 TASK = "Task98_Fake"

@@ -1,8 +1,12 @@
 """The arithmetic of `make bench` on measurements made by hand."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from bench_trainers import (
+from workflow_scripts.benchmark import bench_trainers
+from workflow_scripts.benchmark.bench_trainers import (
     BF16,
     FIGURES,
     by_stage,
@@ -12,6 +16,9 @@ from bench_trainers import (
     to_markdown,
     variants,
 )
+from workflow_scripts.records.energy_meter import EnergySettings
+from workflow_scripts.study.settings import RunSettings, TrainingSettings
+from workflow_scripts.study.specification import RunSpec
 
 SMALL, LARGE = [8, 8, 8], [16, 16, 16]
 
@@ -86,10 +93,15 @@ def test_medians_goals_and_page(repeat):
     row = table.loc["progressive / constant: training time over FLOPs"]
     assert (row["goal"], row["met"]) == (1.10, False)
     page = to_markdown(table.reset_index(), "A machine.")
-    assert f"| Task | {BF16} | 0.400 (0.400 to 0.800) | ≤ 0.5 met |" in page
-    assert "| Task | progressive / constant: training time over FLOPs | 1.200 (" in page
+    machine, _, *lines = page.splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert machine == "A machine."
+    assert len({len(line) for line in lines}) == 1  # aligned
+    assert ["Task", BF16, "0.400 (0.400 to 0.800)", "≤ 0.5 met"] in cells
+    assert cells[3][:2] == ["Task", "progressive / constant: training time over FLOPs"]
+    assert cells[3][2].startswith("1.200 (")
     assert page.count("NOT met") == 4
-    assert "1.500 (0.750 to 1.500) | - |" in page
+    assert ["1.500 (0.750 to 1.500)", "-"] in [line[2:] for line in cells]
 
 
 def test_every_stage_has_an_epoch_of_its_own():
@@ -105,3 +117,28 @@ def test_the_goal_of_bf16_is_that_of_a_processor_with_amx(repeat):
     assert row["median"] == 0.4
     assert row["goal"] is None or row["goal"] != row["goal"]
     assert row["met"] is None
+
+
+def test_every_variant_is_the_run_with_its_own_trainer_and_length(repeat, tmp_path, monkeypatch):
+    architecture = {"arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]]}}
+    plan = {"patch_size": [16, 8, 8], "batch_size": 2, "architecture": architecture}
+    path = tmp_path / "plans.json"
+    path.write_text(json.dumps({"configurations": {"3d_fullres": plan}}))
+    seen = []
+
+    def run_variant(run, settings, plans_file, folder):
+        seen.append((run, settings.training))
+        return repeat[run.arm]
+
+    monkeypatch.setattr(bench_trainers, "run_variant", run_variant)
+    run = RunSpec("bench", "Task98_Tiny", "Dataset998_Tiny", "", "", 0, "3d_fullres", "plans")
+    training = TrainingSettings(9, 9, 9, seed=3, device="cpu", precision="bf16")
+    settings = RunSettings(training, EnergySettings("DEU"), mirroring=False, threads=1)
+    table, last = bench_trainers.bench_task(run, settings, path, tmp_path, repeats=2, iterations=4)
+    assert set(table["repeats"]) == {2}
+    assert list(last) == list(variants(5, 4))[::-1], "every second repeat goes backwards"
+    for found, length in seen:
+        trainer, changes = variants(5, 4)[found.arm]
+        parameters = {"plot_seconds": 0.0} if found.arm == "progressive" else {}
+        assert found == replace(run, arm=found.arm, trainer=trainer, parameters=parameters)
+        assert length == replace(training, validation_iterations_per_epoch=2, **changes)

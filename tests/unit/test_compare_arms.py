@@ -4,16 +4,23 @@ import math
 import re
 import shutil
 import subprocess
+from itertools import product
 
 import pandas as pd
 import pytest
 
-from collect_results import collect_results
-from compare_arms import compare, compare_arms, escape_latex, to_latex, to_markdown
-from fake_study import FakeStudy
-from log import UserError
-from results import OVERALL
-from units import TIME, number, unit
+from helpers.fake_study import FakeStudy
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.formatting import TIME, number, unit
+from workflow_scripts.evaluation.collect_results import collect_results
+from workflow_scripts.evaluation.compare_arms import (
+    compare,
+    compare_arms,
+    latex_text,
+    to_latex,
+    to_markdown,
+)
+from workflow_scripts.records.run_reader import OVERALL
 
 NAN = math.nan
 A, B = "Task97_A", "Task98_B"
@@ -118,6 +125,16 @@ def test_nan_dice_is_left_out_and_counted(tmp_path):
     assert "in neither image: 1." in to_markdown(table)
 
 
+def test_cases_without_foreground_and_a_single_case_are_said_in_words(tmp_path):
+    study = FakeStudy(tmp_path, folds=(0,))
+    study.dice = {run: {"x": {"1": NAN, "2": NAN}} for run in product(study.tasks, study.arms, [0])}
+    page = to_markdown(compared(study))
+    assert "1 fold, 1 validation case**" in page
+    assert "nan" not in page.lower()
+    assert "<NA>" not in page
+    assert "A dash in the column Dice: the label does not occur in any validation case." in page
+
+
 def test_one_fold_has_an_empty_std(tmp_path):
     study = FakeStudy(tmp_path, folds=(3,))
     runs, _ = tables(study)
@@ -144,8 +161,8 @@ def test_missing_values_are_never_printed_as_zero(tmp_path):
     assert math.isnan(row(table, "Task98_Fake", "random")["training_kwh_relative"])
     line = next(line for line in to_markdown(table).splitlines() if line.startswith("| random"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[3:5] == ["–", "–"]
-    assert "0" not in cells[3] + cells[4]
+    assert cells[4:6] == ["–", "–"]
+    assert "0" not in cells[4] + cells[5]
 
 
 def test_reference_arm_must_exist(tmp_path):
@@ -179,10 +196,11 @@ def test_markdown_fits_a_terminal(tmp_path):
 
 
 def test_latex_escaping():
-    escaped = escape_latex("a_b & 5% #1 $x$ {y} ~ ^ \\ < >")
+    escaped = latex_text("a_b & 5% #1 $x$ {y} ~ ^ \\ < >")
     assert re.search(r"(?<!\\)[_&%#$]", escaped.replace(r"$\pm$", "")) is None
     assert r"\textbackslash{}" in escaped
-    assert escape_latex("0.8 ± 0.1") == r"0.8 $\pm$ 0.1"
+    assert re.search(r"[~<>]|(?<!\\)\^", escaped) is None
+    assert latex_text("0.8 ± 0.1 – 1") == r"0.8 $\pm$ 0.1 -- 1"
 
 
 def test_latex_compiles(tmp_path):
@@ -191,7 +209,10 @@ def test_latex_compiles(tmp_path):
     study = FakeStudy(tmp_path, tasks=tasks, arms=("constant", "progressive_plus"))
     text = to_latex(compared(study))
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 5
-    assert r"outer \& rim" in text
+    assert text.count(r"Task98\_odd\_\%name") == text.count("odd") == 2  # in captions
+    assert text.count(r"progressive\_plus &") == text.count("progressive_plus &") + 5
+    assert text.count(r"outer \& rim \\") == 2  # in heads
+    assert text.count("\\footnotesize\n\\setlength{\\tabcolsep}{2.5pt}\n\\begin{tabular}") == 5
     for body in re.findall(r"\\toprule\n(.*?)\\bottomrule", text, re.S):
         rows = [line for line in body.splitlines() if line.endswith(r"\\")]
         assert len({len(re.findall(r"(?<!\\)&", line)) for line in rows}) == 1

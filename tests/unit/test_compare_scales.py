@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from compare_scales import case_dice, compare_scales, to_markdown
+from workflow_scripts.scale_space.compare_scales import case_dice, compare_scales, to_markdown
 
 TRAINER = "nnUNetTrainerScaleSpace"
 ARMS = {

@@ -1,55 +1,65 @@
 """The forecast's counts and calibrations, the budget's check and the figure."""
 
-import inspect
 import json
 import math
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import calibration
-from check_budget import check_budget
-from fake_study import FakeStudy
-from flops import FlopTable
-from forecast import (
+from helpers.fake_study import FakeStudy
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.figure_style import load_style
+from workflow_scripts.common.nnunet_setup import find_trainer
+from workflow_scripts.forecast import calibration
+from workflow_scripts.forecast.check_budget import check_budget
+from workflow_scripts.forecast.forecast_page import to_markdown
+from workflow_scripts.forecast.forecast_study import forecast_rows, published_work
+from workflow_scripts.forecast.plot_forecast import plot_forecast
+from workflow_scripts.forecast.workload import (
     Plan,
+    StudyDesign,
     cases_of_fold,
     count_work,
+    find_plan,
     published_plans,
     training_flop,
     windows,
 )
-from forecast_study import find_plans, forecast_rows, published_work, to_markdown
-from log import UserError
-from plot_forecast import plot_forecast
-from plotting import load_style
-from trainers.curricula.bands import LOW_FREQUENCY
-from trainers.curricula.planning import (
-    SCHEDULE_ATTRIBUTES,
+from workflow_scripts.records.energy_meter import energy_mix
+from workflow_scripts.records.flop_counter import FlopTable
+from workflow_scripts.study.settings import TrainingSettings
+from workflow_scripts.study.specification import Arm
+from workflow_scripts.trainers.curricula.schedules.frequency_stages import LOW_FREQUENCY
+from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan, count_poolings
+from workflow_scripts.trainers.curricula.schedules.planner import (
     iterations_of_stages,
     plan_schedule,
 )
-from trainers.curricula.schedules import CURRICULA, Stage, count_poolings
-from training import find_trainer
+from workflow_scripts.trainers.curricula.schedules.scale_factors import ScaleSpaceSettings
+from workflow_scripts.trainers.curricula.schedules.schedule import CURRICULA, Stage, plan_stages
+from workflow_scripts.trainers.curricula.schedules.settings import (
+    CurriculumSettings,
+    TrainingLength,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "config" / "published"
 TASK = "Task04_Hippocampus"
-TRAINING = {
-    "epochs": 42,
-    "iterations_per_epoch": 32,
-    "validation_iterations_per_epoch": 10,
-    "seed": 7,
-}
+TRAINING = TrainingSettings(42, 32, 10, seed=7)
+DESIGN = StudyDesign("3d_fullres", TRAINING, folds=[0], mirroring=True)
 ARMS = {
-    "constant": {"trainer": "nnUNetTrainerConstantPatch", "parameters": {}},
-    "progressive": {"trainer": "nnUNetTrainerProgressivePatch", "parameters": {}},
+    "constant": Arm("nnUNetTrainerConstantPatch", {}),
+    "progressive": Arm("nnUNetTrainerProgressivePatch", {}),
 }
+PLAN = PatchPlan((40, 56, 40), (3, 3, 3), 9)
 
 
 @pytest.fixture(scope="module")
@@ -60,26 +70,40 @@ def plans():
 @pytest.fixture(scope="module")
 def small(plans):
     """Task04's plan with few features, for speed."""
-    return find_plans([TASK], {}, plans, "3d_fullres", {TASK: {"features_per_stage": [4, 4, 4, 4]}})
+    overrides = {"features_per_stage": [4, 4, 4, 4]}
+    return {TASK: find_plan(Path("absent"), plans[TASK], "3d_fullres", overrides)}
 
 
 # --- Schedules ---
 
 
-def test_what_decides_a_schedule_are_attributes_of_every_trainer():
-    keywords = {
-        name
-        for name, parameter in inspect.signature(plan_schedule).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    assert set(SCHEDULE_ATTRIBUTES) == keywords
-    trainer = find_trainer("nnUNetTrainerConstantPatch")
-    assert all(hasattr(trainer, name) for name in SCHEDULE_ATTRIBUTES)
+@pytest.mark.parametrize(
+    ("kind", "name", "complete"),
+    [
+        (CurriculumSettings, "nnUNetTrainerConstantPatch", "nnUNetTrainerLowFrequency"),
+        (ScaleSpaceSettings, "nnUNetTrainerScaleSpace", "nnUNetTrainerScaleSpace"),
+    ],
+)
+def test_settings_are_attributes_of_the_trainer_overlaid_by_the_arm(kind, name, complete):
+    trainer = find_trainer(name)
+    assert all(hasattr(find_trainer(complete), field.name) for field in fields(kind))
+    assert kind.of(trainer) == kind(), "the same defaults"
+    own = CurriculumSettings(curriculum="low_frequency")
+    assert kind.of(find_trainer(complete)) in (kind(), own)
+    first = fields(kind)[0].name
+    assert getattr(kind.of(trainer, {first: 0.3, "weight_decay": 0.1}), first) == 0.3
+
+
+def test_a_trainer_of_nnunet_has_the_constant_curriculum():
+    trainer = find_trainer("nnUNetTrainer")
+    assert CurriculumSettings.of(trainer) == CurriculumSettings(curriculum="constant")
+    progressive = find_trainer("nnUNetTrainerProgressivePatch")
+    assert CurriculumSettings.of(progressive).curriculum == "progressive"
 
 
 @pytest.mark.parametrize("curriculum", [*CURRICULA, *LOW_FREQUENCY])
 def test_the_iterations_of_the_stages_are_those_of_the_schedule(curriculum):
-    schedule = plan_schedule((40, 56, 40), (3, 3, 3), 9, 37, 20, 5, curriculum=curriculum)
+    schedule = plan_schedule(PLAN, TrainingLength(37, 20, 5), CurriculumSettings(curriculum))
     counted = [0] * len(schedule.stages)
     for iteration in range(schedule.iterations_before(37)):
         counted[schedule.stage_of_iteration(iteration)] += 1
@@ -87,7 +111,7 @@ def test_the_iterations_of_the_stages_are_those_of_the_schedule(curriculum):
 
 
 def test_of_a_long_random_schedule_a_part_stands_for_all():
-    schedule = plan_schedule((40, 56, 40), (3, 3, 3), 9, 1000, 250, 5, curriculum="random")
+    schedule = plan_schedule(PLAN, TrainingLength(1000, 250, 5), CurriculumSettings("random"))
     counts = iterations_of_stages(schedule)
     assert sum(counts) == pytest.approx(250_000)
     assert max(counts) < 1.2 * min(counts)
@@ -98,13 +122,14 @@ def test_listed_stages_and_pacing_are_planned_as_the_user_says():
         {"patch_size": [8, 8, 8], "batch_size": 4, "epochs": 1},
         {"patch_size": [40, 56, 40], "batch_size": 2, "epochs": 3},
     ]
-    listed = plan_schedule(
-        (40, 56, 40), (3, 3, 3), 2, 4, 5, 0, curriculum="listed", stage_list=stages
-    )
+    settings = CurriculumSettings("listed", stage_list=stages)
+    listed = plan_schedule(PLAN, TrainingLength(4, 5), settings)
     assert iterations_of_stages(listed) == [5, 15]
-    paced = plan_schedule(
-        (16, 16, 16), (3, 3, 3), 2, 100, 1, 0, curriculum="progressive", pacing="volume"
+    plan, settings = (
+        PatchPlan((16, 16, 16), (3, 3, 3), 2),
+        CurriculumSettings("progressive", "volume"),
     )
+    paced = plan_schedule(plan, TrainingLength(100, 1), settings)
     counts = iterations_of_stages(paced)
     assert counts == sorted(counts)
     assert counts[0] < counts[-1]
@@ -133,7 +158,7 @@ def test_work_of_the_constant_arm_is_counted_by_hand(small):
     forward = encoder + decoder
     backward = 2 * forward - voxels[0] * 2 * 27 * 4  # no gradient of the image
     trainer = find_trainer("nnUNetTrainerConstantPatch")
-    work = count_work(small[TASK], "3d_fullres", trainer, {}, TRAINING, [0, 1], mirroring=True)
+    work = count_work(small[TASK], trainer, {}, replace(DESIGN, folds=[0, 1]))
     assert work.stages == 1
     assert (work.iterations, work.val_iterations) == (2 * 42 * 32, 2 * 42 * 10)
     assert work.train_tflop == pytest.approx(2 * 42 * 32 * 9 * (forward + backward) / 1e12)
@@ -142,16 +167,24 @@ def test_work_of_the_constant_arm_is_counted_by_hand(small):
     assert work.final_tflop == pytest.approx(8 * 2 * 52 * forward / 1e12)
 
 
+def test_an_arm_without_mirror_axes_predicts_without_mirroring(small):
+    trainer = find_trainer("nnUNetTrainerConstantPatch")
+    all_axes, none = (
+        count_work(small[TASK], trainer, {"mirror_axes": axes}, DESIGN) for axes in ("all", "none")
+    )
+    assert all_axes.predictions == 8 * none.predictions
+    assert all_axes.final_tflop == pytest.approx(8 * none.final_tflop)
+    assert all_axes.iterations == none.iterations
+
+
 def test_every_stage_costs_what_is_counted_for_it(small):
-    from forecast import _flop_table
+    from workflow_scripts.forecast.workload import _flop_table
 
     plan = small[TASK]
     trainer = find_trainer("nnUNetTrainerProgressivePlusPatch")
     content = json.dumps([plan.plans, plan.dataset])
     table = _flop_table(content, "3d_fullres", trainer.build_network_architecture)
-    stages = plan_schedule(
-        (40, 56, 40), (3, 3, 3), 9, 50, 1, 0, curriculum="progressive_plus"
-    ).stages
+    stages = plan_stages(PLAN, CurriculumSettings("progressive_plus"))
     flop = training_flop(table, stages)
     assert len(flop) == len(stages) == 14
     for stage, count in flop.items():
@@ -203,7 +236,7 @@ def test_stages_that_do_not_fit_the_plan_are_named(small):
     trainer = find_trainer("nnUNetTrainerListedPatch")
     listed = {"stage_list": [{"patch_size": [10, 8, 8], "batch_size": 2, "epochs": 42}]}
     with pytest.raises(UserError, match=r"Dataset004_Hippocampus.*10 on axis 0"):
-        count_work(small[TASK], "3d_fullres", trainer, listed, TRAINING, [0], mirroring=True)
+        count_work(small[TASK], trainer, listed, DESIGN)
 
 
 # --- Calibration ---
@@ -226,7 +259,7 @@ def test_a_cost_is_never_negative():
 
 def test_two_points_tell_no_error():
     assert calibration.left_out(np.eye(2), np.ones(2)) == []
-    assert calibration.in_words([]) == "unknown (too few points)"
+    assert calibration.errors_text([]) == "unknown (too few points)"
 
 
 def test_by_the_published_runs_a_constant_training_takes_what_was_measured(plans):
@@ -302,9 +335,9 @@ def test_a_run_without_metered_energy_still_tells_the_time(runs):
 
 
 def test_the_country_gives_the_carbon():
-    assert calibration.carbon_intensity("DEU") == pytest.approx(0.38095)
+    assert energy_mix("DEU")["carbon_intensity"] == pytest.approx(380.95)
     with pytest.raises(UserError, match=r"energy\.country.*QQQ"):
-        calibration.carbon_intensity("QQQ")
+        energy_mix("QQQ")
 
 
 # --- Table, page, figure, budget ---
@@ -314,17 +347,14 @@ def test_the_country_gives_the_carbon():
 def table(small):
     fitted = calibration.Calibration("made up", 0.01, 10.0, 1e-4, 0.0)
     rows = forecast_rows(
-        plans={**small, "Task99_BrainTissue": None},
-        arms=ARMS,
-        folds=[0, 1],
+        {**small, "Task99_BrainTissue": None},
+        ARMS,
+        replace(DESIGN, folds=[0, 1]),
+        fitted,
         reference_arm="constant",
-        configuration="3d_fullres",
-        training=TRAINING,
-        mirroring=True,
-        calibration=fitted,
         kg_per_kwh=0.4,
     )
-    page = to_markdown(rows, "made_up", "constant", TRAINING, fitted, "DEU", 0.4, 1.0)
+    page = to_markdown(rows, "made_up", "constant", asdict(TRAINING), fitted, "DEU", 0.4, 1.0)
     return rows, page
 
 
@@ -355,18 +385,33 @@ def test_own_plans_go_before_published_ones_and_overrides_are_applied(plans, tmp
     own = {**plans[TASK].plans, "plans_name": "mine"}
     (tmp_path / "plans.json").write_text(json.dumps(own))
     (tmp_path / "dataset.json").write_text(json.dumps(plans[TASK].dataset))
-    found = find_plans(
-        [TASK, "Task02_Heart", "Task99_BrainTissue"],
-        {TASK: tmp_path / "plans.json"},
-        plans,
-        "3d_fullres",
-        {TASK: {"batch_size": 4}, "Task02_Heart": {}, "Task99_BrainTissue": {}},
-    )
+    own_of = {TASK: tmp_path / "plans.json"}
+    found = {
+        task: find_plan(
+            own_of.get(task, tmp_path / "absent"), plans.get(task), "3d_fullres", changes
+        )
+        for task, changes in {
+            TASK: {"batch_size": 4},
+            "Task02_Heart": {},
+            "Task99_BrainTissue": {},
+        }.items()
+    }
     sources = [plan.source if plan else None for plan in found.values()]
     assert sources == ["planned here", "published", None]
     assert found[TASK].plans["configurations"]["3d_fullres"]["batch_size"] == 4
     assert isinstance(plans[TASK], Plan)
     assert plans[TASK].plans["configurations"]["3d_fullres"]["batch_size"] == 9
+
+
+def test_folds_that_are_written_are_counted_as_they_are(plans, tmp_path):
+    (tmp_path / "plans.json").write_text(json.dumps(plans[TASK].plans))
+    (tmp_path / "dataset.json").write_text(json.dumps(plans[TASK].dataset))
+    found = find_plan(tmp_path / "plans.json", None, "3d_fullres", {})
+    assert [found.validation_cases(fold) for fold in range(5)] == [52] * 5
+    folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    found = find_plan(tmp_path / "plans.json", None, "3d_fullres", {})
+    assert [found.validation_cases(fold) for fold in range(2)] == [1, 2]
 
 
 FORECAST = pd.DataFrame(
@@ -418,31 +463,89 @@ def test_a_scale_space_arm_is_counted_at_its_scales(small):
 
     def count(**parameters):
         trainer = find_trainer("nnUNetTrainerScaleSpace")
-        return count_work(small[TASK], "3d_fullres", trainer, parameters, TRAINING, [0], False)
+        return count_work(small[TASK], trainer, parameters, replace(DESIGN, mirroring=False))
 
-    drawn, low, high = (
-        count(rank=2),
-        count(scale_factor=0.25, rank=2),
-        count(scale_factor=0.5, rank=2),
-    )
+    drawn = count(smallest_scale=0.46, rank=2)
+    each = {n: count(scale_factor=n / 100, rank=2) for n in range(46, 51)}
+    low, high = each[46], each[50]
     assert low.train_tflop < drawn.train_tflop < high.train_tflop
     assert drawn.final_tflop == pytest.approx(high.final_tflop), "validated at the largest scale"
     assert low.val_tflop < drawn.val_tflop < high.val_tflop
-    each = [count(scale_factor=n / 100, rank=2).train_tflop for n in range(25, 51)]
-    assert drawn.train_tflop == pytest.approx(sum(each) / 26)
-    turns = [0.5, 0.38, 0.25] * 3 + [0.5]
-    assert len(turns) == TRAINING["validation_iterations_per_epoch"]
-    each = [count(scale_factor=scale, rank=2).val_tflop for scale in turns]
-    assert drawn.val_tflop == pytest.approx(sum(each) / 10), "the first one has one turn more"
-    assert count(rank=0).train_tflop < drawn.train_tflop
+    assert drawn.train_tflop == pytest.approx(sum(work.train_tflop for work in each.values()) / 5)
+    turns = [50, 48, 46] * 3 + [50]
+    assert len(turns) == TRAINING.validation_iterations_per_epoch
+    expected = sum(each[n].val_tflop for n in turns) / 10
+    assert drawn.val_tflop == pytest.approx(expected), "the first one has one turn more"
+    assert count(smallest_scale=0.46, rank=0).train_tflop < drawn.train_tflop
     assert drawn.iterations == high.iterations == 42 * 32
 
 
 def test_scales_that_cannot_be_are_named_by_the_forecast(small):
     trainer = find_trainer("nnUNetTrainerScaleSpace")
     with pytest.raises(UserError, match=r"smallest_scale 0\.7 is not smaller"):
-        count_work(
-            small[TASK], "3d_fullres", trainer, {"smallest_scale": 0.7}, TRAINING, [0], False
-        )
+        count_work(small[TASK], trainer, {"smallest_scale": 0.7}, DESIGN)
     with pytest.raises(UserError, match="rank 1 with unit_norm"):
-        count_work(small[TASK], "3d_fullres", trainer, {"rank": 1}, TRAINING, [0], False)
+        count_work(small[TASK], trainer, {"rank": 1}, DESIGN)
+
+
+OF_PATCHES = ("nnUNetTrainerConstantPatch", "nnUNetTrainerProgressivePatch")
+LOW = "nnUNetTrainerLowFrequency"
+SCALES = "nnUNetTrainerScaleSpace"
+OPTIONS = [
+    *[(trainer, "training_oversample_foreground_percent", 0.2) for trainer in OF_PATCHES],
+    *[(trainer, "validation_oversample_foreground_percent", 0.5) for trainer in OF_PATCHES],
+    *[(trainer, "faithful_augmentation_per_stage", True) for trainer in OF_PATCHES],
+    *[(trainer, "mirror_axes", "none") for trainer in OF_PATCHES],
+    ("nnUNetTrainerProgressivePatch", "pacing", "volume"),
+    ("nnUNetTrainerProgressivePerformancePatch", "max_batch", 20),
+    ("nnUNetTrainerProgressivePlusPatch", "plus_seed", None),
+    ("nnUNetTrainerProgressiveEfficiencyPatch", "one_voxel_bottleneck", False),
+    *[(LOW, "lowpass", value) for value in ("fft", "dct", "resize", "none")],
+    (LOW, "half_voxel_shift", False),
+    (LOW, "replay_batches", 0),
+    (LOW, "replay", "mixed"),
+    (LOW, "augmentation_ramp", False),
+    *[(LOW, "frequency_schedule", name) for name in ("resnet", "swin", "deit", "convnext")],
+    (LOW, "frequency_fractions", ["3/7", 0.8, 1]),
+    (LOW, "large_batches_early", True),
+    (SCALES, "scale_factor", 0.35),
+    (SCALES, "smallest_scale", 0.45),
+    (SCALES, "largest_scale", 0.27),
+    (SCALES, "rank", 0),
+    (SCALES, "unit_norm", False),
+    (SCALES, "scale_encoding", "circular"),
+    (SCALES, "scale_share", 0.15),
+    (SCALES, "scale_prior", "sqrt"),
+    (SCALES, "film", True),
+    (SCALES, "optimizer_name", "adamw"),
+    (SCALES, "initial_lr", 0.003),
+    (SCALES, "weight_decay", 0.0),
+]
+
+
+@pytest.mark.parametrize(("trainer", "name", "value"), OPTIONS)
+def test_every_option_of_an_arm_can_be_forecast(small, trainer, name, value):
+    quick: dict[str, Any] = {"rank": 0} if name == "film" else {}
+    quick |= {"smallest_scale": 0.49} if (trainer, name) != (SCALES, "largest_scale") else {}
+    arms = {
+        "constant": Arm("nnUNetTrainerConstantPatch", {}),
+        "option": Arm(trainer, {**quick, name: value}, epochs=20),
+    }
+    table = forecast_rows(
+        small,
+        arms,
+        DESIGN,
+        calibration.Calibration("made up", 0.1, 0.1, 0.001, 0.001),
+        reference_arm="constant",
+        kg_per_kwh=0.4,
+    )
+    row = table.set_index("arm").loc["option"]
+    assert row["hours"] > 0
+    assert row["iterations"] >= 20 * TRAINING.iterations_per_epoch
+
+
+def test_no_option_is_left_out_of_the_forecast():
+    """`stage_list` has a test of its own."""
+    schema = yaml.safe_load((ROOT / "config/schemas/config.schema.yaml").read_text())
+    known = schema["$defs"]["arm"]["properties"]["parameters"]["properties"]
+    assert {name for _, name, _ in OPTIONS} | {"stage_list"} == set(known)

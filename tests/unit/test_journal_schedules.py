@@ -1,22 +1,28 @@
 """Schedules with growing batches, the journal's curricula, pacing and stages that a user lists."""
 
+import json
 from collections import Counter
 from itertools import pairwise
 from math import ceil, floor, prod
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.curricula.listed import listed_stages
-from trainers.curricula.schedules import (
+from workflow_scripts.trainers.curricula.schedules.custom_stages import listed_stages
+from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
+from workflow_scripts.trainers.curricula.schedules.schedule import (
     Schedule,
     Stage,
     pace,
     plan_stages,
     stage_at,
 )
+from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
 
+PLANS = Path(__file__).parents[2] / "config" / "published" / "nnunet_plans.tsv"
 JOURNAL = ("progressive_efficiency", "progressive_performance")
 BRAIN, HIPPOCAMPUS, PROSTATE = (128, 128, 128), (40, 56, 40), (20, 320, 256)
 PROSTATE_SIZES = [
@@ -35,12 +41,17 @@ def plans():
     return st.tuples(*[st.integers(0, 6)] * 3).flatmap(of_pooling)
 
 
+def stages_of(patch, pooling, batch, curriculum, **options):
+    plan = PatchPlan(patch, pooling, batch)
+    return plan_stages(plan, CurriculumSettings(curriculum, **options))
+
+
 def sizes(patch, pooling, curriculum="progressive_efficiency", **options):
-    return [s.patch_size for s in plan_stages(patch, pooling, 2, curriculum, **options)]
+    return [s.patch_size for s in stages_of(patch, pooling, 2, curriculum, **options)]
 
 
 def batches(patch, pooling, batch, curriculum, **options):
-    return [s.batch_size for s in plan_stages(patch, pooling, batch, curriculum, **options)]
+    return [s.batch_size for s in stages_of(patch, pooling, batch, curriculum, **options)]
 
 
 def voxel_fraction(stages, epochs=1000):
@@ -83,8 +94,40 @@ def test_plus_golden_tables(patch, pooling, batch, seed, expected):
 
 
 def test_plus_voxel_fraction():
-    stages = plan_stages(BRAIN, (5, 5, 5), 2, "progressive_plus")
+    stages = stages_of(BRAIN, (5, 5, 5), 2, "progressive_plus")
     assert voxel_fraction(stages) == pytest.approx(0.518, abs=5e-4)
+
+
+def test_plus_seed_is_the_authors_unless_set():
+    assert batches(HIPPOCAMPUS, (3, 3, 3), 9, "progressive_plus") == [24, 12, *[9] * 12]
+    alone = batches(BRAIN, (5, 5, 5), 1, "progressive_plus")
+    assert alone == batches(BRAIN, (5, 5, 5), 1, "progressive_plus", plus_seed=1)
+
+
+# What `plan_batch_size` of the authors' `nnUNetTrainer_PGPS+.py` makes of the published plans: the
+# batches above the planned one, and the number of stages.
+PLUS_BATCHES = {
+    "Task01_BrainTumour": ([24, 12, 6, 4, 3], 9),
+    "Task02_Heart": ([24, 12, 6, 4, 3], 13),
+    "Task03_Liver": ([24, 12, 6, 4, 3], 9),
+    "Task04_Hippocampus": ([24, 12], 14),
+    "Task05_Prostate": ([24, 12, 6, 4, 3], 11),
+    "Task06_Lung": ([24, 12, 6, 4, 3], 13),
+    "Task07_Pancreas": ([24, 12, 6, 4, 3], 16),
+    "Task08_HepaticVessel": ([24, 12, 6, 4, 3], 13),
+    "Task09_Spleen": ([24, 12, 6, 4, 3], 12),
+    "Task10_Colon": ([24, 12, 6, 4, 3], 16),
+}
+
+
+def test_plus_batches_on_the_published_plans():
+    published = pd.read_csv(PLANS, sep="\t", index_col="task")
+    assert set(published.index) == set(PLUS_BATCHES)
+    for task, (larger, stages) in PLUS_BATCHES.items():
+        row = published.loc[task]
+        plan = json.loads(row["patch_size"]), json.loads(row["pool_per_axis"])
+        found = batches(*map(tuple, plan), int(row["batch_size"]), "progressive_plus")
+        assert found == [*larger, *[row["batch_size"]] * (stages - len(larger))], task
 
 
 @settings(deadline=None)
@@ -93,7 +136,7 @@ def test_plus_batches_follow_the_recursion(plan, batch, seed):
     """Backwards from the seed, floored at every step; the planned batch is the least."""
     patch, pooling = plan
     seed = seed and min(seed, batch)
-    stages = plan_stages(patch, pooling, batch, "progressive_plus", plus_seed=seed)
+    stages = stages_of(patch, pooling, batch, "progressive_plus", plus_seed=seed)
     counted = seed or batch
     for number in reversed(range(len(stages))):
         if number < len(stages) - 1:
@@ -127,7 +170,7 @@ def test_prostate_sequence(curriculum):
     ],
 )
 def test_efficiency_golden_table(patch, pooling, number, epochs, last, fraction):
-    stages = plan_stages(patch, pooling, 9, "progressive_efficiency")
+    stages = stages_of(patch, pooling, 9, "progressive_efficiency")
     assert {stage.batch_size for stage in stages} == {9}
     assert pace(stages, 1000, "equal") == (*[epochs] * (number - 1), last)
     assert voxel_fraction(stages) == pytest.approx(fraction, abs=5.01e-4)
@@ -146,7 +189,7 @@ def test_efficiency_golden_table(patch, pooling, number, epochs, last, fraction)
     ids=["brain", "prostate", "hippocampus"],
 )
 def test_performance_golden_tables(patch, pooling, batch, expected):
-    stages = plan_stages(patch, pooling, batch, "progressive_performance")
+    stages = stages_of(patch, pooling, batch, "progressive_performance")
     assert [stage.batch_size for stage in stages] == expected
     assert 0.935 <= voxel_fraction(stages) <= 0.985
 
@@ -157,7 +200,7 @@ def test_journal_sizes_fit_the_network_and_end_with_the_plan(plan, batch, one_vo
     patch, pooling = plan
     units = [2**count for count in pooling]
     results = [
-        plan_stages(patch, pooling, batch, name, one_voxel_bottleneck=one_voxel) for name in JOURNAL
+        stages_of(patch, pooling, batch, name, one_voxel_bottleneck=one_voxel) for name in JOURNAL
     ]
     assert len({tuple(s.patch_size for s in stages) for stages in results}) == 1
     for stages in results:
@@ -192,7 +235,7 @@ def test_the_axis_that_is_then_the_shortest_grows(plan, one_voxel):
 def test_performance_fills_the_voxels_of_the_plan(plan, batch):
     patch, pooling = plan
     planned = batch * prod(patch)
-    for stage in plan_stages(patch, pooling, batch, "progressive_performance"):
+    for stage in stages_of(patch, pooling, batch, "progressive_performance"):
         assert stage.voxels <= planned < stage.voxels + prod(stage.patch_size)
 
 
@@ -330,7 +373,7 @@ def listed(*stages):
 def test_a_list_of_stages_is_taken_as_it_is():
     """Also shrinking patches, a size twice, and an end that is not the plan's size."""
     given_stages = listed(((8, 16, 16), 4, 2), ((40, 56, 40), 9, 1), ((8, 16, 16), 5, 3))
-    stages, each = listed_stages(given_stages, (3, 3, 3), 6)
+    stages, each = listed_stages(PatchPlan(HIPPOCAMPUS, (3, 3, 3), 2), given_stages, 6)
     assert stages == [Stage((8, 16, 16), 4), Stage((40, 56, 40), 9), Stage((8, 16, 16), 5)]
     assert each == (2, 1, 3)
 
@@ -360,7 +403,7 @@ def test_a_list_of_stages_is_taken_as_it_is():
 )
 def test_a_wrong_list_is_refused(given_stages, message):
     with pytest.raises(ValueError, match=message):
-        listed_stages(given_stages, (2, 6, 6), 2)
+        listed_stages(PatchPlan(PROSTATE, (2, 6, 6), 2), given_stages, 2)
 
 
 @settings(deadline=None)
@@ -368,7 +411,8 @@ def test_a_wrong_list_is_refused(given_stages, message):
 def test_the_nearest_sizes_are_told(size, count):
     """The two right sizes around a wrong one; the smallest unit alone below it."""
     unit = 2**count
-    call = (listed(((size, 4, 4), 1, 1)), (count, 2, 2), 1)
+    plan = PatchPlan((unit, 4, 4), (count, 2, 2), 2)
+    call = (plan, listed(((size, 4, 4), 1, 1)), 1)
     if size % unit == 0:
         assert listed_stages(*call)[0][0].patch_size == (size, 4, 4)
         return
@@ -380,11 +424,11 @@ def test_the_nearest_sizes_are_told(size, count):
 def test_a_seed_above_the_planned_batch_is_refused():
     """The last stage would not be the plan's."""
     with pytest.raises(ValueError, match="plus_seed 5 is larger than the planned batch of 2"):
-        plan_stages((40, 56, 40), (3, 3, 3), 2, "progressive_plus", plus_seed=5)
+        stages_of((40, 56, 40), (3, 3, 3), 2, "progressive_plus", plus_seed=5)
 
 
 @pytest.mark.parametrize("epoch", [-3, 10])
 def test_an_epoch_outside_of_the_training_has_no_stage(epoch):
-    stages = tuple(plan_stages((16, 8, 8), (2, 2, 2), 2, "progressive_efficiency"))
+    stages = tuple(stages_of((16, 8, 8), (2, 2, 2), 2, "progressive_efficiency"))
     with pytest.raises(ValueError, match="outside a training of 10 epochs"):
         Schedule(stages, 10, 1).stage_of_epoch(epoch)

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-import lease
-from lease import Lease, LeaseLostError, describe_process, hold
-from log import UserError
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.training import lease
+from workflow_scripts.training.lease import Lease, LeaseLostError, describe_process, hold
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
 import signal, sys, time
 from pathlib import Path
 
-import lease
-from log import UserError
+from workflow_scripts.training import lease
+from workflow_scripts.common.errors import UserError
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 lease.HEARTBEAT = 0.02
@@ -62,7 +62,7 @@ def start(tmp_path):
     def begin(rest="hold", stale=60.0, **environment):
         process = subprocess.Popen(
             [sys.executable, "-c", HOLDER, tmp_path, str(stale), rest],
-            env={**os.environ, **environment, "PYTHONPATH": str(ROOT / "workflow_scripts")},
+            env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -247,8 +247,8 @@ RACER = """
 import os, sys, time
 from pathlib import Path
 
-import lease
-from log import UserError
+from workflow_scripts.training import lease
+from workflow_scripts.common.errors import UserError
 
 lease.HEARTBEAT = 0.02
 root, name, rounds, racers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -284,7 +284,7 @@ def test_of_several_takers_of_a_stale_lease_one_wins(tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", RACER, tmp_path, str(name), str(rounds), str(racers)],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "workflow_scripts")},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=(tmp_path / f"{name}.log").open("w"),
         )
         for name in range(racers)

@@ -9,8 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.curricula.bands import FRACTIONS, kept_size, plan_bands, spread
-from trainers.curricula.planning import iterations_of_stages, plan_schedule
+from workflow_scripts.trainers.curricula.schedules.frequency_stages import (
+    kept_size,
+    plan_bands,
+    spread,
+)
+from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
+from workflow_scripts.trainers.curricula.schedules.planner import (
+    iterations_of_stages,
+    plan_schedule,
+)
+from workflow_scripts.trainers.curricula.schedules.settings import (
+    CurriculumSettings,
+    TrainingLength,
+)
 
 # Planned patch and poolings -> the sizes of the stages 1-2 and 3-6, and their shares of its voxels.
 PLANS = {
@@ -27,7 +39,11 @@ BRAIN, HIPPOCAMPUS = ((128, 128, 128), (5, 5, 5)), ((40, 56, 40), (3, 3, 3))
 
 
 def schedule(plan, epochs, iterations, curriculum="low_frequency", batch=2, **options):
-    return plan_schedule(*plan, batch, epochs, iterations, 7, curriculum=curriculum, **options)
+    return plan_schedule(
+        PatchPlan(*plan, batch),
+        TrainingLength(epochs, iterations, 7),
+        CurriculumSettings(curriculum, **options),
+    )
 
 
 def plans():
@@ -82,12 +98,94 @@ def test_a_fraction_is_rounded_half_up_and_keeps_two_units_where_there_are_two()
     assert kept_size(8, 8, Fraction(1, 7)) == 8
 
 
+SIDES = {"resnet": [96] * 2 + [160] * 4 + [224] * 4, "convnext": [160] * 6 + [224] * 4}
+SIDES |= {"swin": SIDES["resnet"], "deit": [96] * 2 + [160] * 4 + [192] * 2 + [224] * 2}
+REPLAYS = {
+    "resnet": [4] * 2 + [2] * 4 + [1] * 4,
+    "deit": [4] * 2 + [2] * 4 + [1] * 4,
+    "swin": [2] * 2 + [1] * 8,
+    "convnext": [1] * 10,
+}
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_published_schedules_by_name(name):
+    """Of a patch of 224 voxels and one pooling the sizes are those of the authors' scripts."""
+    of_images = ((224, 224, 224), (5, 5, 5))
+    planned = schedule(of_images, 200, 250, frequency_schedule=name)
+    assert [stage.patch_size for stage in planned.stages] == [(n, n, n) for n in SIDES[name]]
+    assert [stage.replay for stage in planned.stages] == REPLAYS[name]
+    assert [stage.augmentation for stage in planned.stages] == [n / 9 for n in range(10)]
+    without = schedule(of_images, 200, 250, frequency_schedule=name, replay_batches=0)
+    assert {stage.replay for stage in without.stages} == {1}
+
+
+def test_listed_fractions_are_stages_of_equal_length():
+    listed = ["1/4", 0.5, "3/4", 1]
+    stages = schedule(BRAIN, 8, 250, frequency_fractions=listed)
+    assert [stage.patch_size[0] for stage in stages.stages] == [64, 64, 96, 128], (
+        "two units at least"
+    )
+    assert stages.epochs_of_stages == (2, 2, 2, 2)
+    assert [stage.augmentation for stage in stages.stages] == [0, 1 / 3, 2 / 3, 1]
+    assert [stage.replay for stage in stages.stages] == [4, 2, 1, 1]
+    alone = schedule(BRAIN, 8, 250, frequency_fractions=[1])
+    assert [stage.augmentation for stage in alone.stages] == [1], "one stage is at full strength"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frequency_fractions": [0.5, 0.75]}, "end at 0.75: the last stage must keep all"),
+        ({"frequency_fractions": [0, 1]}, "not all above 0 and at most 1"),
+        ({"frequency_fractions": [1.5, 1]}, "not all above 0 and at most 1"),
+        ({"frequency_fractions": ["half", 1]}, "not all numbers"),
+        ({"frequency_fractions": ["1/0", 1]}, "not all numbers"),
+        ({"frequency_fractions": []}, "not all above 0"),
+        ({"frequency_schedule": "vgg"}, "known are resnet, swin, deit, convnext"),
+        ({"replay": "half"}, "known are whole, mixed"),
+    ],
+)
+def test_what_makes_no_schedule_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        schedule(BRAIN, 10, 5, **options)
+
+
+@pytest.mark.parametrize("name", ["low_frequency", "low_frequency_iterations"])
+def test_ablations_leave_one_half_of_the_curriculum(name):
+    """Low-pass without the ramp of the augmentation, and the ramp without the low-pass."""
+    both = schedule(HIPPOCAMPUS, 28, 32, name)
+    flat = schedule(HIPPOCAMPUS, 28, 32, name, augmentation_ramp=False)
+    assert [s.patch_size for s in flat.stages] == [s.patch_size for s in both.stages]
+    assert {stage.augmentation for stage in flat.stages} == {1}
+    ramp = schedule(HIPPOCAMPUS, 28, 32, name, lowpass="none")
+    assert [s.augmentation for s in ramp.stages] == [s.augmentation for s in both.stages]
+    assert {s.patch_size for s in ramp.stages} == {(40, 56, 40)}
+    assert {(s.field_of_view, s.replay) for s in ramp.stages} == {(None, 1)}
+    assert iterations_of_stages(ramp) == [32 * n for n in (3, 3, 3, 3, 2, 3, 3, 3, 3, 2)]
+
+
+@settings(deadline=None)
+@given(plans(), st.integers(1, 9), st.sampled_from([None, 1, 12]))
+def test_large_batches_keep_the_voxels_of_a_step_within_the_planned(plan, batch, limit):
+    planned = schedule(plan, 20, 10, batch=batch, large_batches_early=True, max_batch=limit)
+    whole = planned.stages[-1]
+    assert whole.batch_size == batch
+    for stage in planned.stages:
+        assert batch <= stage.batch_size
+        assert stage.voxels <= whole.voxels
+        if limit is None:
+            assert stage.voxels + prod(stage.patch_size) > whole.voxels, "one more does not fit"
+        else:
+            assert stage.batch_size <= max(limit, batch)
+
+
 @settings(deadline=None)
 @given(plans())
 def test_sizes_fit_the_network_and_never_shrink(plan):
     patch, pooling = plan
-    stages = plan_bands(patch, pooling, 2, replay=True)
-    assert len(stages) == len(FRACTIONS)
+    stages = plan_bands(PatchPlan(patch, pooling, 2), replay=True)
+    assert len(stages) == 10
     assert (stages[-1].patch_size, stages[-1].augmentation) == (patch, 1)
     for stage in stages:
         for size, planned, count in zip(stage.patch_size, patch, pooling, strict=True):
@@ -194,7 +292,7 @@ def test_a_patch_that_the_network_cannot_pool_is_refused():
 
 def test_other_curricula_count_as_before():
     for name, seed in (("progressive", None), ("random", 7)):
-        planned = plan_schedule((40, 56, 40), (3, 3, 3), 2, 20, 5, 7, curriculum=name)
+        planned = schedule(HIPPOCAMPUS, 20, 5, name)
         assert planned.seed == seed
         for iteration in range(120):
             assert planned.batches_before(iteration) == iteration

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.fft import dctn, idctn
 
-from trainers.curricula.lowpass import (
+from workflow_scripts.trainers.curricula.batches.lowpass import (
     LOWPASSES,
     lowpass_matrix,
     reduce_image,

@@ -1,5 +1,6 @@
 """Normalised surface distance: cases computed by hand, and the files of a run."""
 
+import json
 import math
 
 import nibabel
@@ -7,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fake_study import FakeStudy
-from log import UserError
-from measure_surface_distance import COLUMNS, measure_run, surface_dice
+from helpers.fake_study import FakeStudy
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.evaluation.measure_surface_distance import measure_run, surface_dice
+from workflow_scripts.records.run_columns import SURFACE
 
 SPACING = (3.0, 2.0, 1.0)
 
@@ -52,28 +54,36 @@ def test_empty_masks_as_nnunet_does():
     assert surface_dice(mask(), mask((1, 1, 1)), SPACING, 1.0) == 0
 
 
+def describe(raw, **changes):
+    labels = {"background": 0, "one": 1, "two": 2}
+    description = {"file_ending": ".nii.gz", "labels": labels} | changes
+    (raw / "dataset.json").write_text(json.dumps(description))
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A made-up run of three cases whose images are written; returns (run.json, references)."""
+    """A made-up run of three cases whose images are written; returns (run.json, raw dataset)."""
     monkeypatch.chdir(tmp_path)
     study = FakeStudy(tmp_path, arms=("constant",), folds=(0,)).write()
     key = study.keys()[0]
-    references = tmp_path / "labelsTr"
+    images, references = tmp_path / "imagesTr", tmp_path / "labelsTr"
     predictions = tmp_path / "results/fake/nnunet" / key[0] / key[1] / "fold_0/validation"
-    for folder in (references, predictions):
+    for folder in (images, references, predictions):
         folder.mkdir(parents=True)
+    describe(tmp_path)
     for number in range(3):
         labels = mask((4, 4, 4)).astype(np.uint8)
         moved = np.roll(labels, 2 * (number == 1), axis=2)
         for folder, array in ((references, labels), (predictions, moved)):
             image = nibabel.Nifti1Image(array, np.diag([*SPACING, 1]))
             nibabel.save(image, folder / f"case_0{number:02d}.nii.gz")
-    return study.folder(key) / "run.json", references
+        nibabel.save(image, images / f"case_0{number:02d}_0000.nii.gz")
+    return study.folder(key) / "run.json", tmp_path
 
 
 def test_table_of_a_run(run):
     table = measure_run(*run, tolerance=1.0)
-    assert table.columns.tolist() == COLUMNS
+    assert table.columns.tolist() == SURFACE
     assert table["case"].tolist() == ["case_000"] * 2 + ["case_001"] * 2 + ["case_002"] * 2
     assert table["label"].tolist() == ["1", "2"] * 3
     expected = pd.Series([1, math.nan, 0.5, math.nan, 1, math.nan])
@@ -95,3 +105,57 @@ def test_missing_or_other_images_are_named(run, tmp_path):
     prediction.unlink()
     with pytest.raises(UserError, match=r"case_001\.nii\.gz is missing"):
         measure_run(*run, tolerance=1.0)
+
+
+def rename(run_json, label, region):
+    """Make a label of a finished run the region of that key."""
+    for path in (run_json, run_json.with_name("summary.json")):
+        text = path.read_text()
+        path.write_text(text.replace(f'"{label}": ', f'"{region}": '))
+
+
+def test_a_region_is_all_of_its_labels(run, tmp_path):
+    run_json, raw = run
+    rename(run_json, 1, "(1, 2)")
+    describe(raw, labels={"background": 0, "all": [1, 2], "two": 2})
+    before = measure_run(run_json, raw, tolerance=1.0)
+    assert before["label"].tolist()[:2] == ["(1, 2)", "2"]
+    for path in (*raw.glob("labelsTr/case_000*"), *tmp_path.glob("results/**/case_000*")):
+        image = nibabel.load(path)
+        values = np.asarray(image.dataobj).copy()
+        values[:, :, 2][values[:, :, 2] == 1] = 2  # of another label of the region
+        nibabel.save(nibabel.Nifti1Image(values, image.affine), path)
+    after = measure_run(run_json, raw, tolerance=1.0)
+    assert after["nsd"].tolist()[0] == before["nsd"].tolist()[0] == 1
+
+
+def test_what_the_reference_ignores_does_not_count(run, tmp_path):
+    run_json, raw = run
+    path = raw / "labelsTr/case_001.nii.gz"
+    (prediction,) = tmp_path.glob("results/**/validation/case_001.nii.gz")
+    reference, found = (np.asarray(nibabel.load(one).dataobj) for one in (path, prediction))
+    assert measure_run(run_json, raw, tolerance=1.0)["nsd"][2] == 0.5
+    hidden = np.where((reference == 1) != (found == 1), 3, reference).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(hidden, nibabel.load(path).affine), path)
+    describe(raw, labels={"background": 0, "one": 1, "two": 2, "ignore": 3})
+    assert math.isnan(measure_run(run_json, raw, tolerance=1.0)["nsd"][2])
+
+
+def test_voxels_in_micrometres_are_those_of_nnunet_s_reader(run, tmp_path):
+    run_json, raw = run
+    for path in (*raw.glob("*Tr/*.nii.gz"), *tmp_path.glob("results/**/validation/*.nii.gz")):
+        image = nibabel.load(path)
+        small = nibabel.Nifti1Image(np.asarray(image.dataobj), np.diag([50, 50, 50, 1.0]))
+        small.header.set_xyzt_units("micron")
+        nibabel.save(small, path)
+    table = measure_run(run_json, raw, tolerance=2.0)
+    assert table["nsd"].dropna().tolist() == [1, 1, 1], "all of it is within 0.2 mm"
+
+
+def test_a_single_slice_has_outlines_only():
+    square = np.zeros((1, 20, 20), bool)
+    square[:, 5:15, 5:15] = True
+    moved = np.roll(square, 3, axis=2)
+    nsd = surface_dice(square, moved, (999.0, 1.0, 1.0), 1.0)
+    assert 0.4 < nsd < 0.75
+    assert surface_dice(square, moved, (999.0, 1.0, 1.0), 3.0) == 1

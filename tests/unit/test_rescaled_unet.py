@@ -9,10 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from flops import FlopTable
-from trainers.curricula.hypernetwork import ScaleSpaceNetwork
-from trainers.curricula.rescaled_unet import RescaledUNet, resize, stage_sizes
-from trainers.curricula.scale_space import head_weights, resize_target
+from workflow_scripts.records.flop_counter import FlopTable
+from workflow_scripts.trainers.curricula.networks.hypernetwork import ScaleSpaceNetwork
+from workflow_scripts.trainers.curricula.networks.rescaled_unet import (
+    RescaledUNet,
+    resize,
+    stage_sizes,
+)
+from workflow_scripts.trainers.curricula.scale_space import head_weights, resize_target
+from workflow_scripts.trainers.curricula.schedules.scale_factors import ScaleSpaceSettings
 
 CUBIC = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 FLAT = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
@@ -48,7 +53,8 @@ def network(scale=0.5, strides=CUBIC, kind=PLAIN, features=(4, 6, 8), deep=False
 
 def hyper(rank=3, seed=0, **options):
     torch.manual_seed(seed)
-    return ScaleSpaceNetwork(network(seed=seed, deep=True), rank, (0.25, 0.5), **options)
+    settings = ScaleSpaceSettings(rank=rank, **options)
+    return ScaleSpaceNetwork(network(seed=seed, deep=True), settings)
 
 
 # --- sizes
@@ -366,7 +372,7 @@ def test_weights_of_the_outputs():
 
 def test_it_trains_and_predicts_in_bf16():
     """As `training.precision: bf16` makes it; two voxels on an axis are the case to guard."""
-    from hardware import autocast_network
+    from workflow_scripts.common.hardware import autocast_network
 
     net, x = hyper(rank=3), torch.randn(1, 1, 8, 12, 9)
     net.scale_factor = 0.25

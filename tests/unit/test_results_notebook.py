@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from assess_significance import assess
-from check_claims import check_claims, reference_sentence, to_markdown
-from claims import read_claims
-from collect_results import collect_results
-from compare_arms import compare_arms
-from fake_study import FakeStudy
-from run_notebook import execute, render
+from helpers.fake_study import FakeStudy
+from workflow_scripts.evaluation.assess_significance import assess
+from workflow_scripts.evaluation.check_claims import check_claims, reference_sentence, to_markdown
+from workflow_scripts.evaluation.claims import read_claims
+from workflow_scripts.evaluation.collect_results import collect_results
+from workflow_scripts.evaluation.compare_arms import compare_arms
+from workflow_scripts.report.run_notebook import execute, render
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config"

@@ -7,8 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from log import UserError
-from run_notebook import execute, render
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.report.run_notebook import execute, render
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 

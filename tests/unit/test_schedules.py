@@ -1,6 +1,7 @@
 """The schedules against hand-computed tables, the formulas of PGPS and random plans."""
 
 from collections import Counter
+from dataclasses import FrozenInstanceError
 from itertools import pairwise
 from math import ceil, prod
 
@@ -8,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.curricula.schedules import (
+from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan, count_poolings
+from workflow_scripts.trainers.curricula.schedules.schedule import (
     Schedule,
     Stage,
-    count_poolings,
     plan_stages,
     stage_at,
 )
+from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
 
 BRAIN = [
     (64, 32, 32), (64, 64, 32), (64, 64, 64), (96, 64, 64), (96, 96, 64), (96, 96, 96),
@@ -39,12 +41,16 @@ def plans():
     return st.tuples(*[st.integers(0, 6)] * 3).flatmap(of_pooling)
 
 
+def stages_of(patch, pooling, batch, curriculum):
+    return plan_stages(PatchPlan(patch, pooling, batch), CurriculumSettings(curriculum))
+
+
 def sizes(patch, pooling, curriculum="progressive", batch=2):
-    return [stage.patch_size for stage in plan_stages(patch, pooling, batch, curriculum)]
+    return [stage.patch_size for stage in stages_of(patch, pooling, batch, curriculum)]
 
 
 def progressive(patch, pooling, epochs, iterations=1):
-    stages = plan_stages(patch, pooling, 2, "progressive")
+    stages = stages_of(patch, pooling, 2, "progressive")
     return Schedule(tuple(stages), epochs, iterations)
 
 
@@ -55,13 +61,13 @@ def progressive(patch, pooling, epochs, iterations=1):
     ids=["brain", "hippocampus", "flat"],
 )
 def test_golden_tables(pooling, table, curriculum):
-    stages = plan_stages(list(table[-1]), pooling, 9, curriculum)
+    stages = stages_of(table[-1], pooling, 9, curriculum)
     assert [stage.patch_size for stage in stages] == table
     assert {stage.batch_size for stage in stages} == {9}
 
 
 def test_constant_is_the_plan_alone():
-    assert plan_stages([40, 56, 40], (3, 3, 3), 9, "constant") == [Stage((40, 56, 40), 9)]
+    assert stages_of((40, 56, 40), (3, 3, 3), 9, "constant") == [Stage((40, 56, 40), 9)]
 
 
 def test_epochs_of_the_paper_s_length():
@@ -186,12 +192,12 @@ def test_stage_at_refuses(epoch, epochs, number, message):
         ((40, 56, 40), (3, 3, 3), "progresive", "unknown curriculum 'progresive'; known are const"),
         ((40, 52, 40), (3, 3, 3), "progressive", "axis 1 is not a multiple of 8"),
         ((0, 56, 40), (3, 3, 3), "constant", "axis 0 is not a multiple"),
-        ((56, 40), (3, 3, 3), "progressive", "differ in length"),
+        ((56, 40), (3, 3, 3), "progressive", "needs 3 axes"),
     ],
 )
-def test_plan_stages_refuses(patch, pooling, curriculum, message):
+def test_a_plan_or_curriculum_that_cannot_be_is_refused(patch, pooling, curriculum, message):
     with pytest.raises(ValueError, match=message):
-        plan_stages(patch, pooling, 2, curriculum)
+        stages_of(patch, pooling, 2, curriculum)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +211,19 @@ def test_plan_stages_refuses(patch, pooling, curriculum, message):
 )
 def test_count_poolings(strides, expected):
     assert count_poolings(strides) == expected
+
+
+def test_a_plan_knows_its_units_and_is_checked_once():
+    strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
+    plan = PatchPlan.from_strides([20, 24, 48], strides, 2)
+    assert plan == PatchPlan((20, 24, 48), (2, 3, 3), 2)
+    assert plan.units == (4, 8, 8)
+    with pytest.raises(ValueError, match=r"20 on axis 1 .* of 8.*; the nearest are 16 and 24$"):
+        PatchPlan.from_strides([20, 20, 48], strides, 2)
+    with pytest.raises(ValueError, match="a batch of 0 is empty"):
+        PatchPlan.from_strides([20, 24, 48], strides, 0)
+    with pytest.raises(FrozenInstanceError):
+        plan.batch_size = 3
 
 
 def test_other_strides_are_refused():
@@ -221,7 +240,7 @@ def test_iterations_follow_their_epoch(epochs):
 
 
 def draws(seed, iterations):
-    stages = tuple(plan_stages((128,) * 3, (5, 5, 5), 2, "random"))
+    stages = tuple(stages_of((128,) * 3, (5, 5, 5), 2, "random"))
     schedule = Schedule(stages, 1000, 250, seed)
     return stages, [schedule.stage_of_iteration(n) for n in iterations]
 
@@ -257,6 +276,6 @@ def test_voxel_fraction_of_the_random_arm():
 
 
 def test_an_epoch_of_random_sizes_has_no_stage():
-    stages = tuple(plan_stages((16, 8, 8), (2, 2, 2), 2, "random"))
+    stages = tuple(stages_of((16, 8, 8), (2, 2, 2), 2, "random"))
     assert Schedule(stages, 10, 5, seed=1).stage_of_epoch(3) is None
     assert Schedule(stages[-1:], 10, 5, seed=1).stage_of_epoch(3) == 0

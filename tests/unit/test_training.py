@@ -8,22 +8,31 @@ import re
 import shutil
 import time
 
+import pandas as pd
 import pytest
 import torch
 
-import training
-from energy import EnergyMeter
-from hardware import augmentation_workers, autocast_network, find_device, find_precision
-from log import UserError
-from nnunet import json_hash
-from override_plans import override_plans
-from training import (
-    Progress,
+from workflow_scripts.common import nnunet_setup
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.files import json_hash
+from workflow_scripts.common.hardware import (
+    Hardware,
+    autocast_network,
+    find_device,
+    find_precision,
+)
+from workflow_scripts.common.nnunet_setup import find_trainer
+from workflow_scripts.common.progress import Progress
+from workflow_scripts.planning.plan_overrides import override_plans
+from workflow_scripts.planning.write_splits import write_splits
+from workflow_scripts.records.energy_meter import EnergyMeter, EnergySettings
+from workflow_scripts.trainers.curricula.schedules.schedule import Schedule, Stage
+from workflow_scripts.training import provenance
+from workflow_scripts.training.provenance import (
     check_identity,
-    find_trainer,
+    check_schedule,
     trainer_code_hash,
 )
-from write_splits import write_splits
 
 # --- device and precision
 
@@ -74,7 +83,7 @@ def test_a_missing_gpu_is_named(monkeypatch):
     [("cuda", 8, 8), ("cpu", 8, 2), ("cpu", 2, 1), ("cpu", 1, 1)],
 )
 def test_augmentation_workers(device, threads, expected):
-    assert augmentation_workers(device, threads) == expected
+    assert Hardware(device, "fp32", threads).augmentation_workers == expected
 
 
 class TwoHeads(torch.nn.Module):
@@ -176,6 +185,30 @@ def test_a_checkpoint_without_identity_is_refused(tmp_path):
         check_identity(IDENTITY, tmp_path / "identity.json", started=True, finished=False)
 
 
+def trained(*stages):
+    """Return the epochs of a training that had these stages, one epoch each."""
+    rows = [(n, stage.label, stage.batch_size) for n, stage in enumerate(stages)]
+    return pd.DataFrame(rows, columns=["epoch", "patch_size", "batch_size"])
+
+
+def test_a_finished_training_by_another_schedule_is_refused(tmp_path):
+    """A default of the schedule has changed since, which the parameters do not tell."""
+    small, large = Stage((8, 8, 8), 24), Stage((16, 16, 16), 9)
+    schedule = Schedule((small, large), 2, 10)
+    check_schedule(trained(small, large), schedule, tmp_path)
+    for other in (Stage((8, 8, 8), 672), Stage((8, 8, 16), 24)):
+        with pytest.raises(UserError) as caught:
+            check_schedule(trained(other, large), schedule, tmp_path)
+        had = f"epoch 0 had batches of {other.batch_size} patches of {other.label}"
+        assert f"{tmp_path} was trained by another schedule" in str(caught.value)
+        assert f"{had}, and would have 24 of 8x8x8." in str(caught.value)
+
+
+def test_epochs_of_differing_batches_are_not_compared(tmp_path):
+    schedule = Schedule((Stage((8, 8, 8), 2), Stage((16, 16, 16), 2)), 1, 10, seed=1)
+    check_schedule(trained(Stage((8, 8, 8), 3)), schedule, tmp_path)
+
+
 def test_json_hash():
     assert json_hash({"a": 1, "b": [1, 2]}) == json_hash({"b": [1, 2], "a": 1})
     assert json_hash({"a": [1, 2]}) != json_hash({"a": [2, 1]})
@@ -185,8 +218,8 @@ def test_json_hash():
 
 @pytest.fixture
 def copied_trainers(tmp_path, monkeypatch):
-    shutil.copytree(training.TRAINERS / "curricula", tmp_path / "curricula")
-    monkeypatch.setattr(training, "TRAINERS", tmp_path)
+    shutil.copytree(nnunet_setup.TRAINERS / "curricula", tmp_path / "curricula")
+    monkeypatch.setattr(provenance, "TRAINERS", tmp_path)
     return tmp_path / "curricula"
 
 
@@ -402,14 +435,14 @@ def tracker(monkeypatch):
 
 
 def test_a_reading(tracker):
-    reading = EnergyMeter("DEU").read()
+    reading = EnergyMeter(EnergySettings("DEU")).read()
     assert (reading.kwh, reading.cpu_kwh, reading.kg_co2eq, reading.error) == (2.0, 0.5, 0.5, "")
 
 
 @pytest.mark.parametrize("call", ["init", "start", "stop"])
 def test_a_failing_tracker_is_an_error_never_zero(tracker, monkeypatch, call):
     monkeypatch.setattr(tracker, "fail", (call,))
-    meter = EnergyMeter("DEU")
+    meter = EnergyMeter(EnergySettings("DEU"))
     for _ in range(2):
         reading = meter.read()
         assert all_nan(reading)
@@ -421,7 +454,7 @@ def test_a_failing_tracker_is_an_error_never_zero(tracker, monkeypatch, call):
 @pytest.mark.parametrize("nothing", [0.0, math.nan])
 def test_no_energy_is_an_error(tracker, monkeypatch, nothing):
     monkeypatch.setattr(tracker, "energy", nothing)
-    meter = EnergyMeter("DEU")
+    meter = EnergyMeter(EnergySettings("DEU"))
     reading = meter.read()
     assert all_nan(reading)
     assert reading.error.startswith("codecarbon returned no energy")
@@ -433,7 +466,7 @@ def test_an_absent_codecarbon_is_an_error(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "codecarbon", None)
-    meter = EnergyMeter("DEU")
+    meter = EnergyMeter(EnergySettings("DEU"))
     assert all_nan(meter.read())
     assert "codecarbon" in meter.read().error
     assert meter.describe()["sensors"] == ""
@@ -442,7 +475,7 @@ def test_an_absent_codecarbon_is_an_error(monkeypatch):
 @pytest.mark.parametrize("country", ["XXX", "UTO", "deu"])
 def test_an_unknown_country_is_not_replaced_by_the_world(country):
     with pytest.raises(UserError, match=rf"energy\.country: .* of {country}; give the ISO 3166"):
-        EnergyMeter(country)
+        EnergyMeter(EnergySettings(country))
 
 
 def burn(seconds):
@@ -453,7 +486,7 @@ def burn(seconds):
 
 def test_a_real_reading():
     """Germany's mix is 381 g/kWh in the codecarbon table of 2023."""
-    meter = EnergyMeter("DEU", tracking_mode="process")
+    meter = EnergyMeter(EnergySettings("DEU", "process"))
     burn(1.5)
     first = meter.read()
     burn(0.3)
@@ -471,7 +504,7 @@ def test_a_real_reading():
 
 def test_energy_is_mean_power_times_seconds():
     """An independent figure: processor seconds of this process, from the kernel, at the TDP."""
-    meter = EnergyMeter("DEU", tracking_mode="process")
+    meter = EnergyMeter(EnergySettings("DEU", "process"))
     sensors = meter.describe()["sensors"]
     if "CPU: cpu_load" not in sensors:
         pytest.skip(f"the processor's power is read from a sensor here: {sensors}")

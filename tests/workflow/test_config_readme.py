@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from document_config import PAGE, SCHEMA, render
+from workflow_scripts.study.document_config import PAGE, SCHEMA, render
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 
@@ -12,7 +12,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "config"
 def test_page_is_current():
     page = render(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
     assert PAGE.read_text(encoding="utf-8") == page, (
-        "run: python workflow_scripts/document_config.py"
+        "run: python -m workflow_scripts.study.document_config"
     )
 
 

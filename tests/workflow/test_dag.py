@@ -1,4 +1,4 @@
-"""What Snakemake plans: dry-runs in an empty copy of the workflow, so nothing is there yet."""
+"""What Snakemake plans: dry-runs in an empty folder, so nothing is there yet."""
 
 import re
 import resource
@@ -7,9 +7,10 @@ from collections import Counter
 import pytest
 import yaml
 
-from tree import ROOT, copy_tree, plan, said, snakemake, trainings
+from helpers.tree import ROOT, dry_run, plan, said, snakemake, trainings
 
-STUDIES = ["demo", "hippocampus", "config", "budget_sweep", "scale_space"]
+STUDIES = ["demo", "hippocampus", "config", "budget_sweep"]
+STUDIES += ["scale_space", "low_frequency", "learning_rates"]
 ARMS = ["constant", "progressive", "random"]
 HEAVY = {"torch", "nnunetv2", "pandas", "seaborn", "matplotlib", "codecarbon", "nibabel", "scipy"}
 # What the workflow itself imports: plugins of Snakemake import what they like.
@@ -18,8 +19,9 @@ import os, sys
 
 class Probe:
     def find_spec(name, path=None, target=None):
+        own = tuple(os.environ["PROBED"].split(":"))
         frame = sys._getframe()
-        while frame and not frame.f_code.co_filename.startswith(os.environ["PROBED_TREE"]):
+        while frame and not frame.f_code.co_filename.startswith(own):
             frame = frame.f_back
         if frame:
             with open(os.environ["PROBE"], "a") as file:
@@ -31,7 +33,7 @@ sys.meta_path.insert(0, Probe)
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    return copy_tree(tmp_path_factory.mktemp("tree"))
+    return tmp_path_factory.mktemp("tree")
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +80,16 @@ def test_the_paper_is_planned_within_seconds_and_without_heavy_imports(tree, tmp
     (tmp_path / "sitecustomize.py").write_text(PROBE)
     seen = tmp_path / "imports.txt"
     before = seconds_of_children()
-    jobs, _ = plan(
+    own = [str(ROOT / part) for part in ("Snakefile", "rules", "workflow_scripts")]
+    run = snakemake(
         tree,
-        *("--configfile", "config/config.yaml"),
-        env={"PYTHONPATH": str(tmp_path), "PROBE": str(seen), "PROBED_TREE": str(tree)},
+        *("-n", "--configfile", "config/config.yaml"),
+        env={"PYTHONPATH": str(tmp_path), "PROBE": str(seen), "PROBED": ":".join(own)},
     )
     assert seconds_of_children() - before < 10
-    assert jobs["train_fold"] == 450
+    assert re.search(r"^train_fold +450$", run.stdout, re.M)
     imported = set(seen.read_text().split())
-    assert {"config_tools", "jsonschema", "msd"} <= imported, "the probe does not see imports"
+    assert {"workflow_scripts", "jsonschema"} <= imported, "the probe does not see imports"
     assert imported & HEAVY == set()
 
 
@@ -102,6 +105,7 @@ def test_every_rule_is_reached_by_a_shipped_study(tree, plans, tmp_path):
         "bench": plan(tree, "results/bench/bench.md", "--configfile", "config/bench.yaml"),
         "sweep": plan(tree, "budget_sweep", "--configfile", "config/budget_sweep.yaml"),
         "scales": plan(tree, "scale_space", "--configfile", "config/scale_space.yaml"),
+        "search": plan(tree, "search_curriculum"),
         "forecast": plan(tree, "forecast", "--config", "budget={gpu_hours: 1}"),
         "budget": plan(tree, "--config", "budget={gpu_hours: 1}"),
         "clean": plan(tree, "clean_preprocessed", "clean_archives"),
@@ -128,8 +132,8 @@ def test_no_target_is_listed_twice(plans, name):
 def test_parts_of_a_study_are_targets_of_their_own(tree):
     jobs = {part: plan(tree, part)[0] for part in ("tables", "figures", "notebooks")}
     assert not any(rule.startswith("plot_") for rule in jobs["tables"])
-    assert "run_notebook" not in jobs["figures"]
-    assert jobs["notebooks"]["run_notebook"] == 2
+    assert not any(rule.startswith("run_") for rule in jobs["figures"])
+    assert jobs["notebooks"]["run_results_notebook"] == 1
 
 
 def test_without_a_configfile_the_demo_is_planned(tree, plans):
@@ -171,7 +175,7 @@ MISTAKES = {
         "tasks=[Task04_Hipocampus]",
         "config: tasks[0]: 'Task04_Hipocampus' is unknown; did you mean Task04_Hippocampus?",
     ),
-    "fold 5": ("folds=[5]", "config: folds[0]: 5 is not one of 0, 1, 2, 3, 4"),
+    "fold 5": ("folds=[5]", "config: folds: Task04_Hippocampus has the folds 0 to 4, not 5"),
     "two equal arms": (
         "arms={random: {trainer: nnUNetTrainerConstantPatch}}",
         "config: arms.random: it is the same as arms.constant; change its parameters",
@@ -182,7 +186,8 @@ MISTAKES = {
 @pytest.mark.parametrize(("change", "line"), MISTAKES.values(), ids=MISTAKES)
 @pytest.mark.parametrize("dry", [["-n"], ["--cores", "1"]], ids=["dry-run", "run"])
 def test_a_mistake_in_the_configuration_is_one_line(tree, dry, change, line):
-    run = snakemake(tree, *dry, "--configfile", "config/hippocampus.yaml", "--config", change)
+    arguments = [*dry, "--configfile", "config/hippocampus.yaml", "--config", change]
+    run = dry_run(tree, *arguments[1:]) if "-n" in dry else snakemake(tree, *arguments)
     assert run.returncode != 0
     assert run.stdout == ""
     assert said(run.stderr) == [line]
@@ -204,14 +209,34 @@ def test_an_arm_s_own_length_is_that_of_its_training(tree):
     arguments = ("--configfile", "config/budget_sweep.yaml", "--", "budget_sweep")
     jobs, _ = plan(tree, *arguments)
     assert jobs["train_fold"] == 9
-    assert jobs["plot_budget"] == 1
+    assert jobs["plot_budget_sweep"] == 1
     probe = (
-        "import sys; print([(a, training_of(a)['epochs']) for a in config['arms']]); sys.exit(3)"
+        "import sys; print([(a, STUDY.training(a)['epochs']) for a in config['arms']]); sys.exit(3)"
     )
-    (tree / "probe.smk").write_text(f'include: "Snakefile"\n{probe}\n')
-    run = snakemake(tree, "-n", "-s", "probe.smk", "--configfile", "config/budget_sweep.yaml")
+    (tree / "probe.smk").write_text(f'include: "{ROOT}/Snakefile"\n{probe}\n')
+    run = dry_run(tree, "-s", tree / "probe.smk", "--configfile", "config/budget_sweep.yaml")
     assert "('constant_10', 10)" in run.stdout
     assert "('progressive_efficiency_21', 21)" in run.stdout
+
+
+@pytest.mark.parametrize("budget", [False, True])
+def test_a_search_begins_with_its_forecast(tree, budget):
+    """What follows the first part is known when it is decided."""
+    limit = ["--config", "budget={gpu_hours: 5}"] if budget else []
+    jobs, text = plan(
+        tree, "search_curriculum", "--configfile", "config/low_frequency.yaml", *limit
+    )
+    assert jobs["forecast_search_study"] == 1
+    assert jobs.get("check_search_budget", 0) == budget
+    assert jobs["choose_frequencies"] == 5
+    assert "train_fold" not in jobs
+    assert "checkpoint jobs" in text
+
+
+def test_a_trial_of_a_search_is_trained_as_an_arm(tree):
+    run = "results/low_frequency/runs/Task99_BrainTissue/search_3of7_1_1_1_1/fold_0/run.json"
+    _, text = plan(tree, run, "--configfile", "config/low_frequency.yaml")
+    assert trainings(text) == {("Task99_BrainTissue", "search_3of7_1_1_1_1", 0)}
 
 
 SCALE_SPACE = ("--configfile", "config/scale_space.yaml")
@@ -221,7 +246,8 @@ def test_a_scale_space_study_evaluates_every_model_once(tree):
     jobs, text = plan(tree, "scale_space", *SCALE_SPACE)
     # Two arms at six scale factors, four controls at their own one; nnU-Net's own is not baked.
     assert (jobs["bake_model"], jobs["evaluate_scale"], jobs["train_fold"]) == (16, 17, 7)
-    assert (jobs["evaluate_transfer"], jobs["plot_transfer"], jobs["run_notebook"]) == (9, 1, 1)
+    assert (jobs["evaluate_transfer"], jobs["plot_transfer"]) == (9, 1)
+    assert jobs["run_scale_space_notebook"] == 1
     assert (jobs["tabulate_scales"], jobs["compare_scales"], jobs["plot_scales"]) == (1, 1, 1)
     evaluated = re.findall(r"Evaluating Task04_Hippocampus, (\w+), fold 0 at (\S+)", text)
     assert Counter(arm for arm, _ in evaluated)["scale_space"] == 6
@@ -247,6 +273,6 @@ def test_the_cheapest_good_enough_model_needs_the_evaluation(tree):
 
 
 def test_a_study_without_a_hypernetwork_has_nothing_to_bake(tree):
-    run = snakemake(tree, "-n", "bake")
+    run = dry_run(tree, "bake")
     assert run.returncode != 0
     assert "no arm of this study is a scale-space hypernetwork" in run.stderr + run.stdout

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from snakemake.cli import get_argument_parser
 
-from config_tools import check_config
-from tree import ROOT, copy_tree, snakemake
+from helpers.tree import ROOT, copy_tree, dry_run
+from workflow_scripts.study.config_validation import check_config
 
 PAGES = [ROOT / "README.md", ROOT / "config/README.md", *sorted(ROOT.glob("docs/*.md"))]
 SCHEMA_PATH = ROOT / "config/schemas/config.schema.yaml"
@@ -140,7 +140,7 @@ def test_a_command_of_snakemake_is_understood_and_plans(tree, block, words):
     for profile in parsed.profile or []:
         assert (ROOT / profile / "config.yaml").is_file(), profile
     if ONLY_PARSED.isdisjoint(arguments):
-        run = snakemake(tree, "-n", *arguments)
+        run = dry_run(tree, *arguments)
         assert run.returncode == 0, run.stdout + run.stderr
         assert "job" in run.stdout
 

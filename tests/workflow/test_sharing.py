@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tree import copy_tree, plan, snakemake, trainings
+from helpers.tree import copy_tree, plan, trainings
 
 STUDY = ("--configfile", "config/hippocampus.yaml")
 SHARED = ("--rerun-triggers", "mtime", "params", "input", "software-env")
@@ -90,11 +90,3 @@ def test_without_the_trigger_code_shared_data_are_left_alone(tree):
 def test_a_copy_without_its_dates_would_be_made_again(tree, tmp_path):
     prepare(tmp_path / "scratch", reversed(MADE), time.time())
     assert PREPARING & set(plan(tree, *STUDY, *SHARED)[0])
-
-
-def test_another_working_directory_is_refused(tree, tmp_path):
-    """Rules name their files from the workflow's folder: `--directory` cannot move the results."""
-    (tmp_path / "elsewhere").mkdir()
-    run = snakemake(tree, "-n", *STUDY, "--directory", str(tmp_path / "elsewhere"))
-    assert run.returncode != 0
-    assert "MissingInputException" in run.stdout + run.stderr

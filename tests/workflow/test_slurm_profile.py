@@ -1,11 +1,11 @@
-"""The profile for Slurm: what it says, and what Snakemake makes of it; no Slurm is needed."""
+"""The profile for Slurm, and what Snakemake makes of it; no Slurm is needed."""
 
 import re
 
 import pytest
 import yaml
 
-from tree import ROOT, copy_tree, plan, trainings
+from helpers.tree import ROOT, plan, trainings
 
 TEXT = (ROOT / "profiles/slurm/config.yaml").read_text()
 PROFILE = yaml.safe_load(TEXT)
@@ -14,15 +14,7 @@ PAPER = ("--profile", "profiles/slurm", "--configfile", "config/config.yaml")
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    return copy_tree(tmp_path_factory.mktemp("tree"))
-
-
-def test_every_entry_has_a_comment():
-    paragraphs = [block.splitlines() for block in TEXT.split("\n\n")]
-    with_entries = [block for block in paragraphs if any(not re.match("#| ", x) for x in block)]
-    assert len(with_entries) >= 10
-    for block in with_entries:
-        assert block[0].startswith("# "), block
+    return tmp_path_factory.mktemp("tree")
 
 
 def test_no_cluster_is_baked_in():
@@ -37,12 +29,9 @@ def test_what_is_to_be_filled_in_is_yaml_when_its_mark_is_removed():
     start, end = (match.end() for match in re.finditer(r"^# -{5,}.*\n", TEXT, re.MULTILINE))
     block = re.sub(r"^( *)# ( *[a-z_-]+:(?: |$))", r"\1\2", TEXT[start:end], flags=re.MULTILINE)
     profile = yaml.safe_load(TEXT[:start] + block + TEXT[end:])
-    assert profile["default-resources"]["slurm_account"] == "my_project"
-    assert profile["set-resources"]["train_fold"] == {
-        "slurm_partition": "gpu",
-        "gpu_model": "a100",
-    }
-    assert profile["slurm-status-command"] == "squeue"
+    assert profile.keys() > PROFILE.keys()
+    assert profile["default-resources"].keys() > PROFILE["default-resources"].keys()
+    assert set(profile["set-resources"]) <= rules()
 
 
 def test_the_full_study_is_planned_in_few_jobs(tree):
@@ -53,11 +42,15 @@ def test_the_full_study_is_planned_in_few_jobs(tree):
     assert [group.count("Measuring surface distances") for group in groups] == 90 * [5]
 
 
-def test_the_rules_that_it_names_exist():
-    rules = set()
+def rules():
+    found = set()
     for path in ROOT.glob("rules/*.smk"):
-        rules |= set(re.findall(r"^(?:rule|checkpoint) (\w+):", path.read_text(), re.MULTILINE))
-    assert {*PROFILE["groups"], *PROFILE["preemptible-rules"]} <= rules
+        found |= set(re.findall(r"^(?:rule|checkpoint) (\w+):", path.read_text(), re.MULTILINE))
+    return found
+
+
+def test_the_rules_that_it_names_exist():
+    assert {*PROFILE["groups"], *PROFILE["preemptible-rules"]} <= rules()
     assert set(PROFILE["groups"].values()) == set(PROFILE["group-components"])
 
 

@@ -1,7 +1,7 @@
 """One thin trainer per arm: nnU-Net names its result folder after the class."""
 
-from .base import nnUNetTrainerPatchCurriculum
 from .low_frequency import nnUNetTrainerLowFrequencyCurriculum
+from .patch_curriculum import nnUNetTrainerPatchCurriculum
 from .scale_space import nnUNetTrainerScaleSpace as nnUNetTrainerScaleSpace
 
 

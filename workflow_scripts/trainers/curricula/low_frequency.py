@@ -7,7 +7,7 @@ loader and training step, with labels of that size. Validation and inference are
 
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,20 +17,27 @@ from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import (
     DownsampleSegForDSTransform,
 )
 
-from .base import nnUNetTrainerPatchCurriculum
-from .loading import LoadingPlan
-from .lowpass import reduce_image, reduce_labels
-from .schedules import Schedule, Stage
-from .strength import weaken
+from .batches.augmentation_strength import weaken
+from .batches.loading import LoadingPlan
+from .batches.lowpass import reduce_image, reduce_labels
+from .patch_curriculum import nnUNetTrainerPatchCurriculum
+from .schedules.schedule import Schedule, Stage
 
 
 class LowFrequencyBatches:
     """Hands out the batches of a schedule: loaded or repeated, and reduced to the stage's size.
 
-    Every r-th iteration of a stage that replays takes a loaded batch and keeps it, reduced, among
-    the last `replay_batches`; the others draw one of these, uniformly and from (seed, iteration)
-    alone. The first iteration of a resumed training first loads again what it may draw from, so it
-    goes on with the very batches of an uninterrupted one.
+    In a stage with replay, every r-th iteration loads a batch; the last `replay_batches` of them
+    are kept, already reduced. How the r iterations use it depends on the kind of replay:
+
+    - `whole`: the first iteration gets the new batch, the others draw one of the kept batches.
+    - `mixed`: each iteration gets the next 1/r of the new samples, and draws the rest of its batch
+      from the samples of the last `replay_batches` batches (lines 42-89 of `engine_buffer.py` in
+      the authors' repository; their sub-batches are single samples here).
+
+    Draws are uniform, with replacement, and depend only on (seed, iteration). A resumed training
+    first reloads the batches that it may draw from, so it sees the same batches as an uninterrupted
+    one.
     """
 
     def __init__(
@@ -39,6 +46,7 @@ class LowFrequencyBatches:
         schedule: Schedule,
         first_iteration: int,
         replay_batches: int,
+        mixed: bool,
         seed: int,
         device: torch.device,
         deep_supervision_scales: list | None,
@@ -52,6 +60,7 @@ class LowFrequencyBatches:
             schedule: of the training.
             first_iteration: number of the iteration whose batch is asked for first.
             replay_batches: how many are kept.
+            mixed: whether replay mixes new and former samples in every batch.
             seed: of the draws.
             device: where batches are reduced and kept.
             deep_supervision_scales: nnU-Net's, for the targets of each output; None is one target.
@@ -59,9 +68,10 @@ class LowFrequencyBatches:
         """
         self._loader, self._schedule, self._device = loader, schedule, device
         self._seed, self._lowpass = seed, lowpass
+        self._replay_batches, self._mixed = replay_batches, mixed
         self._iteration = first_iteration
         self._stage: int | None = None
-        self._kept: deque[dict] = deque(maxlen=replay_batches)
+        self._kept: deque[dict] = deque(maxlen=batches_to_keep(replay_batches, mixed))
         self._targets = (
             DownsampleSegForDSTransform(deep_supervision_scales)
             if deep_supervision_scales is not None
@@ -83,10 +93,37 @@ class LowFrequencyBatches:
             self._kept.clear()
             for _ in range(missing_batches(schedule, iteration, self._kept.maxlen or 0)):
                 self._load(stage)
-        if schedule.loads(iteration):
-            return self._load(stage)
-        draw = random.Random(f"{self._seed}/{iteration}").randrange(len(self._kept))
-        return self._unpack(self._kept[draw])
+        loaded = self._load(stage) if schedule.loads(iteration) else None
+        draws = random.Random(f"{self._seed}/{iteration}")
+        if self._mixed and stage.replay > 1:
+            return self._mix(stage.replay, schedule.iteration_of_stage(iteration), draws)
+        if loaded is not None:
+            return loaded
+        return self._unpack(self._kept[draws.randrange(len(self._kept))])
+
+    def _mix(self, replay: int, iteration: int, draws: random.Random) -> dict:
+        """Return the batch of an iteration of its stage: new samples, then drawn ones."""
+        size = len(self._kept[-1]["keys"])
+        before = (len(self._kept) - 1) * size
+        turn = iteration % replay
+        begin, end = (before - (-number * size // replay) for number in (turn, turn + 1))
+        oldest = max(0, end - self._replay_batches * size)
+        chosen = [*range(begin, end)]
+        chosen += [draws.randrange(oldest, end) for _ in range(size - len(chosen))]
+        samples = [(self._kept[number // size], number % size) for number in chosen]
+
+        def gather(tensors: list[torch.Tensor]) -> torch.Tensor:
+            rows = zip(tensors, samples, strict=True)
+            return torch.stack([tensor[sample] for tensor, (_, sample) in rows])
+
+        targets = [batch["target"] for batch, _ in samples]
+        return {
+            "data": gather([batch["data"] for batch, _ in samples]).float(),
+            "target": gather(targets)
+            if torch.is_tensor(targets[0])
+            else [gather(list(of_output)) for of_output in zip(*targets, strict=True)],
+            "keys": [batch["keys"][sample] for batch, sample in samples],
+        }
 
     def _load(self, stage: Stage) -> dict:
         """Take the loader's next batch and reduce it; keep it if the stage replays."""
@@ -128,9 +165,14 @@ class LowFrequencyBatches:
             self._loader._finish()
 
 
-def missing_batches(schedule: Schedule, iteration: int, replay_batches: int) -> int:
-    """Return how many former batches of its stage an iteration may draw from."""
-    return min(schedule.replayable_before(iteration), replay_batches)
+def batches_to_keep(replay_batches: int, mixed: bool) -> int:
+    """Return how many batches to hold: those that may be drawn, and the new one if mixed."""
+    return replay_batches + mixed
+
+
+def missing_batches(schedule: Schedule, iteration: int, kept: int) -> int:
+    """Return how many of the `kept` batches an iteration expects to be loaded already."""
+    return min(schedule.replayable_before(iteration), kept)
 
 
 class nnUNetTrainerLowFrequencyCurriculum(nnUNetTrainerPatchCurriculum):
@@ -139,13 +181,22 @@ class nnUNetTrainerLowFrequencyCurriculum(nnUNetTrainerPatchCurriculum):
     The field of view stays that of the planned patch; the resolution grows.
 
     Attributes:
+        replay_batches, replay, frequency_schedule, frequency_fractions, augmentation_ramp,
+        large_batches_early: see `settings.CurriculumSettings`.
         lowpass: how frequencies are cropped: in the spectrum (`fft`), in that of the cosine
-            transform (`dct`, no wrap-around), or by antialiased resampling (`resize`).
+            transform (`dct`, no wrap-around), or by antialiased resampling (`resize`); `none`
+            crops none.
         half_voxel_shift: sample where the larger voxels' centres are, as the labels are; False is
             the authors' crop, which is aligned at the corner.
     """
 
     curriculum = "low_frequency"
+    replay_batches = 64
+    replay = "whole"
+    frequency_schedule = "resnet"
+    frequency_fractions: Sequence[float | str] | None = None
+    augmentation_ramp = True
+    large_batches_early = False
     lowpass = "fft"
     half_voxel_shift = True
 
@@ -160,6 +211,7 @@ class nnUNetTrainerLowFrequencyCurriculum(nnUNetTrainerPatchCurriculum):
             self.schedule(),
             self.iterations_before,
             self.replay_batches,
+            self.replay == "mixed",
             self.batch_seed or 0,
             self.device,
             self._get_deep_supervision_scales(),
@@ -171,7 +223,8 @@ class nnUNetTrainerLowFrequencyCurriculum(nnUNetTrainerPatchCurriculum):
     def batches_before(self) -> int:
         """Number of the first batch to load: with those of the stage that may be drawn again."""
         schedule, iteration = self.schedule(), self.iterations_before
-        again = missing_batches(schedule, iteration, self.replay_batches)
+        kept = batches_to_keep(self.replay_batches, self.replay == "mixed")
+        again = missing_batches(schedule, iteration, kept)
         return schedule.batches_before(iteration) - again
 
     def _plan_loading(self, stage: Stage, **options: Any) -> LoadingPlan:

@@ -2,35 +2,24 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch.nn.functional import interpolate
 
-from .base import nnUNetTrainerPatchCurriculum
-from .hypernetwork import ScaleSpaceNetwork
-from .rescaled_unet import build_rescaled
-from .scales import (
-    DEFAULT_RANK,
-    NETWORK_ATTRIBUTES,
-    SCALE_ATTRIBUTES,
-    Scales,
-    check_hypernetwork,
-    plan_scales,
-)
+from .networks.hypernetwork import ScaleSpaceNetwork
+from .networks.rescaled_unet import build_rescaled
+from .patch_curriculum import nnUNetTrainerPatchCurriculum
+from .schedules.scale_factors import DEFAULT_RANK, Scales, ScaleSpaceSettings
+from .schedules.schedule import Schedule
 
 SMALLEST_SUPERVISED = 4
 """Voxels per axis that an output needs to take part in the loss."""
-
-OPTIMIZERS = {"sgd": (nnUNetTrainer, 1e-2), "adamw": (nnUNetTrainerAdam, 1e-3)}
-"""The trainer of nnU-Net that makes an optimiser (its AdamW is that with `amsgrad`), and the first
-learning rate where an arm sets no `initial_lr`."""
 
 
 def build_scale_space(
@@ -40,35 +29,30 @@ def build_scale_space(
     num_output_channels: int,
     enable_deep_supervision: bool = True,
     *,
-    scale_factor: float | None = None,
-    smallest_scale: float = 0.25,
-    largest_scale: float = 0.5,
-    rank: int = DEFAULT_RANK,
-    unit_norm: bool = True,
-    scale_encoding: str = "linear",
+    settings: ScaleSpaceSettings | None = None,
 ) -> ScaleSpaceNetwork:
     """Return the rescaled network of a plan within its hypernetwork.
 
-    The first arguments are those of nnU-Net's `build_network_architecture`, the others the
-    attributes of `nnUNetTrainerScaleSpace`.
+    The first arguments are those of nnU-Net's `build_network_architecture`; `settings` are those of
+    the trainer, by default its class's.
     """
+    settings = settings or ScaleSpaceSettings()
     primary = build_rescaled(
         configuration_manager,
         num_input_channels,
         num_output_channels,
         enable_deep_supervision,
-        scale_factor=plan_scales(scale_factor, smallest_scale, largest_scale).final,
+        scale_factor=settings.scales.final,
     )
-    return ScaleSpaceNetwork(
-        primary, rank, (smallest_scale, largest_scale), unit_norm, scale_encoding
-    )
+    return ScaleSpaceNetwork(primary, settings)
 
 
 class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
     """Scale-space hypernetwork (SSHN, NeurIPS 2023) in 3D: each step draws its scale factor.
 
     Its controls are the same class: `rank: 0` shares one set of weights among all scale factors
-    ("stochastic"); a `scale_factor` trains for that one alone, with `rank: 0` an ordinary network
+    ("stochastic"), and `film` scales and shifts its features; a `scale_factor` trains for that one
+    alone, with `rank: 0` an ordinary network
     ("fixed") and else the hypernetwork at a constant input.
 
     nnU-Net's `checkpoint_best` is kept: every epoch validates at the same scale factors, as often,
@@ -76,12 +60,9 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
     at the end, and baked, is the final checkpoint.
 
     Attributes:
-        scale_factor, smallest_scale, largest_scale: see `scales.plan_scales`.
-        rank, unit_norm, scale_encoding: see `hypernetwork.ScaleSpaceNetwork`.
-        optimizer_name: one of `OPTIMIZERS`; decay of the learning rate, weight decay and clipping
-            are nnU-Net's with each.
-        pseudo_dice_by_scale: nnU-Net's pseudo Dice in the last epoch's validation, by scale factor;
-            with several GPUs that of this one's share.
+        scale_factor, smallest_scale, largest_scale, rank, unit_norm, scale_encoding, scale_share,
+            scale_prior, film: see `scale_factors.ScaleSpaceSettings`.
+        pseudo_dice_by_scale: with several GPUs that of this one's share.
     """
 
     scale_factor: float | None = None
@@ -90,49 +71,39 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
     rank = DEFAULT_RANK
     unit_norm = True
     scale_encoding = "linear"
-    optimizer_name = "sgd"
+    scale_share: float | None = None
+    scale_prior = "uniform"
+    film = False
 
     build_network_architecture = staticmethod(build_scale_space)
     network: Any
-    pseudo_dice_by_scale: dict[float, float]
     _validated = 0
 
-    def __init__(
-        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device
-    ) -> None:
-        """Begin as nnU-Net does, but leave the learning rate to the choice of the optimiser."""
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.initial_lr: float | None = None
-        self.pseudo_dice_by_scale = {}
+    @classmethod
+    def network_settings(cls, parameters: Mapping[str, Any]) -> ScaleSpaceSettings:
+        """Return what decides the network with an arm's parameters; ValueError if it cannot be."""
+        return ScaleSpaceSettings.of(cls, parameters)
 
     @property
     def scales(self) -> Scales:
         """The scale factors of the training."""
-        return plan_scales(**{name: getattr(self, name) for name in SCALE_ATTRIBUTES})
+        return ScaleSpaceSettings.of(self).scales
 
     @property
     def scale_space(self) -> ScaleSpaceNetwork:
         """The network without what several GPUs wrap it in."""
         return getattr(self.network, "module", self.network)
 
-    def schedule(self) -> Any:
+    def schedule(self) -> Schedule:
         """Return the schedule of the batches; ValueError also for a network that cannot be."""
-        plan_scales(**{name: getattr(self, name) for name in SCALE_ATTRIBUTES})
-        check_hypernetwork(**{name: getattr(self, name) for name in NETWORK_ATTRIBUTES})
+        ScaleSpaceSettings.of(self)
         return super().schedule()
 
     def initialize(self) -> None:
         """Prepare as nnU-Net does, with the network that this arm's parameters give."""
-        names = (*SCALE_ATTRIBUTES, *NETWORK_ATTRIBUTES)
-        settings = {name: getattr(self, name) for name in names}
-        self.build_network_architecture = partial(build_scale_space, **settings)
-        if self.initial_lr is None:
-            self.initial_lr = OPTIMIZERS[self.optimizer_name][1]
+        settings = ScaleSpaceSettings.of(self)
+        self.build_network_architecture = partial(build_scale_space, settings=settings)
         super().initialize()
-
-    def configure_optimizers(self) -> tuple[Any, Any]:
-        """Return nnU-Net's own optimiser of the wanted name, and its decay of the learning rate."""
-        return OPTIMIZERS[self.optimizer_name][0].configure_optimizers(self)
 
     def _do_i_compile(self) -> bool:
         """Never: each scale factor would be compiled anew."""

@@ -1,0 +1,45 @@
+"""
+This part of the workflow measures the trainers side by side: `make bench`.
+
+REQUIRED INPUTS, in resources/nnUNet_preprocessed/{dataset}/:
+
+    {plans}.json, {data_identifier}.manifest.json, splits_final.json of every task of the study
+
+OUTPUTS:
+
+    results/{study}/bench.csv, bench.md   ratios, their goals, and the machine
+"""
+
+
+rule bench_trainers:
+    input:
+        plans=[STUDY.plans(task) for task in STUDY.tasks],
+        manifests=[STUDY.manifest(task) for task in STUDY.tasks],
+        splits=[STUDY.splits(task) for task in STUDY.tasks],
+    output:
+        table=f"{RESULTS}/bench.csv",
+        page=f"{RESULTS}/bench.md",
+    log:
+        f"logs/bench_trainers/{STUDY.name}.log",
+    conda:
+        "../envs/nnunet.yaml"
+    threads: config["training"]["threads"]
+    resources:
+        **JOBS.of("bench_trainers"),
+    params:
+        runs=[
+            {
+                "task": task,
+                "fold": config["folds"][0],
+                "configuration": STUDY.configuration,
+            }
+            for task in STUDY.tasks
+        ],
+        training={key: value for key, value in config["training"].items() if key != "threads"},
+        energy=config["energy"],
+        repeats=config["bench"]["repeats"],
+        iterations=config["bench"]["iterations"],
+    message:
+        "Measuring the trainers on {params.runs}"
+    script:
+        "../workflow_scripts/benchmark/bench_trainers.py"

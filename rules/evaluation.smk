@@ -1,0 +1,202 @@
+"""
+This part of the workflow collects the files of all runs in tidy tables, compares the arms, says how
+sure the differences are, and what they mean for what was published.
+
+REQUIRED INPUTS:
+
+    results/{study}/runs/{task}/{arm}/fold_{fold}/{run.json,epochs.csv,stages.csv,energy.csv,summary.json},
+    and the predictions of the validation cases in the nnU-Net folder that run.json names
+    resources/nnUNet_raw/{dataset}/labelsTr/
+    for the class balance, in resources/nnUNet_preprocessed/{dataset}/: plans, preprocessed cases
+    config/published/{claims.yaml,nnunet_runs.tsv}, config/schemas/claims.schema.yaml
+
+OUTPUTS:
+
+    results/{study}/runs/{task}/{arm}/fold_{fold}/surface.csv    NSD of each validation case and label
+
+and in results/{study}/tables/:
+
+    runs.csv                  one row a run
+    cases.csv                 one row a validation case and label: Dice, NSD and counts
+    epochs.csv, stages.csv, energy.csv    the runs' own tables, one below the other
+    comparison.{csv,md,tex}   the arms against the reference arm, per task and overall
+    significance.csv          every arm against the reference arm, paired over cases
+    claims.{csv,md}           each published claim, what was measured, and a verdict
+    reference_runs.csv        the reference arm beside published nnU-Net, by task and fold
+    class_balance.csv         foreground in patches of each curriculum size, as nnU-Net samples them
+"""
+
+NSD_TOLERANCE_MM = {
+    **{task: row["nsd_tolerance_mm"] for task, row in (MSD | config["own_tasks"]).items()},
+    DEMO_TASK: DEMO_TOLERANCE_MM,
+}
+
+
+rule measure_surface_distance:
+    input:
+        run=f"{RUN}/run.json",
+        summary=f"{RUN}/summary.json",
+        dataset=lambda wildcards: STUDY.raw(wildcards.task),
+    output:
+        surface=f"{RUN}/surface.csv",
+    log:
+        f"logs/measure_surface_distance/{STUDY.name}_{{task}}_{{arm}}_{{fold}}.log",
+    conda:
+        "../envs/nnunet.yaml"
+    resources:
+        **JOBS.of("measure_surface_distance"),
+    params:
+        tolerance_mm=lambda wildcards: NSD_TOLERANCE_MM[wildcards.task],
+    message:
+        "Measuring surface distances of {wildcards.task}, {wildcards.arm}, fold {wildcards.fold}"
+    script:
+        "../workflow_scripts/evaluation/measure_surface_distance.py"
+
+
+rule collect_results:
+    input:
+        run=run_files("run.json"),
+        epochs=run_files("epochs.csv"),
+        stages=run_files("stages.csv"),
+        energy=run_files("energy.csv"),
+        summary=run_files("summary.json"),
+        surface=run_files("surface.csv"),
+        code=code("evaluation/collect_results.py"),
+    output:
+        runs=f"{RESULTS}/tables/runs.csv",
+        cases=f"{RESULTS}/tables/cases.csv",
+        epochs=f"{RESULTS}/tables/epochs.csv",
+        stages=f"{RESULTS}/tables/stages.csv",
+        energy=f"{RESULTS}/tables/energy.csv",
+    log:
+        f"logs/collect_results/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        runs=STUDY.runs,
+    message:
+        f"Collecting the results of the study {STUDY.name}"
+    script:
+        "../workflow_scripts/evaluation/collect_results.py"
+
+
+rule compare_arms:
+    input:
+        runs=f"{RESULTS}/tables/runs.csv",
+        cases=f"{RESULTS}/tables/cases.csv",
+        code=code("evaluation/compare_arms.py"),
+    output:
+        csv=report(
+            f"{RESULTS}/tables/comparison.csv",
+            caption="report/comparison.rst",
+            category="Tables",
+            labels={"table": "Comparison of the arms"},
+        ),
+        md=f"{RESULTS}/tables/comparison.md",
+        tex=f"{RESULTS}/tables/comparison.tex",
+    log:
+        f"logs/compare_arms/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        reference_arm=config["reference_arm"],
+        tasks=STUDY.tasks,
+        arms=list(config["arms"]),
+    message:
+        f"Comparing the arms of the study {STUDY.name}"
+    script:
+        "../workflow_scripts/evaluation/compare_arms.py"
+
+
+rule assess_significance:
+    input:
+        cases=f"{RESULTS}/tables/cases.csv",
+        code=code("evaluation/assess_significance.py"),
+    output:
+        table=report(
+            f"{RESULTS}/tables/significance.csv",
+            caption="report/significance.rst",
+            category="Tables",
+            labels={"table": "Significance of the differences"},
+        ),
+    log:
+        f"logs/assess_significance/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        reference_arm=config["reference_arm"],
+        tasks=STUDY.tasks,
+        arms=list(config["arms"]),
+        seed=config["training"]["seed"],
+    message:
+        f"Assessing the differences between the arms of the study {STUDY.name}"
+    script:
+        "../workflow_scripts/evaluation/assess_significance.py"
+
+
+rule check_claims:
+    input:
+        runs=f"{RESULTS}/tables/runs.csv",
+        claims=shipped("config/published/claims.yaml"),
+        schema=shipped("config/schemas/claims.schema.yaml"),
+        nnunet_runs=shipped("config/published/nnunet_runs.tsv"),
+        code=code("evaluation/check_claims.py"),
+    output:
+        csv=report(
+            f"{RESULTS}/tables/claims.csv",
+            caption="report/claims.rst",
+            category="Tables",
+            labels={"table": "Published claims"},
+        ),
+        md=f"{RESULTS}/tables/claims.md",
+        reference_runs=report(
+            f"{RESULTS}/tables/reference_runs.csv",
+            caption="report/reference_runs.rst",
+            category="Tables",
+            labels={"table": "Reference arm beside published nnU-Net"},
+        ),
+    log:
+        f"logs/check_claims/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        own={own["data_set"]: task for task, own in config["own_tasks"].items() if own["data_set"]},
+    message:
+        f"Checking published claims against the study {STUDY.name}"
+    script:
+        "../workflow_scripts/evaluation/check_claims.py"
+
+
+rule measure_class_balance:
+    input:
+        plans=[STUDY.plans(task) for task in STUDY.tasks],
+        datasets=[STUDY.raw(task) for task in STUDY.tasks],
+        manifests=[STUDY.manifest(task) for task in STUDY.tasks],
+    output:
+        table=report(
+            f"{RESULTS}/tables/class_balance.csv",
+            caption="report/class_balance_table.rst",
+            category="Tables",
+            labels={"table": "Foreground by patch size"},
+        ),
+    log:
+        f"logs/measure_class_balance/{STUDY.name}.log",
+    conda:
+        "../envs/nnunet.yaml"
+    resources:
+        **JOBS.of("measure_class_balance"),
+    params:
+        tasks=STUDY.tasks,
+        data_identifier=STUDY.data_identifier,
+        configuration=STUDY.configuration,
+        oversample=0.33,  # nnU-Net's own share of forced patches
+        samples=200,
+        seed=config["training"]["seed"],
+    message:
+        "Measuring the foreground in patches of each size"
+    script:
+        "../workflow_scripts/evaluation/measure_class_balance.py"

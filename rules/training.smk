@@ -1,0 +1,53 @@
+"""
+This part of the workflow trains one arm on one fold of one task and validates it.
+
+REQUIRED INPUTS, in resources/nnUNet_preprocessed/{dataset}/:
+
+    {plans}.json, {data_identifier}.manifest.json, splits_final.json
+
+No training starts before results/{study}/forecast/needs.json exists. With a budget it also waits for
+within_budget.json, and with `cluster.max_runtime_minutes` for the forecast, which sets the run time of the job.
+
+OUTPUTS, in results/{study}/runs/{task}/{arm}/fold_{fold}/:
+
+    run.json      one record: versions, seed, plans hash, hardware, Dice, seconds, energy
+    epochs.csv    one row a kept epoch, growing while it trains
+    stages.csv    the same, summed a stage
+    energy.csv    one row an attempt, phase and stage
+    summary.json  nnU-Net's own validation summary
+
+nnU-Net's own folder, results/{study}/nnunet/{arm}/, is on purpose no output: Snakemake deletes the
+outputs of a failed job, and a repeated job resumes from the checkpoints in it.
+"""
+
+
+rule train_fold:
+    input:
+        plans=lambda wildcards: STUDY.plans(wildcards.task),
+        manifest=lambda wildcards: STUDY.manifest(wildcards.task),
+        splits=lambda wildcards: STUDY.splits(wildcards.task),
+        checked=checked_first,
+    output:
+        run=f"{RUN}/run.json",
+        epochs=f"{RUN}/epochs.csv",
+        stages=f"{RUN}/stages.csv",
+        energy=f"{RUN}/energy.csv",
+        summary=f"{RUN}/summary.json",
+    log:
+        f"logs/train_fold/{STUDY.name}_{{task}}_{{arm}}_{{fold}}.log",
+    conda:
+        "../envs/nnunet.yaml"
+    threads: config["training"]["threads"]
+    resources:
+        **JOBS.of("train_fold"),
+    params:
+        run=lambda wildcards: STUDY.run(wildcards.task, wildcards.arm, int(wildcards.fold)),
+        parameters=lambda wildcards: STUDY.arm(wildcards.arm)["parameters"],
+        training=lambda wildcards: STUDY.training(wildcards.arm),
+        energy=config["energy"],
+        mirroring=config["validation"]["mirroring"],
+        results=lambda wildcards: STUDY.results(wildcards.arm),
+    message:
+        "Training {wildcards.task}, {wildcards.arm}, fold {wildcards.fold}"
+    script:
+        "../workflow_scripts/training/train_fold.py"

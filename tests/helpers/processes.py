@@ -1,0 +1,96 @@
+"""Processes that have the imports of a training, or Snakemake's, when they begin.
+
+These take longer than what most tests do with them. One process a test runner has imported all;
+the others are forked from it, and share nothing else.
+"""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+from unittest import mock
+
+FORKING = multiprocessing.get_context("forkserver")
+FORKING.set_forkserver_preload(["helpers.preloaded"])
+
+WITH_POOLS = (
+    "nnunetv2.evaluation.evaluate_predictions",
+    "nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor",
+    "nnunetv2.experiment_planning.verify_dataset_integrity",
+    "nnunetv2.preprocessing.preprocessors.default_preprocessor",
+    "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
+)
+"""Modules of nnU-Net that spawn pools of processes."""
+
+
+class Forked:
+    """A running function with what `subprocess.Popen` has; the leader of a process group."""
+
+    def __init__(self, function, *arguments, output=None):
+        """Call `function`; `output` is a path for standard output and error, or one for each."""
+        paths = output if isinstance(output, tuple) else (output, output)
+        self._process = FORKING.Process(target=_begin, args=(function, arguments, paths))
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self):
+        """Exit code, minus the number of the signal that ended it, or None."""
+        return self._process.exitcode
+
+    def poll(self):
+        return self.returncode
+
+    def wait(self, timeout=None):
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired("forked process", timeout)
+        return self.returncode
+
+    def kill(self):
+        self._process.kill()
+
+
+def _begin(function, arguments, paths):
+    os.setsid()
+    # It would inherit this one's way to start processes, where a job has the platform's.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    for descriptor, path in enumerate(paths, start=1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, descriptor)
+        os.close(file)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    try:
+        function(*arguments)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def forked_pools():
+    """Let nnU-Net's pools fork their one worker, which would import nnU-Net for 5 s if spawned."""
+    pools = SimpleNamespace(get_context=lambda method: SimpleNamespace(Pool=_forked_pool))
+    with contextlib.ExitStack() as stack:
+        for name in WITH_POOLS:
+            module = importlib.import_module(name)
+            stack.enter_context(mock.patch.object(module, "multiprocessing", pools))
+        yield
+
+
+def _forked_pool(processes):
+    return multiprocessing.get_context("fork").Pool(1, _be_as_spawned)
+
+
+def _be_as_spawned():
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    import torch
+
+    # OpenMP's other threads are not forked: whoever waits for them would wait for ever.
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda number: None

@@ -1,0 +1,124 @@
+"""Snakemake on this workflow, its studies in a folder of the test's own."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from helpers.processes import Forked
+
+ROOT = Path(__file__).resolve().parents[2]
+GREETING = "Using workflow specific profile "
+
+
+def copy_tree(target):
+    """Copy what a clone would have, and files that are not committed yet, to `target`."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+def write_config(folder, name, config, **changes):
+    """Write a study's configuration with some keys of any section replaced; return its path."""
+    merged = {**config}
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(config.get(key), dict)
+        merged[key] = {**config[key], **value} if nested else value
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(merged, sort_keys=False))
+    return str(path)
+
+
+def located(folder, arguments):
+    """Return the arguments of Snakemake with the study in `folder`, but for a clone of its own."""
+    if (Path(folder) / "Snakefile").exists():
+        return list(map(str, arguments))
+    return ["--directory", str(folder), *map(str, arguments)]
+
+
+def command(*arguments, python=sys.executable):
+    return [python, "-m", "snakemake", *map(str, arguments)]
+
+
+def snakemake(folder, *arguments, env=None, timeout=600, python=sys.executable):
+    """Run Snakemake on a study in `folder`; the result has returncode, stdout and stderr.
+
+    At the timeout the jobs that it started end with it.
+    """
+    process = start(folder, *arguments, env=env, python=python)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start(folder, *arguments, env=None, python=sys.executable):
+    """Start Snakemake as the leader of a process group of its own."""
+    return subprocess.Popen(
+        command(*located(folder, arguments), python=python),
+        cwd=folder if (Path(folder) / "Snakefile").exists() else ROOT,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def said(stderr):
+    """Return the lines on standard error but the one that greets every run."""
+    return [line for line in stderr.splitlines() if not line.startswith(GREETING)]
+
+
+def dry_run(folder, *arguments):
+    """Return what `snakemake -n` with these arguments gives, as `snakemake` does, but sooner."""
+    folder, arguments = Path(folder), ["-n", *arguments]
+    start_in = folder if (folder / "Snakefile").exists() else ROOT
+    with tempfile.TemporaryDirectory() as name:
+        files = [Path(name, stream) for stream in ("out", "err")]
+        words = located(folder, arguments)
+        process = Forked(_run, start_in, words, output=tuple(files))
+        process.wait(120)
+        out, err = (path.read_text() if path.exists() else "" for path in files)
+    return subprocess.CompletedProcess(["snakemake", *words], process.returncode, out, err)
+
+
+def _run(folder, arguments):
+    os.chdir(folder)
+    from snakemake.cli import main
+
+    main(arguments)
+
+
+def plan(folder, *arguments):
+    """Dry-run a study in `folder` and return (jobs by rule, the whole text)."""
+    run = dry_run(folder, *arguments)
+    assert run.returncode == 0, run.stdout + run.stderr
+    if "Nothing to be done" in run.stdout:
+        return {}, run.stdout
+    table = run.stdout.partition("Job stats:")[2].partition("total")[0]
+    return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, re.M)}, run.stdout
+
+
+def trainings(text):
+    """Return the set of (task, arm, fold) that a dry-run's text would train."""
+    found = re.findall(r"Training (\w+), (\w+), fold (\d)$", text, re.M)
+    return {(task, arm, int(fold)) for task, arm, fold in found}

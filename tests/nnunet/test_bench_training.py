@@ -1,0 +1,109 @@
+"""One measured training as `make bench` starts it."""
+
+import contextlib
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.processes import Forked
+from workflow_scripts.benchmark.bench_trainers import (
+    by_stage,
+    epoch_overhead,
+    loads_an_iteration,
+    reducing_share,
+    run_variant,
+    stage_switch,
+)
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.study.settings import RunSettings
+from workflow_scripts.study.specification import RunSpec
+
+
+def call(tiny, trainer, folder, **settings):
+    """Call `run_variant` on the tiny task."""
+    names = {"study": "bench", "task": "Task98_Tiny", "dataset": tiny.dataset, "arm": "x"}
+    names |= {"configuration": tiny.configuration, "plans": tiny.plans_name}
+    training = {
+        "epochs": 5,
+        "iterations_per_epoch": 3,
+        "validation_iterations_per_epoch": 1,
+        "seed": 1,
+        "device": "cpu",
+        "precision": "fp32",
+        "deterministic": True,
+        "checkpoint_minutes": 0,
+        **settings,
+    }
+    energy = {"country": "DEU", "tracking_mode": "process", "pue": 1.0}
+    return run_variant(
+        RunSpec(**names, trainer=trainer, fold=0),
+        RunSettings.of(training, energy, mirroring=False, threads=1),
+        tiny.folder / f"{tiny.plans_name}.json",
+        folder,
+    )
+
+
+def test_a_training_is_measured_in_a_process_of_its_own(tiny, tmp_path, monkeypatch):
+    (tmp_path / "resources").mkdir()
+    (tmp_path / "resources/nnUNet_preprocessed").symlink_to(tiny.preprocessed)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    measured = call(tiny, "nnUNetTrainerProgressivePatch", folder)
+    sizes = by_stage(measured)
+    assert list(sizes.index) == [(8, 4, 4), (8, 8, 4), (8, 8, 8), (12, 8, 8), (16, 8, 8)]
+    assert sizes["gflop"].is_monotonic_increasing
+    assert len(measured["iterations"]) == 15
+    assert all(seconds > 0 for _, _, seconds, _ in measured["iterations"])
+    assert measured["precision"] == "fp32"
+    assert 100 < measured["peak_mb"] < 10_000
+    whole = {"progressive": measured}
+    assert epoch_overhead(whole) > 0
+    assert abs(stage_switch(whole)) < 60
+    assert list(folder.iterdir()) == [], "its results are thrown away"
+    assert (measured["reduced"], measured["reduce_seconds"]) == (0, 0)
+
+
+def run_forked(command, env, capture_output, text):
+    """In the place of `subprocess.run` for `python -m MODULE SPEC`: a process with the imports."""
+    assert (capture_output, text, command[1]) == (True, True, "-m")
+    path = Path(command[-1])
+    outputs = path.with_suffix(".out"), path.with_suffix(".err")
+    process = Forked(run_module, command[2], path, Path.cwd(), dict(env), output=outputs)
+    process.wait(300)
+    said = [output.read_text() for output in outputs]
+    return subprocess.CompletedProcess(command, process.returncode, *said)
+
+
+def run_module(module, path, folder, environment):
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [module, str(path)]
+    with contextlib.chdir(folder):
+        runpy.run_module(module, run_name="__main__")
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    monkeypatch.setattr(f"{run_variant.__module__}.subprocess.run", run_forked)
+
+
+def test_the_reducing_of_a_low_frequency_training_is_measured(tiny, tmp_path, monkeypatch, forked):
+    (tmp_path / "resources").mkdir()
+    (tmp_path / "resources/nnUNet_preprocessed").symlink_to(tiny.preprocessed)
+    monkeypatch.chdir(tmp_path)
+    measured = call(tiny, "nnUNetTrainerLowFrequency", tmp_path, epochs=10, iterations_per_epoch=2)
+    loads = loads_an_iteration({"low_frequency": measured})
+    assert (
+        0 < measured["reduced"] < loads * len(measured["iterations"]) <= len(measured["iterations"])
+    )
+    assert 0 < reducing_share({"low_frequency": measured}) < 1
+
+
+def test_a_training_that_fails_says_why(tiny, tmp_path, forked):
+    with pytest.raises(UserError, match=r"noSuchTrainer failed:(.|\n)*neither in"):
+        call(tiny, "noSuchTrainer", tmp_path)

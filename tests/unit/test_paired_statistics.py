@@ -1,0 +1,99 @@
+"""Paired statistics against numbers that were computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+from workflow_scripts.common.paired_statistics import compare_pairs, holm, interval, rank_biserial
+
+NAN = math.nan
+
+
+def test_differences_and_effect_sizes_by_hand():
+    base = [0.5] * 8
+    arm = [0.6, 0.7, 0.8, 0.9, 0.55, 0.65, 0.46, 0.42]
+    row = compare_pairs(arm, base, tests=1, seed=1)
+    # Differences .1 .2 .3 .4 .05 .15 -.04 -.08: ranks 4 6 7 8 2 5 and, of the negative ones, 1 3.
+    assert row["difference"] == pytest.approx(1.08 / 8)
+    assert row["rank_biserial"] == pytest.approx((32 - 4) / 36)
+    # The rank sum of the negative ones is 4; of 256 signs, 7 have a sum of at most 4 on each side:
+    # {}, 1, 2, 3, 4, 1+2, 1+3.
+    assert row["p"] == pytest.approx(2 * 7 / 256)
+    squares = sum((value - 0.5 - 0.135) ** 2 for value in arm)
+    assert row["cohen_dz"] == pytest.approx(0.135 / math.sqrt(squares / 7))
+    assert (row["pairs"], row["left_out"], row["zeros"], row["note"]) == (8, 0, 0, "")
+
+
+def test_nan_pairs_are_left_out_and_counted_and_zeros_take_no_part_in_the_test():
+    base = [0.5] * 10
+    arm = [NAN, 0.5, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.4, 0.55]
+    row = compare_pairs(arm, [*base[:-1], NAN], tests=1, seed=1)
+    assert (row["pairs"], row["left_out"], row["zeros"]) == (8, 2, 2)
+    assert row["mean"] == pytest.approx(5.35 / 8)
+    assert row["p"] == pytest.approx(wilcoxon([0.1, 0.2, 0.3, 0.4, 0.45, -0.1]).pvalue)
+
+
+def test_rank_biserial_shares_the_ranks_of_ties():
+    assert rank_biserial(np.array([1.0, 1.0, -1.0, 3.0])) == pytest.approx((2 + 2 - 2 + 4) / 10)
+    assert rank_biserial(np.array([0.0, -2.0])) == -1
+    assert math.isnan(rank_biserial(np.zeros(3)))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "tests", "tested"),
+    # 2^-5 = 0.031; 0.031 * 2 = 0.0625; 2^-6 * 3 = 0.047; 2^-6 * 4 = 0.0625
+    [(1, 1, False), (5, 1, False), (6, 1, True), (6, 2, False), (7, 3, True), (7, 4, False)],
+)
+def test_no_p_value_that_could_never_be_significant(pairs, tests, tested):
+    arm = [0.5 + 0.01 * (n + 1) for n in range(pairs)]
+    row = compare_pairs(arm, [0.5] * pairs, tests, seed=1)
+    assert math.isnan(row["p"]) != tested
+    assert row["note"] == ("" if tested else "too few cases for a test")
+    assert math.isnan(row["ci_low"]) == (pairs < 6)
+    if tested:
+        assert row["p"] == pytest.approx(2.0 ** (1 - pairs))
+
+
+def test_equal_arms_have_no_p_value():
+    row = compare_pairs([0.5] * 20, [0.5] * 20, tests=1, seed=1)
+    assert math.isnan(row["p"])
+    assert row["note"] == "no pair differs"
+    assert (row["difference"], row["ci_low"], row["ci_high"]) == (0, 0, 0)
+
+
+def test_no_pairs():
+    row = compare_pairs([NAN, 0.4], [0.5, NAN], tests=1, seed=1)
+    assert (row["pairs"], row["left_out"], row["note"]) == (0, 2, "no pairs")
+    assert math.isnan(row["difference"])
+
+
+def test_interval_holds_the_true_mean_as_often_as_it_says():
+    random = np.random.default_rng(5)
+    samples = random.normal(0.02, 0.05, (60, 30))
+    held = [low <= 0.02 <= high for low, high in (interval(sample, 1) for sample in samples)]
+    assert 0.85 <= np.mean(held) <= 1
+    low, high = interval(samples[0], 1)
+    half = 1.96 * samples[0].std(ddof=1) / math.sqrt(30)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.15)
+
+
+def test_interval_depends_on_the_seed_alone():
+    values = np.linspace(-0.1, 0.3, 12)
+    assert interval(values, 7) == interval(values, 7)
+    assert interval(values, 7) != interval(values, 8)
+
+
+def test_holm_by_hand():
+    # Sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, and never falling: .04 .06 .06 .06.
+    assert holm([0.04, 0.01, 0.03, 0.02], 4) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.9], 2) == pytest.approx([1.0, 1.0])
+    assert holm([], 0) == []
+
+
+def test_holm_counts_planned_tests_that_could_not_be_made():
+    corrected = holm([0.01, NAN, 0.03], 3)
+    assert corrected[0] == pytest.approx(0.03)
+    assert math.isnan(corrected[1])
+    assert corrected[2] == pytest.approx(0.06)

@@ -1,0 +1,90 @@
+"""The settings with types: those of the configuration, and what is asked of a trainer."""
+
+from dataclasses import MISSING, FrozenInstanceError, fields
+
+import pytest
+import yaml
+
+from helpers.folds import ROOT
+from workflow_scripts.common.nnunet_setup import find_trainer
+from workflow_scripts.common.trainer_protocol import CurriculumTrainer, as_curriculum_trainer
+from workflow_scripts.records.energy_meter import EnergySettings
+from workflow_scripts.study.settings import RunSettings, TrainingSettings
+from workflow_scripts.study.specification import Arm, RunSpec
+from workflow_scripts.trainers.curricula import arms
+
+SCHEMA = yaml.safe_load((ROOT / "config/schemas/config.schema.yaml").read_text())
+LENGTH = {
+    "epochs": 4,
+    "iterations_per_epoch": 3,
+    "validation_iterations_per_epoch": 2,
+    "seed": 7,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "section", "others"),
+    [
+        (TrainingSettings, SCHEMA["properties"]["training"], {"threads"}),
+        (EnergySettings, SCHEMA["properties"]["energy"], set()),
+        (Arm, SCHEMA["$defs"]["arm"], set()),
+    ],
+    ids=["training", "energy", "arm"],
+)
+def test_fields_and_their_defaults_are_those_of_the_schema(kind, section, others):
+    keys = section["properties"]
+    assert {field.name for field in fields(kind)} == set(keys) - others
+    defaults = {key.name: key.default for key in fields(kind) if key.default is not MISSING}
+    assert defaults == {name: keys[name]["default"] for name in defaults}
+
+
+def test_settings_of_a_run_are_read_from_the_sections_of_the_configuration():
+    training = {**LENGTH, "device": "cpu", "deterministic": True}
+    energy = {"country": "DEU", "tracking_mode": "process", "pue": 1.2}
+    settings = RunSettings.of(training, energy, mirroring=True, threads=3)
+    assert settings.energy == EnergySettings("DEU", "process", 1.2)
+    assert (settings.compute.device, settings.compute.deterministic) == ("cpu", True)
+    assert settings.compute.threads == 3
+    length = settings.training.length
+    assert (length.epochs, length.iterations_per_epoch, length.seed) == (4, 3, 7)
+    with pytest.raises(FrozenInstanceError):
+        settings.mirroring = False
+
+
+def test_a_key_that_nobody_knows_is_refused():
+    with pytest.raises(TypeError, match="lerning_rate"):
+        TrainingSettings(**LENGTH, lerning_rate=0.1)
+
+
+def test_the_folder_of_a_fold_is_named_as_nnunet_names_it():
+    run = RunSpec("s", "Task98_Tiny", "Dataset998_Tiny", "a", "T", 3, "3d_fullres", "plans")
+    folder = run.fold_folder("results/s/nnunet/a")
+    assert str(folder) == "results/s/nnunet/a/Dataset998_Tiny/T__plans__3d_fullres/fold_3"
+    assert run.parameters == {}
+
+
+# --- what is asked of a trainer
+
+
+def classes():
+    return [kind for name, kind in vars(arms).items() if name.startswith("nnUNetTrainer")]
+
+
+@pytest.mark.parametrize("kind", classes(), ids=lambda kind: kind.__name__)
+def test_every_trainer_of_this_project_is_a_curriculum_trainer(kind):
+    assert isinstance(kind, CurriculumTrainer), "the class has all that its trainers have"
+    trainer = kind.__new__(kind)
+    assert as_curriculum_trainer(trainer) is trainer
+    assert not trainer.stop_requested
+    assert trainer.iterations_resumed == 0
+    assert dict(trainer.pseudo_dice_by_scale) == {}
+    if "Scale" not in kind.__name__:
+        assert trainer.scale_of_step("train") is None
+        assert trainer.scale_of_step("val") is None
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainer", "nnUNetTrainerAdam"])
+def test_a_trainer_of_nnunet_is_none(name):
+    kind = find_trainer(name)
+    assert not isinstance(kind, CurriculumTrainer)
+    assert as_curriculum_trainer(kind.__new__(kind)) is None

@@ -1,0 +1,1 @@
+"""The code of the workflow: one folder a stage, named as the rule files; README.md lists them."""

@@ -1,0 +1,120 @@
+"""Measure a short training of one trainer in a process of its own: `timed_training SPEC`.
+
+SPEC is a JSON file; what was measured is printed as the last line of standard output, as JSON.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from workflow_scripts.common import hardware, nnunet_setup
+from workflow_scripts.records.energy_meter import EnergyMeter
+from workflow_scripts.records.flop_counter import FlopTable
+from workflow_scripts.records.ledger import Ledger
+from workflow_scripts.records.recorder import Recorder
+from workflow_scripts.study.settings import RunSettings
+from workflow_scripts.study.specification import RunSpec
+from workflow_scripts.training.trainer_factory import make_trainer
+
+
+def measure(run: RunSpec, settings: RunSettings, plans_file: Path, folder: Path) -> dict[str, Any]:
+    """Train as `train_fold` does, with its meter and ledger, and return what was measured.
+
+    Args:
+        run, settings, plans_file: as `fold_session.Fold` has them.
+        folder: an empty one for nnU-Net's results.
+
+    Returns:
+        `iterations`: for each training iteration [epoch, patch size, seconds, gflop], where seconds
+        last from the end of the former one (or of the epoch's preparation) to its own end, loading
+        included; `epochs`: for each [seconds, train_seconds, val_seconds]; `peak_mb`: most memory
+        of the GPU or, on a CPU, of this process and its workers; `precision`; `reduced` and
+        `reduce_seconds`: batches whose frequencies a low-frequency arm reduced, and seconds (on a
+        CPU) that this took.
+    """
+    found = hardware.prepare(settings.compute)
+    nnunet_setup.configure(found.processes, found.augmentation_workers, folder)
+
+    began = time.monotonic()
+    trainer = make_trainer(run, settings.training, plans_file, found.device, resume=False)
+    network = getattr(trainer.network, "_orig_mod", trainer.network)
+    flops = FlopTable(network, trainer.num_input_channels)
+    if found.precision == "bf16":
+        hardware.autocast_network(network)
+    ledger = Ledger(folder / "ledger.jsonl")
+    meter = EnergyMeter(settings.energy)
+    Recorder(ledger, meter, flops, 1, began, lambda _: None).attach(trainer)
+    iterations: list[list] = []
+    clock = [0.0]
+    step, start, end = trainer.train_step, trainer.on_train_epoch_start, trainer.on_train_end
+    memory = [0.0]
+    reducing: list[float] = []
+
+    def time_reducing(batches: Any) -> None:
+        reduce = batches._reduce
+
+        def timed(*arguments: Any) -> dict:
+            before = time.monotonic()
+            reduced = reduce(*arguments)
+            reducing.append(time.monotonic() - before)
+            return reduced
+
+        batches._reduce = timed
+
+    def timed_start() -> None:
+        start()
+        clock[0] = time.monotonic()
+
+    def timed_step(batch: dict) -> dict:
+        output = step(batch)
+        size = tuple(batch["data"].shape)
+        now = time.monotonic()
+        gflop = flops.training_step(size[0], size[2:]) / 1e9
+        iterations.append([trainer.current_epoch, list(size[2:]), now - clock[0], gflop])
+        clock[0] = time.monotonic()
+        return output
+
+    def measured_end() -> None:
+        children = psutil.Process().children(recursive=True)
+        memory[0] = sum(child.memory_info().rss for child in children) / 2**20
+        end()
+
+    prepare = trainer.on_train_start
+
+    def prepared() -> None:
+        prepare()
+        if hasattr(trainer.dataloader_train, "_reduce"):
+            time_reducing(trainer.dataloader_train)
+
+    trainer.on_train_start = prepared
+    trainer.train_step, trainer.on_train_epoch_start = timed_step, timed_start
+    trainer.on_train_end = measured_end
+    trainer.run_training()
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    own_mb = own / 2**20 if sys.platform == "darwin" else own / 2**10
+    on_gpu = found.device == "cuda"
+    peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else own_mb + memory[0]
+    epochs = [e for e in ledger.read() if e.get("phase") == "training"]
+    return {
+        "iterations": iterations,
+        "epochs": [[e["seconds"], e["train_seconds"], e["val_seconds"]] for e in epochs],
+        "peak_mb": peak,
+        "reduce_seconds": sum(reducing),
+        "reduced": len(reducing),
+        "precision": found.precision,
+        "cpu": str(torch.cpu.get_capabilities().get("cpu_name", "")),
+        "amx": bool(torch.cpu.get_capabilities().get("amx_bf16")),
+    }
+
+
+if __name__ == "__main__":
+    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    run, settings = RunSpec(**spec["run"]), RunSettings.of(**spec["settings"])
+    found = measure(run, settings, Path(spec["plans_file"]), Path(spec["folder"]))
+    print("\n" + json.dumps(found))

@@ -1,0 +1,1 @@
+"""Remove what can be made again."""

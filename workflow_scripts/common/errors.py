@@ -1,0 +1,9 @@
+"""Errors whose message is meant for the user."""
+
+
+class UserError(Exception):
+    """Bad input or a state that the user must resolve; the message names it and what to do."""
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message has one line per problem."""

@@ -1,0 +1,61 @@
+"""Numbers and tables for readers: a unit that fits, three significant digits, Markdown."""
+
+import re
+import textwrap
+from collections.abc import Iterable
+
+import pandas as pd
+import tabulate
+
+# Else each heading is two characters wider than it needs to be, and tables too wide for a screen.
+tabulate.MIN_PADDING = 0
+
+Choices = tuple[tuple[str, float], ...]
+"""Units of a quantity: name and factor from the tables' own unit, the smallest unit first."""
+
+TIME: Choices = (("s", 1.0), ("h", 1 / 3600))
+ENERGY: Choices = (("Wh", 1e3), ("kWh", 1.0))
+CARBON: Choices = (("g CO2eq", 1e3), ("kg CO2eq", 1.0))
+DISK: Choices = (("MB", 1e-6), ("GB", 1e-9))
+COMPUTATION: Choices = (("GFLOP", 1.0), ("TFLOP", 1e-3), ("PFLOP", 1e-6), ("EFLOP", 1e-9))
+
+
+def unit(values: pd.Series, choices: Choices) -> tuple[str, float]:
+    """The first unit (name, factor) in which the largest value has at most four digits."""
+    fitting = [choice for choice in choices if values.max() * choice[1] < 1e4]
+    return fitting[0] if fitting else choices[-1]
+
+
+def number(value: float) -> str:
+    """`value` with three significant digits, whole from a thousand on; an en dash if missing."""
+    if pd.isna(value):
+        return "–"
+    if value != 0 and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def in_unit(value: float, choices: Choices) -> str:
+    """Return a number with the unit that fits it."""
+    name, scale = unit(pd.Series([value]), choices)
+    return f"{number(value * scale)} {name}"
+
+
+def counted(number: float, noun: str) -> str:
+    """Return how many of something there are: `1 case`, `0 cases`, `1,200 cases`."""
+    return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"
+
+
+def markdown_text(text: str) -> str:
+    """Escape what Markdown, HTML or math in a notebook would interpret."""
+    return re.sub(r"([\\`*\[\]<>|$~])", r"\\\1", text)
+
+
+def pipe_table(rows: pd.DataFrame) -> str:
+    """Text cells as a Markdown table that is also readable as plain text."""
+    return tabulate.tabulate(rows, "keys", "pipe", showindex=False, disable_numparse=True)
+
+
+def bullets(notes: Iterable[str]) -> str:
+    """Notes as a Markdown list of 100 characters a line."""
+    return "\n".join(textwrap.fill(f"- {note}", 100, subsequent_indent="  ") for note in notes)

@@ -1,0 +1,156 @@
+"""Device, precision, memory and determinism of a training."""
+
+import ctypes
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from workflow_scripts.common.compute_settings import ComputeSettings
+from workflow_scripts.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a job computes with.
+
+    Attributes:
+        device: `cuda` or `cpu`.
+        precision: `amp`, `bf16` or `fp32`.
+        threads: cores.
+    """
+
+    device: str
+    precision: str
+    threads: int
+
+    @property
+    def processes(self) -> int:
+        """How many processes nnU-Net reads and writes images with."""
+        return max(1, self.threads // 2)
+
+    @property
+    def augmentation_workers(self) -> int:
+        """How many processes augment.
+
+        On a GPU all cores do; on a CPU they belong to the network, and one in four keeps up with
+        it.
+        """
+        return self.threads if self.device == "cuda" else max(1, self.threads // 4)
+
+
+def find_device(wanted: str) -> str:
+    """Return `cuda` or `cpu`; `auto` takes a GPU if there is one.
+
+    Raises UserError when `cuda` is wanted and torch sees no GPU.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError(
+            "training.device is cuda, but torch sees no GPU: check the driver and "
+            "CUDA_VISIBLE_DEVICES, or set training.device to auto or cpu"
+        )
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def find_precision(wanted: str, device: str) -> str:
+    """Return `amp` (nnU-Net's own on CUDA), `bf16` or `fp32`.
+
+    `auto` takes bf16 autocast on a CPU whose instructions compute it (AMX or AVX512-BF16); anywhere
+    else it would be emulated and slow. Raises UserError for a choice that a GPU run cannot take.
+    """
+    if device == "cuda":
+        if wanted != "auto":
+            raise UserError(
+                f"training.precision is {wanted}, but nnU-Net trains on CUDA in its own mixed "
+                "precision: set it to auto"
+            )
+        return "amp"
+    if wanted != "auto":
+        return wanted
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return "bf16" if native else "fp32"
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what torch frees on the CPU instead of returning it to the system.
+
+    Every step frees and asks for the same large blocks; giving each of them back costs page faults
+    (measured on Task04 at batch 2: 0.79 s a step, 0.68 s without). Does nothing where the C library
+    has no `mallopt`.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**26)
+
+
+def autocast_network(network: Any) -> None:
+    """Let a network compute in bf16 autocast on the CPU, in training, validation and inference.
+
+    Its outputs are fp32, so that the loss is computed as in stock nnU-Net on a CPU. Convolutions
+    whose output is two voxels or fewer on an axis stay in fp32, which costs nothing at that size:
+    on AVX512-BF16 processors oneDNN's bf16 weight gradient reads uninitialised memory where the
+    output has a depth of two (torch 2.14.1; measured errors of 100 % and more, NaN at times).
+    """
+
+    def full_precision_if_thin(convolution: Any) -> None:
+        forward, stride = convolution.forward, convolution.stride
+
+        def guarded(x: torch.Tensor) -> torch.Tensor:
+            if any(size <= 2 * s for size, s in zip(x.shape[2:], stride, strict=True)):
+                with torch.autocast("cpu", enabled=False):
+                    return forward(x.float())
+            return forward(x)
+
+        convolution.forward = guarded
+
+    def to_float(output: Any) -> Any:
+        if isinstance(output, (list, tuple)):
+            return type(output)(map(to_float, output))
+        return output.float()
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d):
+            full_precision_if_thin(module)
+    forward = network.forward
+
+    def autocast_forward(x: torch.Tensor) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = forward(x)
+        return to_float(output)
+
+    network.forward = autocast_forward
+
+
+def make_deterministic(device: str) -> None:
+    """Make torch compute the same bits each time on one machine with one number of threads.
+
+    On CUDA torch only warns of the kernels that have no deterministic form (the forward pass of the
+    cross entropy, whose value is logged; its gradient is deterministic).
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
+
+
+def prepare(wanted: ComputeSettings) -> Hardware:
+    """Set torch up as the config's `training` section says; return what there is.
+
+    Raises UserError for a device or a precision that this machine cannot offer.
+    """
+    device = find_device(wanted.device)
+    precision = find_precision(wanted.precision, device)
+    torch.set_num_threads(1 if device == "cuda" else wanted.threads)
+    torch.backends.cudnn.benchmark = device == "cuda"
+    if device == "cpu":
+        keep_freed_memory()
+    if wanted.deterministic:
+        make_deterministic(device)
+    return Hardware(device, precision, wanted.threads)

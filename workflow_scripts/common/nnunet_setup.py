@@ -1,0 +1,57 @@
+"""nnU-Net's environment: its folders, numbers of processes, datasets and trainers."""
+
+import importlib
+import os
+from pathlib import Path
+
+from workflow_scripts.common.errors import UserError
+
+RAW = Path("resources/nnUNet_raw")
+PREPROCESSED = Path("resources/nnUNet_preprocessed")
+
+FOLDS = 5
+"""Cross-validation folds that nnU-Net draws by itself."""
+SPLITS = "splits_final.json"
+"""File with the cases of `train` and `val` of each fold."""
+
+
+def configure(processes: int, augmentation_workers: int = 1, results: Path | None = None) -> None:
+    """Tell nnU-Net its folders and worker counts; it reads them when it is first imported."""
+    os.environ["nnUNet_raw"] = str(RAW.absolute())
+    os.environ["nnUNet_preprocessed"] = str(PREPROCESSED.absolute())
+    os.environ.pop("nnUNet_results", None)
+    if results is not None:
+        os.environ["nnUNet_results"] = str(results.absolute())
+    os.environ["nnUNet_def_n_proc"] = str(processes)
+    os.environ["nnUNet_n_proc_DA"] = str(augmentation_workers)
+    os.environ["MPLBACKEND"] = "Agg"
+
+
+def dataset_number(dataset: str) -> int:
+    """Return nnU-Net's number of a dataset folder: 4 for `Dataset004_Hippocampus`."""
+    return int(dataset[len("Dataset") :].split("_")[0])
+
+
+TRAINERS = Path(__file__).parents[1] / "trainers"
+"""What `nnUNet_extTrainer` names, for nnU-Net to find the curricula without this workflow."""
+
+
+def find_trainer(name: str) -> type:
+    """Return a trainer class of this project, or any that nnU-Net finds by itself.
+
+    Raises UserError for an unknown name.
+    """
+    trainer = getattr(
+        importlib.import_module("workflow_scripts.trainers.curricula.arms"), name, None
+    )
+    if trainer is not None:
+        return trainer
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        return recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise UserError(
+            f"trainer {name} is neither in workflow_scripts/trainers/curricula/arms.py, nor in "
+            "nnU-Net, nor in a folder that nnUNet_extTrainer names"
+        ) from error

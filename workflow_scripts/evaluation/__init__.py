@@ -1,0 +1,1 @@
+"""Collect results, compare arms, check published claims."""

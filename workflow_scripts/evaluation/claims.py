@@ -1,0 +1,249 @@
+"""Published claims beside what a study measured, and a verdict where the study can give one."""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from jsonschema import Draft202012Validator
+from scipy.stats import wilcoxon
+
+from workflow_scripts.common.errors import UserError
+
+SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "not enough evidence"
+FEWEST_TASKS = 6
+"""With fewer pairs Wilcoxon's signed-rank test cannot give a p-value below 0.05."""
+HARDWARE = ["device", "precision", "threads", "cpu_model", "gpu_model"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim with what was measured; `values` has a number (or NaN) for each of its quantities."""
+
+    claim: dict[str, Any]
+    values: list[float]
+    tasks: list[str]
+    folds: list[int]
+    cases: int
+    iterations: list[int]
+    missing: list[str]
+    verdict: str
+
+
+def read_claims(path: Path, schema_path: Path) -> dict[str, Any]:
+    """Read claims.yaml, a claim of several arms as one for each.
+
+    `UserError` names the first key that the closed schema refuses.
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    schema = yaml.safe_load(schema_path.read_text(encoding="utf-8"))
+    for error in Draft202012Validator(schema).iter_errors(content):
+        raise UserError(f"{path}: {error.json_path}: {error.message}")
+    content["claims"] = [
+        {**claim, "arm": arm}
+        for claim in content["claims"]
+        for arm in (claim["arm"] if isinstance(claim["arm"], list) else [claim["arm"]])
+    ]
+    for claim in content["claims"]:
+        for role in ("arm", "reference"):
+            if claim[role] not in content["arms"]:
+                raise UserError(
+                    f"{path}: {claim['id']}: {role} {claim[role]} is not among the arms"
+                )
+        named = [*claim["tasks"], *claim.get("own", [])]
+        if unknown := set(claim.get("subset", [])) - set(named):
+            raise UserError(f"{path}: {claim['id']}: subset has {', '.join(sorted(unknown))}")
+        if claim["data_sets"] < len(named):
+            raise UserError(f"{path}: {claim['id']}: fewer data_sets than tasks")
+    return content
+
+
+def runs_of(runs: pd.DataFrame, trainer: str) -> pd.DataFrame:
+    """Rows of runs.csv that a trainer class made as it is, with its number of iterations.
+
+    Where several arms are of that class, the longest training of each task and fold: the shorter
+    ones are references for arms of less computation.
+    """
+    chosen = runs[(runs["trainer"] == trainer) & (runs["parameters"] == "{}")]
+    chosen = chosen.assign(iterations=chosen["epochs"] * chosen["iterations_per_epoch"])
+    longest = chosen.groupby(["task", "fold"])["iterations"].transform("max")
+    return chosen[chosen["iterations"] == longest]
+
+
+def departures(rows: pd.DataFrame, conditions: dict[str, Any]) -> list[str]:
+    """How runs differ from the published training; empty if they do not."""
+    keys = ("iterations", "plans", "configuration")
+    wanted = {key: conditions[key] for key in keys if key in rows}
+    words = {"iterations": "{:,} iterations a run", "plans": "the plans {}", "configuration": "{}"}
+    found = []
+    for key, value in wanted.items():
+        others = sorted(set(rows[key]) - {value})
+        if others:
+            here = ", ".join(f"{other:,}" if key == "iterations" else other for other in others)
+            found.append(f"{words[key].format(value)} (here {here})")
+    return found
+
+
+def pair_runs(runs: pd.DataFrame, claim: dict[str, Any], arms: dict[str, str]) -> pd.DataFrame:
+    """Runs of both arms on the same task and fold: columns `*_arm` and `*_reference`.
+
+    Only the claim's tasks if the study has any of them, else all, so that there is something to
+    show.
+    """
+    keys = ["task", "fold", "seed"]
+    pairs = runs_of(runs, arms[claim["arm"]]).merge(
+        runs_of(runs, arms[claim["reference"]]), on=keys, suffixes=("_arm", "_reference")
+    )
+    claimed = pairs[pairs["task"].isin(claim["tasks"])]
+    return pairs if claimed.empty else claimed
+
+
+def measure(quantity: str, pairs: pd.DataFrame, subset: Collection[str] = ()) -> float:
+    """A quantity of the schema from paired runs; NaN if there are none or a number is missing.
+
+    `subset`: tasks that `subset_gain` sets against the others.
+    """
+    if quantity == "variance_ratio":
+        return _variance_ratio(pairs)
+    if quantity == "subset_gain":
+        inside = pairs["task"].isin(subset)
+        return measure("dice_ratio", pairs[inside]) / measure("dice_ratio", pairs[~inside])
+    columns = [
+        f"{column}_{side}"
+        for column in ("dice_foreground_mean", "training_seconds")
+        for side in ("arm", "reference")
+    ]
+    means = pairs.groupby("task")[columns].agg(lambda values: values.mean(skipna=False))
+    means.columns = pd.Index(["dice", "dice_reference", "seconds", "seconds_reference"])
+    if quantity == "time_ratio":
+        return float((means["seconds"] / means["seconds_reference"]).mean(skipna=False))
+    dice = means[["dice", "dice_reference"]]
+    if means.empty or dice.isna().any(axis=None):
+        return math.nan
+    if quantity == "dice_ratio":
+        return float(dice["dice"].mean() / dice["dice_reference"].mean())
+    if quantity == "gain_p":
+        if len(dice) < FEWEST_TASKS or (dice["dice"] == dice["dice_reference"]).all():
+            return math.nan
+        return float(wilcoxon(dice["dice"], dice["dice_reference"]).pvalue)
+    return float((dice["dice"] > dice["dice_reference"]).sum())
+
+
+def _variance_ratio(pairs: pd.DataFrame) -> float:
+    """Ratio of the variances of Dice over the seeds of a fold; NaN with one seed."""
+    variances = [
+        pairs.groupby(["task", "fold"])[f"dice_foreground_mean_{side}"].var().mean()
+        for side in ("arm", "reference")
+    ]
+    return float(variances[0] / variances[1]) if variances[1] else math.nan
+
+
+def shortcomings(
+    runs: pd.DataFrame, pairs: pd.DataFrame, claim: dict[str, Any], content: dict[str, Any]
+) -> list[str]:
+    """What the study lacks to decide a claim, in words; empty if nothing."""
+    arms, conditions = content["arms"], content["conditions"]
+    missing = [
+        f"the arm {claim[role]}"
+        for role in ("reference", "arm")
+        if runs_of(runs, arms[claim[role]]).empty
+    ]
+    absent = [task for task in claim["tasks"] if task not in set(pairs["task"])]
+    if absent:
+        names = f": {', '.join(absent)}" if len(absent) < 4 else ""
+        missing.append(f"{len(absent)} of its {len(claim['tasks'])} tasks{names}")
+    if pairs.empty:
+        return missing
+    fewest = pairs.groupby("task")["fold"].nunique().min()
+    if fewest < conditions["folds"]:
+        missing.append(f"{conditions['folds']} folds a task (here {fewest})")
+    sides = [
+        pairs.rename(columns=lambda name, side=side: name.removesuffix(side))
+        for side in ("_arm", "_reference")
+    ]
+    keys = ["iterations", "plans", "configuration"]
+    own = {**conditions, "iterations": claim.get("iterations_of_arm", conditions["iterations"])}
+    for side, wanted in zip(sides, (own, conditions), strict=True):
+        missing += departures(side[keys], wanted)
+    missing = list(dict.fromkeys(missing))
+    quantities = {quantity["quantity"] for quantity in claim["quantities"]}
+    machines = [side[HARDWARE].astype(object).fillna("") for side in sides]  # no GPU is NaN
+    if "time_ratio" in quantities and not machines[0].equals(machines[1]):
+        missing.append("both arms on the same hardware")
+    unknown = {q for q in quantities if math.isnan(measure(q, pairs, claim.get("subset", ())))}
+    if "variance_ratio" in unknown and pairs.groupby(["task", "fold"])["seed"].nunique().max() < 2:
+        missing.append("several seeds of each fold (here 1)")
+        unknown.remove("variance_ratio")
+    if "gain_p" in unknown and pairs["task"].nunique() < FEWEST_TASKS:
+        missing.append(f"{FEWEST_TASKS} tasks for a test")
+        unknown.remove("gain_p")
+    if unknown:
+        missing.append("a Dice or a time of every run")
+    return [*missing, *claim.get("needs", [])]
+
+
+def holds(quantity: dict[str, Any], value: float, outside: int) -> bool | None:
+    """Whether a quantity is as published; None if the `outside` other data sets decide it."""
+    if outside and quantity["quantity"] != "tasks_better":
+        return None
+    lowest, highest = value, value + outside
+    if quantity["direction"] == "at_least":
+        bound = quantity["published"] - quantity["margin"]
+        possible = (lowest >= bound, highest >= bound)
+    else:
+        bound = quantity["published"] + quantity["margin"]
+        possible = (lowest <= bound, highest <= bound)
+    return possible[0] if possible[0] == possible[1] else None
+
+
+def find(
+    runs: pd.DataFrame,
+    claim: dict[str, Any],
+    content: dict[str, Any],
+    own: Mapping[str, str] | None = None,
+) -> Finding:
+    """What runs.csv says of a claim.
+
+    `own`: by name of a data set beyond MSD, the study's own task that it is.
+    """
+    elsewhere = {name: (own or {}).get(name) for name in claim.get("own", [])}
+    absent = [name for name, task in elsewhere.items() if task not in set(runs["task"])]
+    names = {name: task for name, task in elsewhere.items() if name not in absent}
+    claim = {
+        **claim,
+        "tasks": [*claim["tasks"], *names.values()],
+        "subset": [names.get(name, name) for name in claim.get("subset", [])],
+    }
+    pairs = pair_runs(runs, claim, content["arms"])
+    values = [
+        measure(quantity["quantity"], pairs, claim["subset"]) for quantity in claim["quantities"]
+    ]
+    missing = shortcomings(runs, pairs, claim, content)
+    outside = claim["data_sets"] - len(claim["tasks"])
+    outcomes = [
+        holds(quantity, value, outside)
+        for quantity, value in zip(claim["quantities"], values, strict=True)
+    ]
+    verdict = UNDECIDED
+    if not missing and False in outcomes:
+        verdict = CONTRADICTED
+    elif not missing and all(outcomes):
+        verdict = SUPPORTED
+    elif outside:
+        missing = [
+            *missing,
+            f"{outside} of its {claim['data_sets']} data sets: {', '.join(absent)}",
+        ]
+    return Finding(
+        claim=claim,
+        values=values,
+        tasks=list(pairs["task"].unique()),
+        folds=sorted(pairs["fold"].unique().tolist()),
+        cases=int(pairs["cases_arm"].sum()),
+        iterations=sorted({*pairs["iterations_arm"], *pairs["iterations_reference"]}),
+        missing=missing,
+        verdict=verdict,
+    )

@@ -1,0 +1,287 @@
+"""Compare a study's arms with the reference arm, per task and overall: CSV, Markdown, LaTeX."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+from nbconvert.filters import escape_latex
+
+from workflow_scripts.common.console import redirect
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.files import read_csv
+from workflow_scripts.common.formatting import (
+    CARBON,
+    COMPUTATION,
+    ENERGY,
+    TIME,
+    bullets,
+    counted,
+    markdown_text,
+    number,
+    pipe_table,
+    unit,
+)
+from workflow_scripts.records.run_reader import OVERALL, label_values
+
+COSTS = (
+    "training_steps",
+    "training_seconds",
+    "training_kwh",
+    "training_kg_co2eq",
+    "training_gflop",
+    "validation_seconds",
+)
+COLUMNS = [
+    *("task", "arm", "reference_arm", "label", "label_name", "folds", "cases", "nan_dice"),
+    *("dice_mean", "dice_std", "dice_relative", "dice_difference"),
+    *(column for cost in COSTS for column in (cost, f"{cost}_relative")),
+    *("tasks", "at_least_as_good"),
+]
+PRINTED = {
+    "training_seconds": ("train {}", TIME, True),
+    "training_kwh": ("{}", ENERGY, True),
+    "training_kg_co2eq": ("{}", CARBON, False),
+    "training_gflop": ("{}", COMPUTATION, True),
+}
+"""Costs of the printed tables: heading, units to choose from, and whether the ratio is shown (that
+of kg CO2eq is nearly that of kWh)."""
+TYPESET = str.maketrans(
+    {"±": r"$\pm$", "×": r"$\times$", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}"}
+)
+"""Characters that no LaTeX takes for a command, but that an old one cannot typeset."""
+SMALL = [
+    {"selector": "footnotesize", "props": ":;"},
+    {"selector": "setlength", "props": r":{\tabcolsep}{2.5pt};"},
+]
+"""Commands above each table, so that it fits the width of a page."""
+
+
+def fold_dice(runs: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
+    """Dice of every fold: task, arm, fold, label, label_name, dice, nan_dice, cases.
+
+    `label` is empty for the foreground mean (nnU-Net's own, from run.json); for a label it is the
+    nanmean over the fold's cases.
+    """
+    whole = runs[["task", "arm", "fold", "dice_foreground_mean", "nan_dice", "cases"]]
+    whole = whole.rename(columns={"dice_foreground_mean": "dice"})
+    keys = ["task", "arm", "fold", "label", "label_name"]
+    by_label = cases.groupby(keys, as_index=False, sort=False).agg(
+        dice=("dice", "mean"),
+        nan_dice=("dice", lambda dice: int(dice.isna().sum())),
+        cases=("case", "nunique"),
+    )
+    by_label["label"] = by_label["label"].astype(str)
+    return pd.concat([whole.assign(label="", label_name="foreground"), by_label], ignore_index=True)
+
+
+def compare(
+    runs: pd.DataFrame,
+    cases: pd.DataFrame,
+    reference_arm: str,
+    tasks: Iterable[str],
+    arms: Iterable[str],
+) -> pd.DataFrame:
+    """One row a task (or overall), arm and label, with the columns `COLUMNS`.
+
+    Costs are means over folds and stand in the foreground row (empty label). `overall` averages
+    the tasks: Dice per fold first (so its std is that over folds), costs after. `*_relative` is
+    the value divided by the reference arm's. One fold has no std. `at_least_as_good` counts,
+    among `tasks` tasks, those whose mean Dice is not below the reference arm's.
+    `UserError` if the reference arm has no run.
+    """
+    if reference_arm not in set(runs["arm"]):
+        raise UserError(f"reference_arm is {reference_arm}, which has no run in this study")
+    dice = fold_dice(runs, cases)
+    foreground = dice[dice["label"] == ""]
+    over_tasks = foreground.groupby(["arm", "fold", "label", "label_name"], as_index=False).agg(
+        dice=("dice", "mean"), nan_dice=("nan_dice", "sum"), cases=("cases", "sum")
+    )
+    dice = pd.concat([dice, over_tasks.assign(task=OVERALL)], ignore_index=True)
+    table = dice.groupby(["task", "arm", "label", "label_name"], as_index=False).agg(
+        folds=("fold", "nunique"),
+        cases=("cases", "sum"),
+        nan_dice=("nan_dice", "sum"),
+        dice_mean=("dice", "mean"),
+        dice_std=("dice", "std"),
+    )
+    costs = runs.groupby(["task", "arm"], as_index=False)[list(COSTS)].mean()
+    totals = costs.groupby("arm", as_index=False)[list(COSTS)].mean().assign(task=OVERALL)
+    costs = pd.concat([costs, totals], ignore_index=True).assign(label="")
+    table = table.merge(costs, on=["task", "arm", "label"], how="left")
+
+    values = ["dice_mean", *COSTS]
+    reference = table.loc[table["arm"] == reference_arm, ["task", "label", *values]]
+    table = table.merge(reference, on=["task", "label"], how="left", suffixes=("", "_reference"))
+    for value in values:
+        relative = f"{value.removesuffix('_mean')}_relative"
+        table[relative] = table[value] / table[f"{value}_reference"]
+    table["dice_difference"] = table["dice_mean"] - table["dice_mean_reference"]
+    table["reference_arm"] = reference_arm
+
+    per_task = table[(table["task"] != OVERALL) & (table["label"] == "")]
+    per_task = per_task.dropna(subset=["dice_difference"])
+    # A sum over folds in another order differs in the last bit: that is no loss of Dice.
+    as_good = (per_task["dice_difference"] >= -1e-12).groupby(per_task["arm"])
+    is_overall = table["task"] == OVERALL
+    table.loc[is_overall, "tasks"] = table["arm"].map(as_good.count())
+    table.loc[is_overall, "at_least_as_good"] = table["arm"].map(as_good.sum())
+    table[["tasks", "at_least_as_good"]] = table[["tasks", "at_least_as_good"]].astype("Int64")
+
+    order = {"task": [*tasks, OVERALL], "arm": list(arms)}
+    for column, names in order.items():
+        table[column] = pd.Categorical(table[column], names)
+    table["value"] = table["label"].map(label_values)
+    return table.sort_values(["task", "arm", "value"])[COLUMNS].reset_index(drop=True)
+
+
+def cost(row: pd.Series, column: str, scale: float) -> str:
+    """A cost with its ratio to the reference arm's in brackets."""
+    text = number(row[column] * scale)
+    relative = row[f"{column}_relative"]
+    return text if pd.isna(relative) else f"{text} ({relative:.2f})"
+
+
+def dice_text(row: pd.Series) -> str:
+    """Mean ± std over folds; the mean alone where there is no std."""
+    if pd.isna(row["dice_mean"]):
+        return "–"
+    spread = "" if pd.isna(row["dice_std"]) else f" ± {row['dice_std']:.3f}"
+    return f"{row['dice_mean']:.3f}{spread}"
+
+
+def summary_rows(table: pd.DataFrame, task: str) -> pd.DataFrame:
+    """The printed table of one task (or overall): a row an arm, all cells text."""
+    rows = table[(table["task"] == task) & (table["label"] == "")]
+    columns = {
+        "arm": rows["arm"].astype(str),
+        "Dice": rows.apply(dice_text, axis=1),
+        "steps": rows["training_steps"].map(lambda n: "–" if pd.isna(n) else f"{n:.0f}"),
+    }
+    for column, (heading, choices, with_ratio) in PRINTED.items():
+        name, scale = unit(table[column], choices)
+        columns[heading.format(name)] = (
+            rows.apply(cost, axis=1, column=column, scale=scale)
+            if with_ratio
+            else (rows[column] * scale).map(number)
+        )
+    return pd.DataFrame(columns)
+
+
+def label_rows(table: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Dice by label of one task: a row an arm, a column a label."""
+    rows = table[(table["task"] == task) & (table["label"] != "")]
+    text = rows.assign(text=rows.apply(dice_text, axis=1), arm=rows["arm"].astype(str))
+    names = rows.drop_duplicates("label").set_index("label")["label_name"]
+    order = {"index": text["arm"].unique(), "columns": names.index}
+    wide = text.pivot(index="arm", columns="label", values="text").reindex(**order).reset_index()
+    headings = ["arm (label)" if name == "arm" else name for name in names]
+    return wide.set_axis(["arm", *headings], axis="columns")
+
+
+def sections(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The printed tables with their headings: overall (if there are several tasks), then tasks."""
+    tasks = [task for task in table["task"].astype(str).unique() if task != OVERALL]
+    overall = [(f"Mean of {len(tasks)} tasks", OVERALL)] if len(tasks) > 1 else []
+    printed = []
+    for heading, task in [*overall, *((task, task) for task in tasks)]:
+        rows = table[(table["task"] == task) & (table["label"] == "")]
+        folds, cases = rows["folds"].max(), rows["cases"].max()
+        words = f"{counted(folds, 'fold')}, {counted(cases, 'validation case')}"
+        printed.append((f"{heading}: {words}", summary_rows(table, task)))
+        by_label = label_rows(table, task)
+        if task != OVERALL and by_label.shape[1] > 2:
+            printed.append((f"{heading}: Dice by label", by_label))
+    return printed
+
+
+def notes(table: pd.DataFrame) -> list[str]:
+    """What the numbers are relative to, and on how many tasks each arm keeps the Dice."""
+    reference = table["reference_arm"].iloc[0]
+    several = table["folds"].max() > 1
+    overall = table[(table["task"] == OVERALL) & (table["label"] == "")]
+    kept = [
+        f"{row.arm} {row.at_least_as_good} of {row.tasks}"
+        for row in overall.itertuples()
+        if row.arm != reference and not pd.isna(row.tasks)
+    ]
+    missing = int(overall["nan_dice"].sum())
+    return [
+        f"In brackets: relative to the arm {reference}. Costs are those of one fold, the mean "
+        "over the folds: training with the validation patches after each epoch, without set-up and "
+        "final validation. FLOP are those of the training iterations alone.",
+        "Dice: the fold's foreground mean"
+        + (", mean ± standard deviation over the folds." if several else " (one fold: no spread)."),
+        *([f"Tasks with a mean Dice not below {reference}: {', '.join(kept)}."] if kept else []),
+        *(
+            [f"Dice values left out, as the label is in neither image: {missing}."]
+            if missing
+            else []
+        ),
+        *(
+            ["A dash in the column Dice: the label does not occur in any validation case."]
+            if overall["dice_mean"].isna().any()
+            else []
+        ),
+    ]
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The comparison as Markdown that is also readable as plain text."""
+    parts = [
+        f"**{heading}**\n\n{pipe_table(rows.rename(columns=markdown_text))}"
+        for heading, rows in sections(table)
+    ]
+    return "\n\n".join([*parts, bullets(notes(table))]) + "\n"
+
+
+def latex_text(text: str) -> str:
+    """`text` with everything that LaTeX would take as a command escaped."""
+    return escape_latex(text).translate(TYPESET)
+
+
+def to_latex(table: pd.DataFrame) -> str:
+    """The comparison as LaTeX floats; needs the package booktabs and nothing else."""
+    parts = ["% needs \\usepackage{booktabs}"]
+    for heading, rows in sections(table):
+        note = "" if "Dice by label" in heading else f". {notes(table)[0]}"
+        style = rows.style.hide(axis="index").set_table_styles(SMALL)
+        parts.append(
+            style.format(latex_text)
+            .format_index(latex_text, axis=1)
+            .to_latex(
+                caption=latex_text(heading + note),
+                column_format=f"@{{}}l{'r' * (rows.shape[1] - 1)}@{{}}",
+                hrules=True,
+                position="htbp",
+                position_float="centering",
+            )
+        )
+    return "\n".join(parts)
+
+
+def compare_arms(
+    runs_csv: Path,
+    cases_csv: Path,
+    outputs: dict[str, Path],
+    reference_arm: str,
+    tasks: list[str],
+    arms: list[str],
+) -> None:
+    """Write the comparison to `outputs`: a path each for csv, md and tex."""
+    runs, cases = read_csv(runs_csv), read_csv(cases_csv)
+    table = compare(runs, cases, reference_arm, tasks, arms)
+    table.to_csv(outputs["csv"], index=False)
+    outputs["md"].write_text(to_markdown(table), encoding="utf-8")
+    outputs["tex"].write_text(to_latex(table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+    compare_arms(
+        runs_csv=Path(snakemake.input.runs),
+        cases_csv=Path(snakemake.input.cases),
+        outputs={name: Path(path) for name, path in snakemake.output.items()},
+        reference_arm=snakemake.params.reference_arm,
+        tasks=list(snakemake.params.tasks),
+        arms=list(snakemake.params.arms),
+    )

@@ -1,0 +1,164 @@
+"""Measure how much foreground nnU-Net's own sampling puts in patches of each curriculum size.
+
+The paper's argument for small patches is class balance: forced-foreground patches hold a larger
+share of foreground the smaller they are. Here this is measured on the preprocessed data with
+nnU-Net's `nnUNetDataLoader`, without augmentation. Low-frequency curricula leave the shares as they
+are; what they can lose is a label too thin for the reduced resolution, which is measured as well.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from workflow_scripts.common.console import redirect
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.files import read_json
+from workflow_scripts.common.nnunet_setup import configure
+from workflow_scripts.records.run_reader import name_labels
+from workflow_scripts.trainers.curricula.batches.lowpass import reduce_labels
+from workflow_scripts.trainers.curricula.schedules.frequency_stages import plan_bands
+from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
+from workflow_scripts.trainers.curricula.schedules.schedule import Stage, plan_stages
+from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
+
+COLUMNS = (
+    "task patch_size patch_voxels forced oversample label label_name foreground_share "
+    "foreground_share_sem patches_with_label samples field_of_view"
+).split()
+
+
+def label_shares(patches: np.ndarray, labels: Sequence[int | tuple[int, ...]]) -> np.ndarray:
+    """Share of voxels by patch and label, shape (patches, 1 + labels); first column: any of them.
+
+    `patches` has the shape (patches, z, y, x); voxels outside the image (-1) count as patch. A
+    region is given as the tuple of its values.
+    """
+    flat = patches.reshape(len(patches), -1)
+    columns = [np.unique(np.hstack(labels)), *labels]
+    return np.stack([np.isin(flat, values).mean(axis=1) for values in columns], axis=1)
+
+
+def foreground(label_manager: Any) -> list[int | tuple[int, ...]]:
+    """Return the foreground regions of a dataset, or its foreground labels if it has no regions."""
+    manager = label_manager
+    return list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
+
+
+def summarise(shares: np.ndarray) -> pd.DataFrame:
+    """One row a column of `shares`: mean, standard error, share of patches above 0, samples."""
+    samples = len(shares)
+    return pd.DataFrame(
+        {
+            "foreground_share": shares.mean(axis=0),
+            "foreground_share_sem": shares.std(axis=0, ddof=1) / np.sqrt(samples),
+            "patches_with_label": (shares > 0).mean(axis=0),
+            "samples": samples,
+        }
+    )
+
+
+def sample_shares(
+    dataset: Any, label_manager: Any, stage: Stage, oversample: float, samples: int
+) -> np.ndarray:
+    """Draw at least `samples` patches of a stage and return `label_shares` of them.
+
+    A stage that reduces its field of view has its labels reduced as in training.
+    Whole batches of the planned size are drawn, since nnU-Net forces foreground in a fixed part
+    of each batch (at least one patch of a batch of two).
+    """
+    loader = nnUNetDataLoader(
+        dataset,
+        stage.batch_size,
+        stage.loaded_size,
+        stage.loaded_size,
+        label_manager,
+        oversample_foreground_percent=oversample,
+    )
+    batches = [
+        label_shares(
+            reduce_labels(loader.generate_train_batch()["target"], stage.patch_size)[:, 0].numpy(),
+            foreground(label_manager),
+        )
+        for _ in range(-(-samples // stage.batch_size))
+    ]
+    return np.concatenate(batches)
+
+
+def measure_task(
+    task: str,
+    plans_json: Path,
+    dataset_json: Path,
+    data: Path,
+    configuration: str,
+    oversample: float,
+    samples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Rows of class_balance.csv for one task: `COLUMNS`, label 0 meaning any foreground label.
+
+    `data` is the folder of preprocessed cases; each size of the progressive schedule, then each
+    reduced one of the low-frequency schedule (whose `field_of_view` is the planned patch), is drawn
+    without forced foreground and with the given `oversample`. `UserError` if `data` is empty.
+    """
+    if not data.is_dir() or not any(data.glob("*.pkl")):
+        raise UserError(f"{data} holds no preprocessed case; rerun preprocess_task of {task}")
+    plans = PlansManager(str(plans_json))
+    chosen = plans.get_configuration(configuration)
+    labels = plans.get_label_manager(read_json(dataset_json))
+    dataset = infer_dataset_class(str(data))(str(data))
+    plan = PatchPlan.of(chosen)
+    keys = list(map(str, foreground(labels)))
+    names = name_labels(labels.label_dict, keys)
+    tables = []
+    bands = {stage.patch_size: stage for stage in plan_bands(plan, replay=False)}
+    reduced = [stage for stage in bands.values() if stage.field_of_view is not None]
+    for stage in [*plan_stages(plan, CurriculumSettings("progressive")), *reduced]:
+        for percent in (0.0, oversample):
+            np.random.seed(seed)  # nnU-Net's loader draws from numpy's global generator
+            table = summarise(sample_shares(dataset, labels, stage, percent, samples))
+            columns = {
+                "task": task,
+                "patch_size": stage.label,
+                "field_of_view": "x".join(map(str, stage.loaded_size)),
+                "patch_voxels": int(np.prod(stage.patch_size)),
+                "forced": percent > 0,
+                "oversample": percent,
+                "label": ["0", *keys],
+                "label_name": ["any label", *(names[key] for key in keys)],
+            }
+            tables.append(table.assign(**columns))
+        print(f"{task}: measured patches of {stage.label}", flush=True)
+    return pd.concat(tables, ignore_index=True)[COLUMNS]
+
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+
+    configure(processes=1)
+    params = snakemake.params
+    measured = [
+        measure_task(
+            task,
+            Path(plans),
+            Path(dataset),
+            Path(manifest).parent / params.data_identifier,
+            configuration=params.configuration,
+            oversample=params.oversample,
+            samples=params.samples,
+            seed=params.seed,
+        )
+        for task, plans, dataset, manifest in zip(
+            params.tasks,
+            snakemake.input.plans,
+            snakemake.input.datasets,
+            snakemake.input.manifests,
+            strict=True,
+        )
+    ]
+    pd.concat(measured).to_csv(snakemake.output.table, index=False)

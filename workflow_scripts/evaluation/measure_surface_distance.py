@@ -1,0 +1,93 @@
+"""Normalised surface distance (NSD) of a run's predictions of its validation cases.
+
+NSD is the share of both surfaces that lies within a tolerance of the other surface, as MSD ranks by
+it beside Dice: Nikolov et al., arXiv:1809.04430, measured with their library `surface-distance`.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
+
+from workflow_scripts.common.console import redirect
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.files import read_json, write_csv
+from workflow_scripts.common.images import load_label, reader_of
+from workflow_scripts.records.run_columns import SURFACE
+from workflow_scripts.records.run_reader import ending_of, label_values, read_cases
+
+
+def surface_dice(
+    reference: NDArray[np.bool_],
+    prediction: NDArray[np.bool_],
+    spacing: tuple[float, ...],
+    tolerance: float,
+) -> float:
+    """NSD of two masks of the same shape (z, y, x); `spacing` and `tolerance` in mm.
+
+    NaN if both are empty (as nnU-Net's Dice), 0 if one is. For a single slice, the outlines are
+    compared instead of surfaces.
+    """
+    if reference.shape[0] == 1:
+        reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
+    if not reference.any() and not prediction.any():
+        return math.nan
+    if not reference.any() or not prediction.any():
+        return 0.0
+    distances = compute_surface_distances(reference, prediction, spacing)
+    return float(compute_surface_dice_at_tolerance(distances, tolerance))
+
+
+def measure_run(run_json: Path, raw: Path, tolerance: float | None) -> pd.DataFrame:
+    """One row a validation case and label of the run (columns `SURFACE`), in summary.json's order.
+
+    Images are read with nnU-Net's reader. Voxels that are ignored in the reference count as
+    background in both images, so they do not contribute, as in nnU-Net's Dice.
+
+    Args:
+        run_json: path of the run's record.
+        raw: folder of the dataset in nnU-Net's raw format.
+        tolerance: in mm; with None the NSD is missing and no image is read.
+
+    Raises:
+        UserError: an image is missing, cannot be read, or does not fit its reference.
+    """
+    record = read_json(run_json, "train this fold again")
+    ending = ending_of(record)
+    table = read_cases(run_json.with_name("summary.json"), record["label_names"], ending)
+    table = table[["case", "label"]].assign(nsd=math.nan, tolerance_mm=tolerance)
+    if tolerance is None:
+        return table[SURFACE]
+    reader = reader_of(raw)
+    ignored = read_json(raw / "dataset.json")["labels"].get("ignore")
+    for case, rows in table.groupby("case", sort=False):
+        path = Path(record["results_folder"], "validation", f"{case}{ending}")
+        reference = load_label(reader, raw / "labelsTr" / path.name)
+        prediction = load_label(reader, path)
+        if reference.shape != prediction.shape:
+            raise UserError(f"{path} has the shape {prediction.shape}, not that of its reference")
+        counted = reference.values[0] != ignored
+        for row, label in rows["label"].items():
+            wanted, found = (
+                np.isin(one.values[0], label_values(label)) & counted
+                for one in (reference, prediction)
+            )
+            nsd = surface_dice(wanted, found, reference.spacing, tolerance)
+            table.loc[row, "nsd"] = nsd
+    return table[SURFACE]
+
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+    given = snakemake.params.tolerance_mm
+    write_csv(
+        measure_run(
+            run_json=Path(snakemake.input.run),
+            raw=Path(snakemake.input.dataset).parent,
+            tolerance=float(given) if given else None,
+        ),
+        Path(snakemake.output.surface),
+    )

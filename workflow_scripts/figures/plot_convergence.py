@@ -1,0 +1,77 @@
+"""Figure: pseudo Dice against epochs, training time and energy."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from workflow_scripts.common.console import redirect
+from workflow_scripts.common.figure_style import (
+    Style,
+    add_legend,
+    grid,
+    load_style,
+    read_tables,
+    save,
+)
+from workflow_scripts.common.formatting import ENERGY, TIME, unit
+
+POINTS = 150
+"""A line has at most about this many points: longer trainings are averaged in blocks of epochs."""
+
+
+def blocks(epochs: pd.DataFrame) -> pd.DataFrame:
+    """epochs.csv with the costs summed up from each run's start, averaged in blocks of epochs."""
+    table = epochs.sort_values(["task", "arm", "fold", "epoch"]).copy()
+    runs = table.groupby(["task", "arm", "fold"])
+    # skipna=False: past an epoch without a reading the sum is unknown, not smaller.
+    table["seconds"] = runs["seconds"].cumsum()
+    table["kwh"] = runs["kwh"].transform(lambda kwh: kwh.cumsum(skipna=False))
+    table["epoch"] += 1
+    size = max(1, int(np.ceil(table["epoch"].max() / POINTS)))
+    table["block"] = (table["epoch"] - 1) // size
+    columns = {name: (name, "last") for name in ("epoch", "seconds", "kwh")}
+    return table.groupby(["task", "arm", "fold", "block"], as_index=False).agg(
+        **columns, pseudo_dice=("pseudo_dice", "mean")
+    )
+
+
+def plot_convergence(epochs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
+    """Draw epochs.csv: a row a task, a column an axis; line = mean, band = range of the folds."""
+    table = blocks(epochs)
+    tasks, arms = list(epochs["task"].unique()), style.order(epochs["arm"])
+    figure, axes = grid(style, len(tasks), 3, height=1.0 if len(tasks) == 1 else 0.7, sharey="row")
+    for row, task in zip(axes, tasks, strict=True):
+        chosen = table[table["task"] == task]
+        ends = chosen.groupby(["arm", "fold"])[["seconds", "kwh"]].max()
+        time = unit(ends["seconds"], TIME)
+        energy = unit(ends["kwh"], ENERGY)
+        panels = [("epoch", "epochs", 1.0), ("seconds", f"training time, {time[0]}", time[1])]
+        panels.append(("kwh", f"energy, {energy[0]}", energy[1]))
+        for axis, (column, label, scale) in zip(row, panels, strict=True):
+            for arm in arms:
+                lines = chosen[chosen["arm"] == arm].groupby("block")
+                x = lines[column].mean() * scale
+                dice = lines["pseudo_dice"]
+                color = style.arm(arm)["color"]
+                axis.fill_between(x, dice.min(), dice.max(), color=color, alpha=0.15, linewidth=0)
+                axis.plot(x, dice.mean(), **style.line(arm))
+            axis.set_xlim(left=0)
+            axis.set_xlabel(label)
+        row[0].set_ylabel("pseudo Dice" if len(tasks) == 1 else f"{style.task(task)}\npseudo Dice")
+    folds = epochs["fold"].nunique()
+    spread = f"mean and range of {folds} folds" if folds > 1 else "one fold"
+    figure.suptitle(f"Pseudo Dice on validation patches while training; {spread}")
+    add_legend(figure, style, arms)
+    save(figure, style, outputs)
+
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+    (table,) = read_tables(Path(snakemake.input.epochs))
+    plot_convergence(
+        epochs=table,
+        style=load_style(Path(snakemake.input.style)),
+        outputs=[Path(path) for path in snakemake.output],
+    )

@@ -1,0 +1,1 @@
+"""Forecast what a study costs."""

@@ -1,0 +1,255 @@
+"""How long work takes and what energy it needs, fitted to runs that were measured.
+
+A piece of work is `iterations` steps of `tflop` in all. Its time is
+
+    seconds = seconds_per_iteration * iterations + seconds_per_tflop * tflop
+
+so that small patches, which keep a device less busy, cost more per operation; its energy is linear
+in the seconds and the operations. What a task takes more or less than that is a factor of its own.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linprog
+
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.files import read_json
+from workflow_scripts.common.formatting import counted
+
+ONE_SIZE = (
+    "One patch size was measured: what an iteration costs besides its operations is hardly known, "
+    "so small patches may be forecast too fast."
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The fit, and what a reader must know of it.
+
+    Attributes:
+        source: what was measured, in words.
+        seconds_per_iteration, seconds_per_tflop: see above.
+        seconds_per_epoch: of everything between the iterations.
+        kwh_per_second, kwh_per_tflop: energy at a power usage effectiveness of 1; NaN where no
+            run was metered.
+        factors: by task, of time and of energy.
+        errors: relative errors in words and numbers: {"each point by all": [0.1, …]}.
+        notes: for the reader.
+    """
+
+    source: str
+    seconds_per_iteration: float
+    seconds_per_tflop: float
+    kwh_per_second: float
+    kwh_per_tflop: float
+    seconds_per_epoch: float = 0.0
+    factors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    errors: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def cost(self, task: str, iterations: float, tflop: float, epochs: int) -> tuple[float, float]:
+        """Return seconds and kWh of some work of a task."""
+        seconds = self.seconds_per_iteration * iterations + self.seconds_per_tflop * tflop
+        seconds += self.seconds_per_epoch * epochs
+        kwh = self.kwh_per_second * seconds + self.kwh_per_tflop * tflop
+        slower, hungrier = self.factors.get(task, (1.0, 1.0))
+        return slower * seconds, hungrier * kwh
+
+
+def fit(features: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return coefficients >= 0 with the least sum of absolute relative errors.
+
+    Absolute instead of squared, so that a run on a disturbed machine does not bend the line.
+
+    Args:
+        features: points × features.
+        values: what they add up to, > 0.
+    """
+    points, width = features.shape
+    scaled = features / values[:, None]
+    largest = np.maximum(scaled.max(axis=0), np.finfo(float).tiny)
+    scaled = scaled / largest
+    # Minimise sum(e) with -e <= scaled @ x - 1 <= e.
+    above = np.hstack([scaled, -np.eye(points)])
+    below = np.hstack([-scaled, -np.eye(points)])
+    found = linprog(
+        np.r_[np.zeros(width), np.ones(points)],
+        A_ub=np.vstack([above, below]),
+        b_ub=np.r_[np.ones(points), -np.ones(points)],
+    )
+    return found.x[:width] / largest
+
+
+def left_out(features: np.ndarray, values: np.ndarray) -> list[float]:
+    """Return the relative error of each point when the others alone are fitted.
+
+    None at all where the others would be too few for a line.
+    """
+    if len(values) <= features.shape[1]:
+        return []
+    errors = []
+    for point in range(len(values)):
+        others = np.arange(len(values)) != point
+        predicted = features[point] @ fit(features[others], values[others])
+        errors.append(float(predicted / values[point] - 1))
+    return errors
+
+
+def calibrate(points: pd.DataFrame, **rest: Any) -> Calibration:
+    """Fit time and energy to measured points.
+
+    Args:
+        points: measured work, one row a point: task, iterations, tflop, seconds, kwh.
+        rest: further fields of the calibration.
+    """
+    work = points[["iterations", "tflop"]].to_numpy(float)
+    seconds = points["seconds"].to_numpy(float)
+    time = fit(work, seconds)
+    metered = points.dropna(subset=["kwh"])
+    spent = metered[["seconds", "tflop"]].to_numpy(float)
+    unknown = np.full(2, math.nan)
+    energy = unknown if metered.empty else fit(spent, metered["kwh"].to_numpy(float))
+    # Of the fitted seconds: a task's own factor of time is on them already.
+    fitted = work @ time
+    implied = energy[0] * fitted + energy[1] * points["tflop"].to_numpy(float)
+    ratios = pd.DataFrame(
+        {"task": points["task"], "time": seconds / fitted, "energy": points["kwh"] / implied}
+    )
+    medians = ratios.groupby("task").median()
+    factors = {str(row.Index): (row.time, row.energy) for row in medians.itertuples()}
+    errors = {"each point left out, then forecast from the others": left_out(work, seconds)}
+    return Calibration(
+        seconds_per_iteration=float(time[0]),
+        seconds_per_tflop=float(time[1]),
+        kwh_per_second=float(energy[0]),
+        kwh_per_tflop=float(energy[1]),
+        factors=factors,
+        **{**rest, "errors": {**errors, **rest.get("errors", {})}},
+    )
+
+
+def published(runs: pd.DataFrame, work: Mapping[str, tuple[float, float]]) -> Calibration:
+    """Calibrate by the published nnU-Net runs.
+
+    Args:
+        runs: content of config/published/nnunet_runs.tsv.
+        work: iterations and TFLOP of one such run (with both validations), by task.
+    """
+    medians = runs.groupby("task")[["hours", "kwh"]].median()
+    points = pd.DataFrame(
+        [
+            {
+                "task": task,
+                "iterations": work[task][0],
+                "tflop": work[task][1],
+                "seconds": 3600 * row["hours"],
+                "kwh": row["kwh"],
+            }
+            for task, row in medians.to_dict("index").items()
+        ]
+    )
+    spread = runs["hours"] / runs["task"].map(medians["hours"]) - 1
+    gpus = sorted(set(runs["gpu"].str.removeprefix("1 x ")))
+    return calibrate(
+        points,
+        source=f"published nnU-Net runs on one {', '.join(gpus)}",
+        errors={"a published fold against its task's median": spread.tolist()},
+        notes=[
+            "Each task's level is that of its own published runs (median of the folds); between "
+            "patch sizes only the line is at work, which one size a task cannot check.",
+        ],
+    )
+
+
+def measured(folders: Sequence[Path]) -> Calibration:
+    """Calibrate by finished runs of one machine, whose folders these are.
+
+    Raises UserError where there is no run, or runs of several machines.
+    """
+    if not folders:
+        raise UserError(
+            "forecast.calibration is measured, but forecast.runs holds no finished run (run.json): "
+            "train one fold first, or take the published calibration"
+        )
+    machines: dict[str, Path] = {}
+    tables = []
+    for folder in folders:
+        record = read_json(folder / "run.json", "train this fold again")
+        machine = (
+            f"{record['gpu_model'] or record['cpu_model']}, {record['precision']}, "
+            f"threads: {record['threads']}"
+        )
+        machines.setdefault(machine, folder)
+        epochs = pd.read_csv(folder / "epochs.csv", dtype={"patch_size": str})
+        pue = pd.read_csv(folder / "energy.csv")["pue"].iloc[0]
+        epochs["kwh"] /= pue
+        tables.append(epochs.assign(record=[record] * len(epochs)))
+    if len(machines) > 1:
+        found = "; ".join(f"{machine} ({folder})" for machine, folder in machines.items())
+        raise UserError(f"forecast.runs holds runs of several machines: {found}. Name one's only")
+    epochs = pd.concat(tables, ignore_index=True)
+    points = measured_points(epochs)
+    between = epochs["seconds"] - epochs["train_seconds"] - epochs["val_seconds"]
+    return calibrate(
+        points,
+        source=f"{counted(len(folders), 'finished run')} of "
+        f"{', '.join(sorted(set(points['task'])))} on {next(iter(machines))}",
+        notes=[] if len(points) > 2 else [ONE_SIZE],
+        seconds_per_epoch=float(between.median()),
+    )
+
+
+def measured_points(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Return the median epoch of every task, patch and batch: its training, and its validation.
+
+    Median over the epochs of a run first, then over the runs, so that a run counts once.
+
+    Args:
+        epochs: tables epochs.csv of runs, with the run's record in the column `record`.
+    """
+    energy = epochs["kwh"] / epochs["seconds"]
+    record = epochs["record"]
+    iterations = record.map(lambda run: run["iterations_per_epoch"])
+    if "iterations" in epochs:  # tables of before arms had epochs of different iterations lack it
+        iterations = epochs["iterations"].fillna(iterations)
+    common = {
+        "task": record.map(lambda run: run["task"]),
+        "run": record.map(lambda run: run["results_folder"]),
+        "batch_size": epochs["batch_size"],
+    }
+    training = epochs.assign(
+        **common,
+        size=epochs["patch_size"],
+        iterations=iterations,
+        tflop=epochs["train_gflop"] / 1e3,
+        kwh=energy * epochs["train_seconds"],
+        seconds=epochs["train_seconds"],
+    )
+    validation = epochs.assign(
+        **common | {"batch_size": record.map(lambda run: run["batch_size"])},
+        size="validation",
+        iterations=record.map(lambda run: run["validation_iterations_per_epoch"]),
+        tflop=(epochs["gflop"] - epochs["train_gflop"]) / 1e3,
+        kwh=energy * epochs["val_seconds"],
+        seconds=epochs["val_seconds"],
+    )
+    both = pd.concat([training, validation], ignore_index=True)
+    keys = ["task", "size", "batch_size", "iterations"]
+    for by in ([*keys, "run"], keys):
+        both = both.groupby(by, dropna=False, as_index=False)[["tflop", "seconds", "kwh"]].median()
+    return both[both["seconds"] > 0]
+
+
+def errors_text(errors: Sequence[float]) -> str:
+    """Return median and largest of relative errors, in per cent."""
+    sizes = [abs(error) for error in errors if not math.isnan(error)]
+    if not sizes:
+        return "unknown (too few points)"
+    return f"median {statistics.median(sizes):.0%}, largest {max(sizes):.0%}"

@@ -1,0 +1,110 @@
+"""The forecast on one screen: totals, arms, assumptions, error."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from workflow_scripts.common.formatting import (
+    CARBON,
+    COMPUTATION,
+    ENERGY,
+    TIME,
+    bullets,
+    counted,
+    in_unit,
+    number,
+    pipe_table,
+    unit,
+)
+from workflow_scripts.forecast.calibration import errors_text
+
+
+def to_markdown(
+    table: Any,
+    study: str,
+    reference_arm: str,
+    training: Mapping[str, Any],
+    calibration: Any,
+    country: str,
+    kg_per_kwh: float,
+    pue: float,
+) -> str:
+    """Return the forecast on one screen: totals, arms, assumptions, error."""
+    unplanned = list(dict.fromkeys(table.loc[table["hours"].isna(), "task"]))
+    known = table[table["hours"].notna()]
+    counts = [
+        counted(n, word)
+        for n, word in (
+            (table["task"].nunique(), "task"),
+            (table["arm"].nunique(), "arm"),
+            (int(table["folds"].max()), "fold"),
+        )
+    ]
+    lines = [
+        f"**Forecast of the study {study}: {' × '.join(counts)}, "
+        f"{training['epochs']} epochs × {training['iterations_per_epoch']} iterations**"
+    ]
+    if len(known):
+        total = known[["hours", "kwh", "kg_co2eq"]].sum(skipna=False)
+        days = f" ({number(total['hours'] / 24)} days)" if total["hours"] > 48 else ""
+        lines.append(
+            f"Total: {in_unit(3600 * total['hours'], TIME)}{days} of one device, "
+            f"{in_unit(total['kwh'], ENERGY)}, {in_unit(total['kg_co2eq'], CARBON)}."
+        )
+        lines.append(pipe_table(arm_rows(known, reference_arm)))
+    notes = []
+    if unplanned:
+        notes.append(
+            f"Left out, as no plan is known yet: {', '.join(unplanned)}. Plan first (no GPU, but "
+            "the data): `snakemake plans` with the same configuration, then `snakemake forecast`."
+        )
+    sources = known.groupby("plan", sort=False)["task"].unique()
+    notes += [f"Plans {source}: {', '.join(tasks)}." for source, tasks in sources.items()]
+    slow = 1000 * calibration.seconds_per_iteration
+    notes += [
+        f"Calibration: {calibration.source}. An iteration takes {number(slow)} ms + "
+        f"{number(1000 * calibration.seconds_per_tflop)} ms a TFLOP, an epoch "
+        f"{number(calibration.seconds_per_epoch)} s besides.",
+        "Relative error of the hours: "
+        + "; ".join(f"{what}: {errors_text(values)}" for what, values in calibration.errors.items())
+        + ".",
+        *calibration.notes,
+        "Included: training, the validation after each epoch, the final sliding-window validation "
+        "(windows of the median case). Not included: preprocessing, set-up, lost work.",
+        f"kg CO2eq: {number(1000 * kg_per_kwh)} g/kWh ({country}, codecarbon); power usage "
+        f"effectiveness {pue:g}.",
+        "Sums over the folds. Relative: hours against the arm "
+        f"{reference_arm}; in brackets the range over the tasks.",
+    ]
+    lines.append(bullets(notes))
+    return "\n\n".join(lines) + "\n"
+
+
+def arm_rows(known: Any, reference_arm: str) -> Any:
+    """Return the printed table: a row an arm, sums over tasks and folds, all cells text."""
+    totals = known.groupby("arm", sort=False)[SUMS].sum(min_count=1)
+    ranges = known.groupby("arm", sort=False)["relative_to_reference"].agg(["min", "max"])
+    relative = totals["hours"] / totals.loc[reference_arm, "hours"]
+    spread = [
+        f" ({low:.2f}–{high:.2f})" if high - low > 0.005 else "" for low, high in ranges.to_numpy()
+    ]
+    rows = {"arm": list(totals.index)}
+    costs = {
+        "time": (3600 * totals["hours"], TIME),
+        "energy": (totals["kwh"], ENERGY),
+        "carbon": (totals["kg_co2eq"], CARBON),
+        "work": (
+            1000 * totals[["train_tflop", "val_tflop", "final_tflop"]].sum(axis=1),
+            COMPUTATION,
+        ),
+    }
+    for what, (values, choices) in costs.items():
+        name, scale = unit(values, choices)
+        rows[name] = [number(value * scale) for value in values]
+        if what == "time":
+            rows["relative"] = [f"{r:.2f}{s}" for r, s in zip(relative, spread, strict=True)]
+    return pd.DataFrame(rows)
+
+
+SUMS = ["train_tflop", "val_tflop", "final_tflop", "hours", "kwh", "kg_co2eq"]

@@ -1,0 +1,149 @@
+"""Forecast hours, energy and emissions of every training of a study, before any of them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workflow_scripts.common import nnunet_setup
+from workflow_scripts.common.console import redirect
+from workflow_scripts.common.files import write_csv
+from workflow_scripts.common.nnunet_setup import find_trainer
+from workflow_scripts.forecast import calibration
+from workflow_scripts.forecast.calibration import Calibration
+from workflow_scripts.forecast.forecast_page import SUMS, to_markdown
+from workflow_scripts.forecast.workload import (
+    Plan,
+    StudyDesign,
+    count_work,
+    find_plan,
+    published_plans,
+)
+from workflow_scripts.records.energy_meter import energy_mix
+from workflow_scripts.study.settings import TrainingSettings
+from workflow_scripts.study.specification import Arm
+
+REFERENCE_TRAINER = "nnUNetTrainerConstantPatch"
+PUBLISHED_RUN = StudyDesign(
+    "3d_fullres", TrainingSettings(1000, 250, 50, seed=0), folds=[0], mirroring=True
+)
+COLUMNS = [
+    *("task", "arm", "plan", "calibration", "patch_size", "batch_size", "folds", "stages"),
+    *("iterations", *SUMS, "relative_to_reference"),
+]
+
+
+def forecast_rows(
+    plans: Mapping[str, Plan | None],
+    arms: Mapping[str, Arm],
+    design: StudyDesign,
+    calibration: Calibration,
+    *,
+    reference_arm: str,
+    kg_per_kwh: float,
+) -> pd.DataFrame:
+    """Return one row a task and arm with the columns `COLUMNS`, all sums over the folds.
+
+    A task without a plan has rows without numbers. `kg_per_kwh` is that of the meter's kWh: carbon
+    intensity; energies are multiplied by the power usage effectiveness before.
+    """
+    rows = []
+    for task, plan in plans.items():
+        for name, arm in arms.items():
+            row: dict[str, Any] = {"task": task, "arm": name, "folds": len(design.folds)}
+            rows.append(row | {"plan": "not planned yet"})
+            if plan is None:
+                continue
+            length = replace(design.training, epochs=arm.epochs or design.training.epochs)
+            trained = replace(design, training=length)
+            work = count_work(plan, find_trainer(arm.trainer), arm.parameters, trained)
+            seconds, kwh = calibration.cost(task, work.steps, work.tflop, work.epochs)
+            settings = plan.plans["configurations"][design.configuration]
+            rows[-1] = row | {
+                "plan": plan.source,
+                "calibration": calibration.source,
+                "patch_size": "x".join(str(int(n)) for n in settings["patch_size"]),
+                "batch_size": settings["batch_size"],
+                "stages": work.stages,
+                "iterations": work.iterations,
+                "train_tflop": work.train_tflop,
+                "val_tflop": work.val_tflop,
+                "final_tflop": work.final_tflop,
+                "hours": seconds / 3600,
+                "kwh": kwh,
+                "kg_co2eq": kwh * kg_per_kwh,
+            }
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    whole = ["batch_size", "folds", "stages", "iterations"]
+    table = table.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(SUMS, float))
+    reference = table[table["arm"] == reference_arm].set_index("task")["hours"]
+    table["relative_to_reference"] = table["hours"] / table["task"].map(reference)
+    return table
+
+
+def published_work(published: Mapping[str, Plan]) -> dict[str, tuple[float, float]]:
+    """Return steps and TFLOP of one published run by task, with its validations."""
+    trainer = find_trainer(REFERENCE_TRAINER)
+    counted = {
+        task: count_work(plan, trainer, {}, PUBLISHED_RUN) for task, plan in published.items()
+    }
+    return {task: (work.steps, work.tflop) for task, work in counted.items()}
+
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+
+    nnunet_setup.configure(processes=1)
+
+    params = snakemake.params
+    listed = published_plans(Path(snakemake.input.plans))
+    if params.calibration == "published":
+        runs = pd.read_csv(snakemake.input.runs, sep="\t")
+        fitted = calibration.published(runs, published_work(listed))
+    else:
+        fitted = calibration.measured([Path(path).parent for path in params.runs])
+    pue = params.pue
+    fitted = replace(
+        fitted,
+        kwh_per_second=fitted.kwh_per_second * pue,
+        kwh_per_tflop=fitted.kwh_per_tflop * pue,
+    )
+    intensity = energy_mix(params.country)["carbon_intensity"] / 1000
+    found = {
+        task: find_plan(
+            own=Path(params.own_plans[task]),
+            published=listed[task] if task in params.published else None,
+            configuration=params.configuration,
+            overrides=params.overrides[task],
+        )
+        for task in params.tasks
+    }
+    table = forecast_rows(
+        found,
+        {name: Arm(**arm) for name, arm in params.arms.items()},
+        StudyDesign(
+            configuration=params.configuration,
+            training=TrainingSettings(**params.training),
+            folds=params.folds,
+            mirroring=params.mirroring,
+        ),
+        fitted,
+        reference_arm=params.reference_arm,
+        kg_per_kwh=intensity,
+    )
+    write_csv(table, Path(snakemake.output.csv))
+    Path(snakemake.output.md).write_text(
+        to_markdown(
+            table,
+            study=snakemake.params.study,
+            reference_arm=params.reference_arm,
+            training=params.training,
+            calibration=fitted,
+            country=params.country,
+            kg_per_kwh=intensity,
+            pue=pue,
+        ),
+        encoding="utf-8",
+    )

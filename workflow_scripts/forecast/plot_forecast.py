@@ -1,0 +1,68 @@
+"""Figure: what a study will cost by arm, in hours and carbon, and relative to the reference."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from workflow_scripts.common.console import redirect
+from workflow_scripts.common.figure_style import Style, grid, load_style, read_tables, save
+from workflow_scripts.common.formatting import CARBON, TIME, counted, number, unit
+
+PANELS = {
+    "hours": ("time of all trainings", tuple((name, 3600 * scale) for name, scale in TIME)),
+    "kg_co2eq": ("carbon", CARBON),
+}
+"""Column of forecast.csv -> title, and units with their factors."""
+
+
+def plot_forecast(
+    forecast: pd.DataFrame, reference_arm: str, style: Style, outputs: Iterable[Path]
+) -> None:
+    """Draw forecast.csv: a bar an arm, the sum of its tasks and folds; tasks without a plan out."""
+    known = forecast.dropna(subset=["hours"])
+    totals = known.groupby("arm")[list(PANELS)].sum(min_count=1)
+    arms = style.order(totals.index)
+    figure, axes = grid(style, 1, 2, height=0.35 + 0.11 * max(1, len(arms)), sharey=True)
+    for axis, (column, (title, choices)) in zip(axes.flat, PANELS.items(), strict=True):
+        name, scale = unit(totals[column], choices)
+        totals[column] *= scale
+        for place, arm in enumerate(arms):
+            value = totals.loc[arm, column]
+            axis.barh(place, value, color=style.arm(arm)["color"], height=0.6, alpha=0.85)
+            ratio = value / totals.loc[reference_arm, column]
+            text = f"{number(value)} {name}" + ("" if pd.isna(ratio) else f"  ({ratio:.2f})")
+            axis.annotate(
+                text,
+                (0 if pd.isna(value) else value, place),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=style.figure["font_size"] - 1,
+            )
+        largest = totals[column].max()
+        axis.set_xlim(0, 1.6 * largest if largest > 0 else 1)
+        axis.set_yticks(range(len(arms)), [style.arm(arm)["label"] for arm in arms])
+        axis.set_xlabel(name)
+        axis.set_title(title)
+        axis.grid(axis="y", visible=False)
+    axes[0, 0].invert_yaxis()
+    left_out = forecast.loc[forecast["hours"].isna(), "task"].nunique()
+    missing = f", {left_out} left out: not planned yet" if left_out else ""
+    tasks, folds = known["task"].nunique(), forecast["folds"].max()
+    figure.suptitle(
+        f"Forecast: {counted(tasks, 'task')}{missing}, {counted(folds, 'fold')}; in brackets: "
+        f"relative to {style.arm(reference_arm)['label']}"
+    )
+    save(figure, style, outputs)
+
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+    (table,) = read_tables(Path(snakemake.input.forecast))
+    plot_forecast(
+        forecast=table,
+        reference_arm=snakemake.params.reference_arm,
+        style=load_style(Path(snakemake.input.style)),
+        outputs=[Path(path) for path in snakemake.output],
+    )

@@ -1,0 +1,1 @@
+"""Plan, preprocess and split a task with nnU-Net."""

@@ -1,0 +1,65 @@
+"""Derive plans of their own name from nnU-Net's, with the study's patch, batch or features."""
+
+import copy
+from typing import Any
+
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan, count_poolings
+
+PER_STAGE = ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage",
+             "n_blocks_per_stage")  # fmt: skip
+
+
+def override_plans(
+    plans: dict[str, Any], name: str, configuration: str, overrides: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the plans under a new name with one configuration changed.
+
+    The preprocessed data stay those of the original plans: nothing that may be overridden changes
+    them. Fewer `features_per_stage` than planned take the deepest stages off the network.
+
+    Args:
+        plans: content of nnU-Net's plans file.
+        name: of the new plans.
+        configuration: such as `3d_fullres`.
+        overrides: any of `patch_size`, `batch_size`, `features_per_stage`.
+
+    Raises:
+        UserError: no such configuration, more stages than planned, or a patch size that the
+            network cannot halve as often as it must.
+    """
+    if configuration not in plans["configurations"]:
+        raise UserError(
+            f"planning.configuration is {configuration}, but nnU-Net planned only "
+            f"{', '.join(sorted(plans['configurations']))} for {plans['dataset_name']}"
+        )
+    plans = copy.deepcopy(plans)
+    plans["plans_name"] = name
+    chosen = plans["configurations"][configuration]
+    kwargs = chosen["architecture"]["arch_kwargs"]
+    if features := overrides.get("features_per_stage"):
+        planned = kwargs["n_stages"]
+        if not 2 <= len(features) <= planned:
+            raise UserError(
+                f"planning.overrides: features_per_stage has {len(features)} entries, the plan "
+                f"of {plans['dataset_name']} has {planned} stages: give 2 to {planned}"
+            )
+        for key in PER_STAGE:
+            if key in kwargs:
+                kwargs[key] = kwargs[key][: len(features)]
+        kwargs["n_conv_per_stage_decoder"] = kwargs["n_conv_per_stage_decoder"][: len(features) - 1]
+        kwargs["n_stages"], kwargs["features_per_stage"] = len(features), list(features)
+    if size := overrides.get("patch_size"):
+        try:
+            PatchPlan.from_strides(size, kwargs["strides"], chosen["batch_size"])
+        except ValueError:
+            units = [2**count for count in count_poolings(kwargs["strides"])]
+            near = [max(unit, unit * round(n / unit)) for n, unit in zip(size, units, strict=True)]
+            raise UserError(
+                f"planning.overrides: patch_size {list(size)} must be multiples of {units} for the "
+                f"plan of {plans['dataset_name']}; the nearest is {near}"
+            ) from None
+        chosen["patch_size"] = list(size)
+    if batch := overrides.get("batch_size"):
+        chosen["batch_size"] = batch
+    return plans

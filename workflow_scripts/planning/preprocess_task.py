@@ -1,0 +1,101 @@
+"""Preprocess a task for one configuration and list what is there."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from workflow_scripts.common import nnunet_setup
+from workflow_scripts.common.console import redirect
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.files import json_hash, read_json, write_json
+from workflow_scripts.common.formatting import DISK, in_unit
+
+FILES = (".b2nd", "_seg.b2nd", ".pkl")
+"""What nnU-Net 2.8.1 keeps of a case (`nnUNetDatasetBlosc2`)."""
+BYTES_PER_VOXEL = 16
+"""Minimum memory of preprocessing, in float32: image, resampled image, and a copy of each. In
+`config/job_resources.tsv` twice as much is requested."""
+
+
+def preprocess_task(dataset: str, plans: str, configuration: str, processes: int) -> dict[str, Any]:
+    """Run nnU-Net's preprocessor and return the manifest of its output.
+
+    Args:
+        dataset, plans, configuration: nnU-Net's names.
+        processes: cases that are resampled at once; each needs memory.
+
+    Raises:
+        UserError: nnU-Net planned no such configuration, left a case out, or needs more memory
+            than this machine has.
+    """
+    nnunet_setup.configure(processes)
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+
+    content = read_json(nnunet_setup.PREPROCESSED / dataset / f"{plans}.json")
+    if configuration not in content["configurations"]:
+        raise UserError(
+            f"planning.configuration is {configuration}, but nnU-Net planned only "
+            f"{', '.join(sorted(content['configurations']))} for {dataset}"
+        )
+    check_memory(read_json(nnunet_setup.PREPROCESSED / dataset / "dataset_fingerprint.json"))
+    preprocess_dataset(
+        nnunet_setup.dataset_number(dataset), plans, (configuration,), num_processes=(processes,)
+    )
+    identifier = content["configurations"][configuration]["data_identifier"]
+    return describe_preprocessed(
+        nnunet_setup.PREPROCESSED / dataset / identifier,
+        nnunet_setup.RAW / dataset,
+        json_hash(content),
+    )
+
+
+def check_memory(fingerprint: dict[str, Any]) -> None:
+    """Check that this machine has enough memory for one process to preprocess the largest case.
+
+    Raises:
+        UserError: it has not, so the system would kill the process without an error message.
+    """
+    channels = len(fingerprint["foreground_intensity_properties_per_channel"])
+    voxels = max(map(math.prod, fingerprint["shapes_after_crop"])) * channels
+    needed, total = voxels * BYTES_PER_VOXEL, psutil.virtual_memory().total
+    if needed > total:
+        raise UserError(
+            f"the largest case has {voxels / 1e6:.0f} megavoxels (all channels). Preprocessing it "
+            f"takes about {in_unit(needed, DISK)} of memory, but this machine has "
+            f"{in_unit(total, DISK)}. Use a machine with more memory, or crop the case"
+        )
+
+
+def describe_preprocessed(folder: Path, raw: Path, plans_hash: str) -> dict[str, Any]:
+    """Return the manifest: plans hash, and per case the bytes of its files.
+
+    Raises:
+        UserError: a labelled case of `raw` has no preprocessed files.
+    """
+    ending = read_json(raw / "dataset.json")["file_ending"]
+    cases: dict[str, dict[str, int]] = {}
+    for label in sorted((raw / "labelsTr").glob(f"*{ending}")):
+        case = label.name[: -len(ending)]
+        files = [folder / f"{case}{kind}" for kind in FILES]
+        cases[case] = {path.name: path.stat().st_size for path in files if path.is_file()}
+    missing = [case for case, files in cases.items() if len(files) < len(FILES)]
+    if missing:
+        raise UserError(
+            f"{folder}: nnU-Net's preprocessing left out {len(missing)} of {len(cases)} cases, the "
+            f"first is {missing[0]}; see the rule's log, and give it more memory or fewer threads"
+        )
+    return {"data_identifier": folder.name, "plans_hash": plans_hash, "cases": cases}
+
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+
+    manifest = preprocess_task(
+        dataset=snakemake.wildcards.dataset,
+        plans=snakemake.params.plans,
+        configuration=snakemake.params.configuration,
+        processes=snakemake.threads,
+    )
+    write_json(manifest, Path(snakemake.output.manifest))

@@ -1,0 +1,167 @@
+"""Energy of consecutive pieces of work, read by codecarbon's offline tracker."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from workflow_scripts.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the meter read over one piece of work. Energies are NaN where `error` tells why.
+
+    Attributes:
+        kwh, cpu_kwh, gpu_kwh, ram_kwh: energy, times the power usage effectiveness.
+        kg_co2eq: emissions at the carbon intensity of the country.
+    """
+
+    kwh: float = math.nan
+    cpu_kwh: float = math.nan
+    gpu_kwh: float = math.nan
+    ram_kwh: float = math.nan
+    kg_co2eq: float = math.nan
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class EnergySettings:
+    """The config's section `energy`.
+
+    Attributes:
+        country: ISO 3166-1 alpha-3, for the carbon intensity.
+        tracking_mode: `machine` (everything that runs on it) or `process` (this one's share).
+        pue: power usage effectiveness of the site, multiplies every energy.
+    """
+
+    country: str
+    tracking_mode: str = "machine"
+    pue: float = 1.0
+
+
+def energy_mix(country: str) -> dict[str, Any]:
+    """Return what codecarbon knows of a country's electricity.
+
+    `carbon_intensity` is in g CO2eq per kWh, `year` that of the statistics.
+
+    Args:
+        country: ISO 3166-1 alpha-3.
+
+    Raises UserError for a country whose carbon intensity codecarbon does not know.
+    """
+    from codecarbon.input import DataSource
+
+    source: Any = DataSource  # codecarbon has no types
+    mix: dict[str, Any] = source().get_global_energy_mix_data().get(country, {})
+    if math.isnan(mix.get("carbon_intensity", math.nan)):
+        raise UserError(
+            f"energy.country: codecarbon knows no carbon intensity of {country}; give the "
+            "ISO 3166 alpha-3 code of a country that it knows, such as DEU"
+        )
+    return mix
+
+
+class EnergyMeter:
+    """Meters pieces of work that follow each other without a gap.
+
+    Always offline: without a network codecarbon's online tracker silently reports Canada. Nor is a
+    country that it does not know replaced by the world's average, as the offline one would do.
+
+    Attributes:
+        error: why nothing can be read, or "".
+    """
+
+    def __init__(self, settings: EnergySettings) -> None:
+        """Find the sensors; a failure is kept in `error` and in every reading, never as zero.
+
+        Raises UserError for a country whose carbon intensity codecarbon does not know.
+        """
+        self._settings, self.error = settings, ""
+        self._pieces = 0
+        self._tracker: Any = None
+        self._intensity_year: int | None = None
+        try:
+            from codecarbon import OfflineEmissionsTracker, emissions_tracker
+
+            # codecarbon also reads ~/.codecarbon.config and ./.codecarbon.config. A region or an
+            # intensity set there would be recorded as that of the study's country.
+            emissions_tracker.get_hierarchical_config = dict
+
+            self._intensity_year = energy_mix(settings.country)["year"]
+            self._tracker = OfflineEmissionsTracker(
+                country_iso_code=settings.country,
+                tracking_mode=settings.tracking_mode,
+                pue=settings.pue,
+                save_to_file=False,
+                allow_multiple_runs=True,
+                log_level="error",
+            )
+            self._begin()
+        except UserError:
+            raise
+        except Exception as error:
+            self._fail(error)
+
+    def read(self) -> Reading:
+        """End the present piece of work, begin the next and return what the ended one took."""
+        if self.error:
+            return Reading(error=self.error)
+        try:
+            data = self._tracker.stop_task(self._name)
+            self._begin()
+            if data is None or not data.energy_consumed > 0:
+                return Reading(error="codecarbon returned no energy for this piece of work")
+            return Reading(
+                kwh=data.energy_consumed,
+                cpu_kwh=data.cpu_energy,
+                gpu_kwh=data.gpu_energy,
+                ram_kwh=data.ram_energy,
+                kg_co2eq=data.emissions,
+            )
+        except Exception as error:
+            self._fail(error)
+            return Reading(error=self.error)
+
+    def describe(self) -> dict[str, object]:
+        """Return how the energy is known.
+
+        Sensors, mode, country, year of its carbon intensity, PUE, hardware, codecarbon's version.
+        """
+        described: dict[str, object] = {
+            "sensors": "",
+            "tracking_mode": self._settings.tracking_mode,
+            "country": self._settings.country,
+            "intensity_year": self._intensity_year,
+            "pue": self._settings.pue,
+            "cpu_model": "",
+            "gpu_model": "",
+            "codecarbon": "",
+        }
+        if self._tracker is None:
+            return described
+        import codecarbon
+
+        hardware = self._tracker.get_detected_hardware()
+        described |= {
+            "sensors": "; ".join(sorted(_sensor(device) for device in self._tracker._hardware)),
+            "cpu_model": hardware["cpu_model"],
+            "gpu_model": hardware["gpu_model"],
+            "codecarbon": codecarbon.__version__,
+        }
+        return described
+
+    def _begin(self) -> None:
+        self._pieces += 1
+        self._name = f"piece_{self._pieces}"
+        self._tracker.start_task(self._name)
+
+    def _fail(self, error: Exception) -> None:
+        self.error = f"{type(error).__name__}: {error}".replace("\n", " ")
+
+
+def _sensor(device: object) -> str:
+    """Name a codecarbon device and what its power is read from, such as `CPU: cpu_load`."""
+    kind = type(device).__name__
+    if kind == "CPU":
+        return f"CPU: {getattr(device, '_mode', 'unknown')} ({getattr(device, '_tdp', '?')} W TDP)"
+    return {"GPU": "GPU: nvml", "RAM": "RAM: estimate"}.get(kind, kind)

@@ -1,0 +1,54 @@
+"""The ledger of a training, which survives a kill.
+
+The ledger (`ledger.jsonl` in nnU-Net's fold folder) gets one line for each piece of work as it
+ends: every attempt's start, its set-up, each epoch, the final validation. `run_tables` derives the
+files of a run from it.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Entry = dict[str, Any]
+"""A line of the ledger, told by its keys `entry` and `phase`."""
+
+KILLED = "without a message"
+"""How an attempt ended that could not say so itself: it was killed."""
+
+
+class Ledger:
+    """Append-only lines of JSON; a line that a kill cut short is ignored."""
+
+    def __init__(self, path: Path, before_append: Callable[[], None] = lambda: None) -> None:
+        """Open the ledger at `path`, which need not exist yet.
+
+        `before_append` raises an exception where this process must not write to it.
+        """
+        self.path, self._before_append = path, before_append
+
+    def read(self) -> list[Entry]:
+        """Return all whole entries in the order in which they were written."""
+        if not self.path.exists():
+            return []
+        entries: list[Entry] = []
+        for line in self.path.read_text().splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return entries
+
+    def append(self, entry: Entry) -> None:
+        """Write one entry through to the disk."""
+        self._before_append()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())

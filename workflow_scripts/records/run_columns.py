@@ -1,0 +1,31 @@
+"""Columns of the tables that a run leaves behind, for those who write and who read them."""
+
+EPOCHS = [
+    "epoch", "stage", "patch_size", "batch_size", "lr", "train_loss", "val_loss", "pseudo_dice",
+    "seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds", "train_gflop",
+    "voxels_per_iteration", "attempt", "iterations", "field_of_view", "augmentation",
+]  # fmt: skip
+STAGES = [
+    "stage", "patch_size", "batch_size", "epochs", "first_epoch", "seconds", "kwh", "kg_co2eq",
+    "gflop", "train_seconds", "val_seconds", "train_gflop", "voxels_per_iteration", "train_loss",
+    "pseudo_dice", "iterations", "field_of_view", "augmentation",
+]  # fmt: skip
+ENERGY = [
+    "attempt", "phase", "stage", "epochs", "seconds", "kwh", "kg_co2eq", "kwh_kept",
+    "kg_co2eq_kept", "cpu_kwh", "gpu_kwh", "ram_kwh", "sensors", "tracking_mode", "country",
+    "g_co2eq_per_kwh", "intensity_year", "pue", "cpu_model", "gpu_model", "codecarbon", "error",
+]  # fmt: skip
+SURFACE = ["case", "label", "nsd", "tolerance_mm"]
+TABLES = {
+    "epochs.csv": EPOCHS,
+    "stages.csv": STAGES,
+    "energy.csv": ENERGY,
+    "surface.csv": SURFACE,
+}
+ADDED_LATER = {"iterations", "field_of_view", "augmentation", "intensity_year"}
+"""Runs that earlier versions made lack these."""
+TEXTS = {
+    "patch_size", "field_of_view", "phase", "sensors", "tracking_mode", "country", "cpu_model",
+    "gpu_model", "codecarbon", "error", "case", "label",
+}  # fmt: skip
+"""Columns that hold text; all others hold numbers."""

@@ -1,0 +1,286 @@
+"""Read what finished trainings left behind, check it strictly, and lay it out as tidy tables.
+
+A run is one (task, arm, fold). Nothing is filled in: a run that is missing, half-written, twice
+there or at odds with itself stops the tables with a message that names the file.
+"""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.files import read_csv, read_json
+from workflow_scripts.records.run_columns import ADDED_LATER, TABLES, TEXTS
+
+RunKey = tuple[str, str, int]
+"""Task, arm and fold of a run."""
+
+OVERALL = "overall"
+"""Stands for all tasks together in the column `task` of comparison.csv."""
+
+NUMBERS = (
+    "training_seconds training_kwh training_kg_co2eq validation_seconds validation_kwh "
+    "validation_kg_co2eq total_seconds total_kwh total_kg_co2eq training_gflop "
+    "dice_foreground_mean"
+).split()
+
+FLAT = (
+    "study task dataset arm trainer fold seed epochs iterations_per_epoch "
+    "validation_iterations_per_epoch configuration plans plans_hash splits_hash batch_size stages "
+    "device precision threads cpu_model gpu_model git_commit trainer_code attempts started finished"
+).split()
+"""Fields of run.json that are columns of runs.csv as they are."""
+
+NESTED = ("parameters", "patch_size", "versions", "dice_per_label", "label_names")
+OTHER = ("cases", "nan_dice", "results_folder")
+
+METRICS = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "tp": "TP",
+    "fp": "FP",
+    "fn": "FN",
+    "n_ref": "n_ref",
+    "n_pred": "n_pred",
+}
+"""Column of cases.csv -> name of the metric in nnU-Net's summary.json."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One checked run: run.json as a dict, and its tables without the key columns."""
+
+    key: RunKey
+    record: dict[str, Any]
+    epochs: pd.DataFrame
+    stages: pd.DataFrame
+    energy: pd.DataFrame
+    cases: pd.DataFrame
+
+
+def name_of(key: RunKey) -> str:
+    """A run in words, for messages."""
+    task, arm, fold = key
+    return f"{task}, arm {arm}, fold {fold}"
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read one of the tables of a run that are in `TABLES`; it may have more columns.
+
+    `UserError` names the file where it is missing, was cut off (no newline at its end, a short
+    row), lacks a column, or holds text where a number belongs.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; train this fold again") from None
+    lines = text.splitlines()
+    if len(lines) < 2 or not text.endswith("\n"):
+        raise UserError(f"{path} is half-written (cut off or without rows); train this fold again")
+    rows = list(csv.reader(lines))
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(rows[0]):
+            raise UserError(
+                f"{path}, line {number}: {len(row)} values, {len(rows[0])} columns; half-written? "
+                "Train this fold again"
+            )
+    table = read_csv(path)
+    absent = [column for column in TABLES[path.name] if column not in table]
+    if missing := [column for column in absent if column not in ADDED_LATER]:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}; train this fold again")
+    for column in TABLES[path.name]:
+        if column not in {*TEXTS, *absent} and not (
+            pd.api.types.is_numeric_dtype(table[column]) or table[column].isna().all()
+        ):
+            raise UserError(f"{path}: the column {column} holds text where numbers belong")
+    return table
+
+
+def label_values(label: str) -> tuple[int, ...]:
+    """Return the values in the key of a label (`3`) or region (`(1, 2, 3)`), also for sorting."""
+    return tuple(map(int, re.findall(r"\d+", label)))
+
+
+def name_labels(labels: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
+    """Return the name of each label or region, by its key in nnU-Net's summary.json.
+
+    Args:
+        labels: from `dataset.json`: name -> value, or list of values for a region.
+        keys: of labels and regions in the summary.
+    """
+    key_of = {key: label_values(key) for key in keys}
+    names = {
+        tuple(value) if isinstance(value, list) else (value,): name
+        for name, value in labels.items()
+    }
+    return {key: names[values] for key, values in key_of.items() if values in names}
+
+
+def ending_of(record: Mapping[str, Any]) -> str:
+    """Return the file ending of a run's dataset, which earlier versions did not record."""
+    return str(record.get("file_ending", ".nii.gz"))
+
+
+def read_cases(path: Path, label_names: Mapping[str, str], ending: str) -> pd.DataFrame:
+    """One row a case and foreground label of nnU-Net's summary.json.
+
+    `ending` is that of the dataset's files, such as `.nii.gz`.
+
+    Columns: case, label, label_name and those of `METRICS`. Dice and IoU are NaN where a label is
+    absent in reference and prediction, as nnU-Net writes it.
+    """
+    summary = read_json(path, "train this fold again")
+    rows = []
+    try:
+        for entry in summary["metric_per_case"]:
+            case = Path(entry["reference_file"]).name.removesuffix(ending)
+            for label in label_names:
+                metrics = entry["metrics"][label]
+                rows.append(
+                    {"case": case, "label": label, "label_name": label_names[label]}
+                    | {column: metrics[metric] for column, metric in METRICS.items()}
+                )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a summary of these labels: {error} is missing") from None
+    cases = pd.DataFrame(rows, columns=["case", "label", "label_name", *METRICS])
+    doubled = cases.loc[cases.duplicated(["case", "label"]), "case"]
+    if len(doubled):
+        raise UserError(f"{path} holds the case {doubled.iloc[0]} twice")
+    return cases
+
+
+def add_surface(cases: pd.DataFrame, surface: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """`cases` with the columns nsd and nsd_tolerance_mm, from surface.csv at `path`.
+
+    `UserError` unless both have the same cases and labels.
+    """
+    keys = ["case", "label"]
+    measured = surface.set_index(keys)[["nsd", "tolerance_mm"]]
+    wanted = pd.MultiIndex.from_frame(cases[keys])
+    if not measured.index.is_unique or set(measured.index) != set(wanted):
+        raise UserError(
+            f"{path} does not hold the cases and labels of summary.json once each; remove it and "
+            "run again"
+        )
+    measured = measured.reindex(wanted).rename(columns={"tolerance_mm": "nsd_tolerance_mm"})
+    return cases.join(measured.reset_index(drop=True))
+
+
+def foreground_mean(cases: pd.DataFrame) -> float:
+    """nnU-Net's foreground mean of one fold: mean over labels of the nanmean over cases."""
+    return float(np.mean(cases.groupby("label")["dice"].mean().to_numpy()))
+
+
+def read_run(folder: Path, key: RunKey) -> Run:
+    """Read and check one run's folder; `UserError` names the file that is wrong."""
+    path = folder / "run.json"
+    record = read_json(path, "train this fold again")
+    missing = [field for field in (*FLAT, *NESTED, *NUMBERS, *OTHER) if field not in record]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; train this fold again")
+    found = (record["task"], record["arm"], int(record["fold"]))
+    if found != key:
+        raise UserError(
+            f"{path} is the record of {name_of(found)}, but its folder is that of {name_of(key)}: "
+            "a run that was copied? Remove it and train the fold"
+        )
+    for field in NUMBERS:
+        if record[field] is not None and not isinstance(record[field], int | float):
+            raise UserError(f"{path}: {field} is {record[field]!r}, not a number")
+
+    tables = {name: read_table(folder / name) for name in TABLES}
+    epochs = tables["epochs.csv"]
+    if epochs["epoch"].tolist() != list(range(record["epochs"])):
+        raise UserError(
+            f"{folder / 'epochs.csv'} must hold the epochs 0 to {record['epochs'] - 1} once each, "
+            f"and has {len(epochs)} rows; train this fold again"
+        )
+    if tables["stages.csv"]["epochs"].sum() != record["epochs"]:
+        raise UserError(f"{folder / 'stages.csv'}: its epochs do not add up to {record['epochs']}")
+
+    cases = read_cases(folder / "summary.json", record["label_names"], ending_of(record))
+    _check_summary(folder / "summary.json", record, cases)
+    cases = add_surface(cases, tables["surface.csv"], folder / "surface.csv")
+    return Run(key, record, epochs, tables["stages.csv"], tables["energy.csv"], cases)
+
+
+def _check_summary(path: Path, record: Mapping[str, Any], cases: pd.DataFrame) -> None:
+    """run.json and summary.json must tell the same cases, NaNs and foreground mean."""
+    mean = record["dice_foreground_mean"]
+    told = {
+        "cases": record["cases"],
+        "nan_dice": record["nan_dice"],
+        "dice_foreground_mean": math.nan if mean is None else mean,
+    }
+    counted = {
+        "cases": cases["case"].nunique(),
+        "nan_dice": int(cases["dice"].isna().sum()),
+        "dice_foreground_mean": foreground_mean(cases),
+    }
+    for field, value in told.items():
+        if not math.isclose(value, counted[field], abs_tol=1e-6) and not (
+            math.isnan(value) and math.isnan(counted[field])
+        ):
+            raise UserError(
+                f"{path} gives {field} {counted[field]}, run.json beside it says {value}: they are "
+                "not of the same training; train this fold again"
+            )
+
+
+def read_study(folders: Mapping[RunKey, Path]) -> list[Run]:
+    """Read every run of a study, in the mapping's order.
+
+    `UserError` lists the runs that have no record at all, or names the first faulty file.
+    """
+    missing = [key for key, folder in folders.items() if not (folder / "run.json").is_file()]
+    if missing:
+        raise UserError(
+            "no record of "
+            + "; ".join(f"{name_of(key)} ({folders[key]}/run.json)" for key in missing)
+        )
+    doubled = [folder for folder in folders.values() if list(folders.values()).count(folder) > 1]
+    if doubled:
+        raise UserError(f"{doubled[0]} is given for two runs; every run needs its own folder")
+    return [read_run(folder, key) for key, folder in folders.items()]
+
+
+def flat_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """run.json as one flat row; Dice per label is left to cases.csv."""
+    row = {field: record[field] for field in FLAT}
+    row["parameters"] = json.dumps(record["parameters"], sort_keys=True)
+    row["patch_size"] = "x".join(str(size) for size in record["patch_size"])
+    row |= {f"version_{name}": value for name, value in record["versions"].items()}
+    return row | {field: record[field] for field in (*NUMBERS, *OTHER)}
+
+
+def count_steps(run: Run) -> int:
+    """Return the optimiser steps of a training, which epochs of equal computation have more of."""
+    planned = run.record["iterations_per_epoch"]
+    if "iterations" not in run.epochs:  # of before there were such epochs
+        return int(planned * len(run.epochs))
+    return int(run.epochs["iterations"].fillna(planned).sum())
+
+
+def tidy_tables(runs: list[Run]) -> dict[str, pd.DataFrame]:
+    """The tables of a study: runs, cases, epochs, stages, energy; each row tells its run."""
+
+    def stacked(name: str) -> pd.DataFrame:
+        frames = []
+        for run in runs:
+            frame = getattr(run, name).astype(object)
+            for column, value in zip(("fold", "arm", "task"), reversed(run.key), strict=True):
+                frame.insert(0, column, value)
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
+
+    rows = [{**flat_record(run.record), "training_steps": count_steps(run)} for run in runs]
+    tables = {"runs": pd.DataFrame(rows)}
+    return tables | {name: stacked(name) for name in ("cases", "epochs", "stages", "energy")}

@@ -1,0 +1,1 @@
+"""Bake and evaluate scale-space networks."""

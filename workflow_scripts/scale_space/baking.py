@@ -1,0 +1,141 @@
+"""Bake a scale-space network for one scale factor: an ordinary nnU-Net model folder.
+
+The weights are made once and written as those of a plain network, so that stock nnU-Net predicts at
+the cost of a network that was trained for that scale factor alone. The folder holds the code that
+stock nnU-Net needs besides (`trainers/`, to be named in `nnUNet_extTrainer`).
+"""
+
+import copy
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.files import replacing, write_json
+from workflow_scripts.trainers.curricula.networks import rescaled_unet
+from workflow_scripts.trainers.curricula.scale_space import (
+    build_scale_space,
+    nnUNetTrainerScaleSpace,
+)
+
+NETWORK_CLASS = "rescaled_unet.RescaledUNet"
+
+
+def bake_model(
+    folds: Mapping[int, Path],
+    parameters: Mapping[str, Any],
+    scale: float,
+    model: Path,
+    weights_scale: float | None = None,
+) -> None:
+    """Write the model folder of one arm and task.
+
+    Args:
+        folds: nnU-Net's fold folders of the finished trainings, by fold.
+        parameters: of the arm.
+        scale: scale factor, above 0 and at most 1.
+        model: folder to write: plans.json, dataset.json, baked.json, trainers/, and a
+            fold_{fold}/checkpoint_final.pth each.
+        weights_scale: scale factor that the weights are made for, if not that of the network.
+
+    Raises UserError for a scale factor that cannot be, or a checkpoint that is missing.
+    """
+    weights_scale = scale if weights_scale is None else weights_scale
+    for wanted in (scale, weights_scale):
+        if not 0 < wanted <= 1:
+            raise UserError(f"scale_factor is {wanted}: it must be above 0 and at most 1")
+    baked: dict[str, Any] = {"scale_factor": scale, "change_by_scale": {}}
+    for fold, folder in folds.items():
+        path = folder / "checkpoint_final.pth"
+        if not path.is_file():
+            raise UserError(f"{path} is missing: train this fold before it is baked")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        init = checkpoint["init_args"]
+        network = rebuild(checkpoint, parameters)
+        if untrained := rebuild_untrained(checkpoint, parameters):
+            change = change_by_scale(network, untrained, weights_scale)
+            baked["change_by_scale"][str(fold)] = change
+        target = model / f"fold_{fold}" / "checkpoint_final.pth"
+        content = {
+            "network_weights": network.baked_state(weights_scale),
+            "trainer_name": rescaled_unet.nnUNetTrainerRescaledUNet.__name__,
+            "init_args": {key: init[key] for key in ("configuration", "fold")},
+            "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
+            "current_epoch": checkpoint["current_epoch"],
+        }
+        with replacing(target) as partial:
+            torch.save(content, partial)
+        plans = rescaled_plans(init["plans"], init["configuration"], scale)
+        write_json(plans, model / "plans.json")
+        write_json(init["dataset_json"], model / "dataset.json")
+    (model / "trainers").mkdir(exist_ok=True)
+    source = Path(str(rescaled_unet.__file__))
+    shutil.copyfile(source, model / "trainers" / source.name)
+    write_json(baked, model / "baked.json")
+
+
+def rebuild(checkpoint: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
+    """Return the hypernetwork of a training's checkpoint (nnU-Net's dictionary)."""
+    network = _build(checkpoint, parameters)
+    network.load_state_dict(checkpoint["network_weights"])
+    return network
+
+
+def rebuild_untrained(checkpoint: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any | None:
+    """Return the hypernetwork with the weights that the training of a checkpoint began with.
+
+    They follow from the seed. None where the checkpoint does not tell it.
+    """
+    seed = checkpoint["init_args"].get("identity", {}).get("seed")
+    if seed is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build(checkpoint, parameters)
+
+
+def _build(checkpoint: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
+    init = checkpoint["init_args"]
+    manager = PlansManager(init["plans"])
+    configuration = manager.get_configuration(init["configuration"])
+    return build_scale_space(
+        manager,
+        configuration,
+        determine_num_input_channels(manager, configuration, init["dataset_json"]),
+        manager.get_label_manager(init["dataset_json"]).num_segmentation_heads,
+        False,
+        settings=nnUNetTrainerScaleSpace.network_settings(parameters),
+    )
+
+
+def change_by_scale(trained: Any, untrained: Any, scale: float) -> float:
+    """Return how much of what training did to the weights depends on the scale factor.
+
+    |D(scale) - D(final)| / |D(final)|, with D(phi) the trained weights of a scale factor minus the
+    initial ones, and `final` that of the final validation, the largest. 0 where training changed
+    nothing, or the same at every scale factor. The weights themselves would not do: also those of
+    an untrained hypernetwork differ between scale factors.
+    """
+    with torch.no_grad():
+        changes = []
+        for phi in (scale, trained.scale_factor):
+            before, after = untrained.weights(phi), trained.weights(phi)
+            changes.append(torch.cat([(after[n] - before[n]).flatten() for n in before]).double())
+        length = float(changes[1].norm())
+        return float((changes[0] - changes[1]).norm()) / length if length else 0.0
+
+
+def rescaled_plans(plans: Mapping[str, Any], configuration: str, scale: float) -> dict[str, Any]:
+    """Return nnU-Net's plans with the rescaled network in the place of the planned one."""
+    changed = copy.deepcopy(dict(plans))
+    architecture = changed["configurations"][configuration].get("architecture")
+    if architecture is None:
+        raise UserError(f"the plans' {configuration} has no architecture of its own to rescale")
+    architecture["network_class_name"] = NETWORK_CLASS
+    architecture["arch_kwargs"]["scale_factor"] = scale
+    return changed

@@ -1,0 +1,158 @@
+"""Predict a fold's validation cases with one model as stock nnU-Net does; measure Dice and cost."""
+
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+from workflow_scripts.common import hardware, nnunet_setup
+from workflow_scripts.common.compute_settings import ComputeSettings
+from workflow_scripts.common.nnunet_setup import TRAINERS
+from workflow_scripts.records.energy_meter import EnergyMeter, EnergySettings
+from workflow_scripts.records.flop_counter import FlopTable
+
+
+@dataclass(frozen=True)
+class ValidationCases:
+    """Cases to predict.
+
+    Attributes:
+        fold: of nnU-Net's five, and which checkpoint of a model predicts them.
+        cases: their identifiers.
+        preprocessed: nnU-Net's preprocessed dataset.
+    """
+
+    fold: int
+    cases: list[str]
+    preprocessed: Path
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How cases are predicted and metered.
+
+    Attributes:
+        compute: what to compute with.
+        energy: how energy is metered.
+        mirroring: test-time mirroring.
+    """
+
+    compute: ComputeSettings
+    energy: EnergySettings
+    mirroring: bool
+
+    @classmethod
+    def of(
+        cls, training: Mapping[str, Any], energy: Mapping[str, Any], mirroring: bool, threads: int
+    ) -> Self:
+        """Return those of the config's sections; of `training`, what to compute with."""
+        compute = ComputeSettings(**training, threads=threads)
+        return cls(compute, EnergySettings(**energy), mirroring)
+
+
+def evaluate_scale(
+    model: Path, validated: ValidationCases, settings: InferenceSettings, summary_file: Path
+) -> dict[str, Any]:
+    """Return what the prediction of the cases costs and scores.
+
+    Every model is loaded from its folder and run by nnU-Net's own sliding window, the stock one
+    too, so all are measured by the same lines. Seconds are those of the network: the sliding window
+    with its mirrored passes. Energy is that of the whole, with reading and export of a case.
+
+    Args:
+        model: nnU-Net's model folder (`plans.json`, `fold_{fold}/checkpoint_final.pth`).
+        validated: which cases, by which checkpoint.
+        settings: how.
+        summary_file: where nnU-Net writes its summary, every case in it.
+    """
+    found = hardware.prepare(settings.compute)
+    nnunet_setup.configure(found.processes)
+    cases, preprocessed, mirroring = validated.cases, validated.preprocessed, settings.mirroring
+    os.environ["nnUNet_extTrainer"] = os.pathsep.join([str(model / "trainers"), str(TRAINERS)])
+
+    torch_device = torch.device(found.device)
+    predictor: Any = nnUNetPredictor(use_mirroring=mirroring, device=torch_device, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (validated.fold,))
+    network, patch = predictor.network, predictor.configuration_manager.patch_size
+    channels = _input_channels(predictor)
+    gmac = FlopTable(network, channels).validation_step(1, tuple(patch)) / 2e9
+    if found.precision == "bf16":
+        hardware.autocast_network(network)
+    network.to(torch_device).eval()
+    with torch.inference_mode():
+        network(torch.zeros((1, channels, *patch), device=torch_device))  # the first pass is slower
+    passes = [0]
+    network.register_forward_hook(lambda _, x, __: passes.__setitem__(0, passes[0] + len(x[0])))
+
+    folder = preprocessed / predictor.configuration_manager.data_identifier
+    dataset = infer_dataset_class(str(folder))(str(folder), cases)
+    seconds = 0.0
+    meter = EnergyMeter(settings.energy)
+    with tempfile.TemporaryDirectory() as predictions:
+        for case in cases:
+            data, _, _, properties = dataset.load_case(case)
+            image = torch.from_numpy(data[:])
+            began = time.monotonic()
+            logits = predictor.predict_sliding_window_return_logits(image).cpu()
+            seconds += time.monotonic() - began
+            export_prediction_from_logits(
+                logits,
+                properties,
+                predictor.configuration_manager,
+                predictor.plans_manager,
+                predictor.dataset_json,
+                str(Path(predictions, case)),
+                num_threads_torch=found.threads,
+            )
+        reading = meter.read()
+        labels = predictor.label_manager
+        summary = compute_metrics_on_folder(
+            str(preprocessed / "gt_segmentations"),
+            predictions,
+            str(summary_file),
+            predictor.plans_manager.image_reader_writer_class(),
+            predictor.dataset_json["file_ending"],
+            labels.foreground_regions if labels.has_regions else labels.foreground_labels,
+            labels.ignore_label,
+            num_processes=1,
+            chill=True,
+        )
+    number = len(cases)
+    return {
+        "dice": summary["foreground_mean"]["Dice"],
+        "cases": number,
+        "gmac_per_patch": gmac,
+        "passes_per_case": passes[0] / number,
+        "gmac_per_case": gmac * passes[0] / number,
+        "seconds_per_case": seconds / number,
+        "kwh_per_case": reading.kwh / number,
+        "kg_co2eq_per_case": reading.kg_co2eq / number,
+        "energy_error": reading.error,
+        "peak_memory_mb": _peak_memory_mb(found.device),
+        **asdict(found),
+        "mirroring": mirroring and predictor.allowed_mirroring_axes is not None,
+    }
+
+
+def _input_channels(predictor: Any) -> int:
+    return determine_num_input_channels(
+        predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+    )
+
+
+def _peak_memory_mb(device: str) -> float:
+    """Return the most memory that tensors took on the GPU, or the process on a CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -1,0 +1,1 @@
+"""What the Snakefile asks while it is parsed; imports only what Snakemake installs."""

@@ -1,0 +1,151 @@
+"""Write `config/README.md` from the configuration's schema.
+
+Run `python -m workflow_scripts.study.document_config` after a change of the schema.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workflow_scripts.study.config_validation import resolve
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = ROOT / "config" / "schemas" / "config.schema.yaml"
+PAGE = ROOT / "config" / "README.md"
+
+INTRODUCTION = """\
+<!-- Made by workflow_scripts/study/document_config.py from schemas/config.schema.yaml. -->
+
+# Configuration
+
+One file describes one study: tasks × arms × folds. A study is run by
+
+```bash
+snakemake --cores all --configfile config/hippocampus.yaml
+```
+
+Without `--configfile` it is the demo, `config/demo.yaml`.
+
+| file | what it is |
+| --- | --- |
+| `demo.yaml` | small, semi-synthetic, minutes on a CPU |
+| `hippocampus.yaml` | real data (Task04) on one machine, a reduced schedule |
+| `budget_sweep.yaml` | one task at three lengths of training: Dice against energy |
+| `low_frequency.yaml` | EfficientTrain++ whole and in parts, and the search for its schedule |
+| `scale_space.yaml` | one network for many scale factors: accuracy against the cost of inference |
+| `learning_rates.yaml` | learning rates of scale-space hypernetworks and their controls |
+| `bench.yaml` | what `make bench` measures |
+| `config.yaml` | the full study of the paper |
+| `plotting.yaml` | order, labels and colours; changing it redraws figures and retrains nothing |
+| `datasets.tsv` | the register of the tasks: address, checksum, licence, tolerance of NSD |
+| `job_resources.tsv` | memory, time and disk that jobs ask a scheduler for |
+| `published/` | claims and figures of others, with their sources: what studies are laid beside |
+
+Relative paths (`archives`, `own_tasks.*.folder`) are relative to the working directory: that of the
+command, or the one that `--directory` names.
+
+Keys can be set on the command line too, and go before the file's. A section or a list is YAML:
+
+```bash
+snakemake --cores all --configfile config/config.yaml \\
+  --config archives=/data/msd folds=[0] 'training={epochs: 100}'
+```
+
+Sections are merged with the file's (an arm can be added so, not removed); lists and values replace
+the file's. A key that is not listed below stops the run before anything is made, with its path and
+the nearest valid key.
+
+Only `study`, `tasks`, `folds`, `arms` and `training` must be given. Keys, by section:
+"""
+
+
+def render(schema: dict[str, Any]) -> str:
+    """Return the page for a schema, as Markdown."""
+    top = schema["properties"]
+    single = {key: value for key, value in top.items() if not _is_section(value, schema)}
+    lines = [INTRODUCTION, "## Top level", ""]
+    lines += _table(single, schema["required"], schema)
+    for key, subschema in top.items():
+        if _is_section(subschema, schema):
+            lines += ["", f"## `{key}`", "", subschema["description"], ""]
+            if "properties" in subschema:
+                lines += _table(subschema["properties"], subschema.get("required", []), schema)
+            else:
+                lines += _map(resolve(subschema["additionalProperties"], schema), schema)
+    return "\n".join(lines) + "\n"
+
+
+def _is_section(subschema: dict[str, Any], schema: dict[str, Any]) -> bool:
+    """Whether the key gets a table of its own: an object, or a map of objects."""
+    others = subschema.get("additionalProperties") or {}
+    return "properties" in subschema or "properties" in resolve(others, schema)
+
+
+def _map(values: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    return [
+        f"Every name has: {values['description'][0].lower()}{values['description'][1:]}",
+        "",
+        *_table(values["properties"], values.get("required", []), schema),
+    ]
+
+
+def _table(properties: dict[str, Any], required: list[str], schema: dict[str, Any]) -> list[str]:
+    rows = list(_rows("", properties, required, schema))
+    return ["| key | value | default | meaning |", "| --- | --- | --- | --- |", *rows]
+
+
+def _rows(
+    prefix: str, properties: dict[str, Any], required: list[str], schema: dict[str, Any]
+) -> Iterator[str]:
+    """Yield one row a key, and after a nested object those of its keys."""
+    for key, raw in properties.items():
+        subschema = resolve(raw, schema)
+        if "default" in subschema:
+            text = yaml.safe_dump(subschema["default"], default_flow_style=True, width=math.inf)
+            default = f"`{text.splitlines()[0]}`"
+        else:
+            default = "**required**" if key in required else "left out"
+        description = " ".join(subschema["description"].split()).replace("|", "\\|")
+        yield f"| `{prefix}{key}` | {_allowed(subschema, schema)} | {default} | {description} |"
+        if "properties" in subschema:
+            yield from _rows(f"{prefix}{key}.", subschema["properties"], [], schema)
+        elif _is_section(subschema, schema):
+            values = resolve(subschema["additionalProperties"], schema)
+            yield from _rows(f"{prefix}{key}.*.", values["properties"], [], schema)
+
+
+def _allowed(subschema: dict[str, Any], schema: dict[str, Any]) -> str:
+    """Say in a few words which values a key takes."""
+    if "enum" in subschema:
+        return ", ".join(f"`{value}`" for value in subschema["enum"])
+    if "anyOf" in subschema:
+        branches = [resolve(branch, schema) for branch in subschema["anyOf"]]
+        return " or ".join(_allowed(branch, schema) for branch in branches)
+    kinds = subschema["type"] if isinstance(subschema["type"], list) else [subschema["type"]]
+    text = _KINDS[kinds[0]]
+    if "maxItems" in subschema:
+        text = f"{subschema['maxItems']} values"
+    if "items" in subschema:
+        text += f": {_allowed(resolve(subschema['items'], schema), schema)}"
+    for bound, sign in {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤"}.items():
+        if bound in subschema:
+            text += f" {sign} {subschema[bound]}"
+    return " or ".join([text, *(_KINDS[kind] for kind in kinds[1:])])
+
+
+_KINDS = {
+    "array": "list",
+    "boolean": "`true`, `false`",
+    "integer": "whole number",
+    "null": "`null`",
+    "number": "number",
+    "object": "section",
+    "string": "text",
+}
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))), encoding="utf-8")

@@ -1,0 +1,74 @@
+"""Keep the user's own settings and packages out of the jobs of a study.
+
+The Snakefile calls this module while it is parsed, on every machine that runs one of its jobs; jobs
+inherit the environment. It imports only what Snakemake installs.
+"""
+
+import getpass
+import os
+import re
+import site
+from importlib.metadata import distribution
+from pathlib import Path
+
+from workflow_scripts.common.errors import ConfigError
+
+KEPT = re.compile(
+    "nnUNet_(extTrainer|compile)"  # a user's own trainers; machines that cannot compile
+    "|PYTORCH_(CUDA_)?ALLOC_CONF|TORCH_HOME|TORCHINDUCTOR_CACHE_DIR"  # memory and caches
+)
+DROPPED = re.compile(
+    # Libraries read these: they change carbon intensities, arithmetic or loggers.
+    "(codecarbon|nnUNet|torch|pytorch|torchdynamo|torchinductor|dnnl|onednn|jupyter|ipython|tqdm)_.*"
+    "|NVIDIA_TF32_OVERRIDE|IPYTHONDIR"
+    # Python reads these: warnings become errors, assertions vanish, encodings change.
+    "|PYTHON(WARNINGS|OPTIMIZE|STARTUP|IOENCODING|INSPECT|DEVMODE|TRACEMALLOC)"
+    "|LANG|LANGUAGE|LC_.*",
+    re.IGNORECASE,
+)
+
+
+def check_python(path: str) -> None:
+    """Reject a path to Python that contains a space, since Snakemake does not quote it.
+
+    Raises:
+        ConfigError: it contains a space.
+    """
+    if re.search(r"\s", path):
+        raise ConfigError(
+            f"Error: the path to Python contains a space: {path!r}. Snakemake cannot start "
+            "scripts with it: move the environment to a path without spaces"
+        )
+
+
+def isolate() -> None:
+    """Hide the user's settings and packages from all jobs, by editing `os.environ`."""
+    for name in list(os.environ):
+        if DROPPED.fullmatch(name) and not KEPT.fullmatch(name):
+            del os.environ[name]
+    os.environ |= {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "1",
+        "MPLBACKEND": "Agg",
+        "MATPLOTLIBRC": os.devnull,  # instead of one in the home folder
+    }
+    name_user()
+    hide_user_site()
+
+
+def name_user() -> None:
+    """Name a user without a name (common in containers) by its number; some libraries need one."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.getuid())
+
+
+def hide_user_site() -> None:
+    """Hide ~/.local from all jobs: it would come before the packages of their conda environments.
+
+    Nothing is hidden where Snakemake itself is installed there, since jobs need it as well.
+    """
+    folder = Path(str(distribution("snakemake").locate_file("")))
+    if not folder.is_relative_to(site.getusersitepackages()):
+        os.environ["PYTHONNOUSERSITE"] = "1"

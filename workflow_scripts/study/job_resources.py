@@ -1,0 +1,249 @@
+"""What the jobs of a study ask a scheduler for: memory, time, disk, devices.
+
+The numbers stand in `config/job_resources.tsv` and are estimates; here is how they follow the size
+of the images, the kills that the ledger knows of, and the forecast. Cores are the rules' `threads`,
+which also set nnU-Net's numbers of processes. One machine ignores all but the devices.
+"""
+
+import contextlib
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.common.nnunet_setup import PREPROCESSED
+from workflow_scripts.records.ledger import KILLED
+from workflow_scripts.study.specification import RunSpec, Study
+
+TRAINING = "train_fold"
+"""The rule whose memory follows its ledger, and whose time follows the forecast."""
+SNAKEMAKE_MB = 400
+"""What a job's two Snakemakes and its Python take before any work."""
+GROWTH, MOST_GROWTH = 1.5, 3.0
+"""Factor on the memory for every attempt that was killed, and the largest one."""
+UNKNOWN_MEGAVOXELS = 100.0
+"""Largest case of a task of which nothing is known: 512 × 512 × 400."""
+LARGEST_TO_MEDIAN = 3.0
+"""How much larger than its median case the largest case of a task may be."""
+SETUP_MINUTES = 20.0
+"""Of a training, besides what is forecast: the job's start, imports, first batches."""
+
+
+@dataclass(frozen=True)
+class RuleNeeds:
+    """What a rule needs, a row of `config/job_resources.tsv`; a voxel counts once a channel.
+
+    Attributes:
+        fixed_mb: memory, whatever the data.
+        process_mb: memory of each of its `threads` processes, whatever the data.
+        bytes_per_voxel: memory of each process for a voxel of the largest case.
+        minutes: time, whatever the data.
+        seconds_per_megavoxel: time of one process for a megavoxel of the task.
+        disk_mb: disk that the outputs fill, whatever the data.
+        disk_per_archive: the same, as a multiple of the task's archive.
+        gpu: whether it computes on the training's device.
+        power_meter: whether it may not run beside another that is metered: `never`, `always`, or
+            only where the meter reads the whole `machine`.
+    """
+
+    fixed_mb: float
+    process_mb: float
+    bytes_per_voxel: float
+    minutes: float
+    seconds_per_megavoxel: float
+    disk_mb: float
+    disk_per_archive: float
+    gpu: bool
+    power_meter: str
+
+
+def read_needs(table: Path) -> dict[str, RuleNeeds]:
+    """Read `config/job_resources.tsv`: rule -> what it needs."""
+    numbers = [field.name for field in fields(RuleNeeds) if field.type is float]
+    with table.open(encoding="utf-8", newline="") as file:
+        return {
+            row["rule"]: RuleNeeds(
+                **{name: float(row[name]) for name in numbers},
+                gpu=row["gpu"] == "yes",
+                power_meter=row["power_meter"],
+            )
+            for row in csv.DictReader(file, delimiter="\t")
+        }
+
+
+@dataclass(frozen=True)
+class Images:
+    """Sizes of a task's labelled images, channels counted.
+
+    Attributes:
+        largest, total: megavoxels of the largest case, and of all.
+    """
+
+    largest: float
+    total: float
+
+
+class JobResources:
+    """The resources of each rule of a study.
+
+    Args:
+        study: the study.
+        needs: path of `config/job_resources.tsv`.
+        published_plans: path of `nnunet_plans.tsv`.
+    """
+
+    def __init__(self, study: Study, needs: Path, published_plans: Path) -> None:
+        self._study, self._config, self._cluster = study, study.config, study.config["cluster"]
+        self.needs = read_needs(needs)
+        with published_plans.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t")
+            self._published = {row["dataset"]: row for row in rows}
+
+    def of(self, rule: str) -> dict[str, int | Callable[..., int | None]]:
+        """Return the `resources` of a rule: numbers, and functions that Snakemake asks for a job.
+
+        By name and not by Snakemake's `rulename`, which differs where a module is imported `as`.
+        """
+
+        def mem_mb(wildcards: Any, threads: int, attempt: int) -> int:
+            return self.memory_mb(rule, wildcards, threads, attempt)
+
+        def runtime(wildcards: Any, threads: int, attempt: int) -> int | None:
+            return self.minutes(rule, wildcards, threads, attempt)
+
+        def disk_mb(wildcards: Any) -> int:
+            return self.disk_mb(rule, wildcards)
+
+        asked: dict[str, Any] = {"mem_mb": mem_mb, "runtime": runtime, "disk_mb": disk_mb}
+        need = self.needs[rule]
+        if need.gpu:
+            asked["gpu"] = int(self._config["training"]["device"] != "cpu")
+        if need.power_meter != "never":
+            meters_machine = self._config["energy"]["tracking_mode"] == "machine"
+            asked["power_meter"] = int(need.power_meter == "always" or meters_machine)
+        return asked
+
+    def memory_mb(self, rule: str, wildcards: Any, threads: int, attempt: int) -> int:
+        """Return the memory of a job; it grows with the attempts that were killed.
+
+        A training's attempts are those of its ledger, since slices of it that end by themselves are
+        attempts to Snakemake too; any other job's are Snakemake's.
+        """
+        killed = attempt - 1
+        if rule == TRAINING:
+            killed = killed_attempts(self._ledger(wildcards))
+        need = self.needs[rule]
+        voxels = 1e6 * self._images(wildcards).largest
+        each = need.process_mb + need.bytes_per_voxel * voxels / 2**20
+        wanted = SNAKEMAKE_MB + need.fixed_mb + threads * each
+        return _bounded(wanted * min(GROWTH**killed, MOST_GROWTH), self._cluster["max_memory_mb"])
+
+    def minutes(self, rule: str, wildcards: Any, threads: int, attempt: int) -> int | None:
+        """Return the time of a job, which grows with the attempt; None is the partition's default.
+
+        A training gets one slice: it stops by itself before the time is over, and its next attempt
+        resumes it; so a forecast that is too low costs a further slice and no work.
+        """
+        limit: int | None = self._cluster["max_runtime_minutes"]
+        if rule != TRAINING:
+            need, megavoxels = self.needs[rule], self._images(wildcards).total
+            wanted = need.minutes + need.seconds_per_megavoxel * megavoxels / threads / 60
+            return _bounded(attempt * wanted, limit)
+        if not self.forecast_decides:
+            return limit
+        table = Path(f"results/{self._study.name}/forecast/forecast.csv")
+        hours = forecast_hours(table, wildcards.task, wildcards.arm)
+        if hours is None:
+            return limit
+        wanted = 60 * hours * self._cluster["forecast_margin"] * attempt
+        return _bounded(SETUP_MINUTES + wanted, limit)
+
+    def disk_mb(self, rule: str, wildcards: Any) -> int:
+        """Return the disk that the outputs of a job fill."""
+        need, total = self.needs[rule], 0
+        for task in self._tasks(wildcards):
+            archive = Path(f"resources/archives/{task}.tar")
+            total += archive.stat().st_size if archive.is_file() else 0
+        return math.ceil(need.disk_mb + need.disk_per_archive * total / 1e6)
+
+    @property
+    def forecast_decides(self) -> bool:
+        """Whether the time of a training comes from the forecast, which must then be there first.
+
+        The published calibration is of a GPU and says nothing of a training on the CPU.
+        """
+        of_gpu = self._config["forecast"]["calibration"] == "published"
+        on_cpu = self._config["training"]["device"] == "cpu"
+        return self._cluster["max_runtime_minutes"] is not None and not (of_gpu and on_cpu)
+
+    def _tasks(self, wildcards: Any) -> list[str]:
+        """Return the task of a job, or the tasks of the study."""
+        if hasattr(wildcards, "task"):
+            return [wildcards.task]
+        if hasattr(wildcards, "dataset"):
+            return [self._study.task_of[wildcards.dataset]]
+        return self._study.tasks
+
+    def _images(self, wildcards: Any) -> Images:
+        sizes = []
+        for task in self._tasks(wildcards):
+            dataset = self._study.dataset_of[task]
+            fingerprint = PREPROCESSED / dataset / "dataset_fingerprint.json"
+            sizes.append(image_sizes(fingerprint, self._published.get(dataset)))
+        return Images(max(size.largest for size in sizes), sum(size.total for size in sizes))
+
+    def _ledger(self, wildcards: Any) -> Path:
+        run = RunSpec(**self._study.run(wildcards.task, wildcards.arm, int(wildcards.fold)))
+        return run.fold_folder(self._study.results(wildcards.arm)) / "ledger.jsonl"
+
+
+def image_sizes(fingerprint: Path, published: Mapping[str, str] | None) -> Images:
+    """Return the sizes of a task's images, as well as they are known by now.
+
+    Args:
+        fingerprint: nnU-Net's fingerprint of the task, which need not be there yet.
+        published: the task's row of `nnunet_plans.tsv`, if it has one.
+    """
+    with contextlib.suppress(OSError, ValueError):  # not there yet, or only half of it
+        content = json.loads(fingerprint.read_text(encoding="utf-8"))
+        channels = len(content["foreground_intensity_properties_per_channel"])
+        cases = [channels * math.prod(shape) / 1e6 for shape in content["shapes_after_crop"]]
+        return Images(max(cases), sum(cases))
+    if published is not None:
+        median = math.prod(json.loads(published["median_shape"])) / 1e6
+        median *= int(published["n_input_channels"])
+        return Images(LARGEST_TO_MEDIAN * median, int(published["n_training_cases"]) * median)
+    return Images(UNKNOWN_MEGAVOXELS, 100 * UNKNOWN_MEGAVOXELS)
+
+
+def forecast_hours(table: Path, task: str, arm: str) -> float | None:
+    """Return the forecast hours of one fold; None where nothing is forecast (yet)."""
+    if not table.is_file():
+        return None
+    with table.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if (row["task"], row["arm"]) == (task, arm) and row["hours"]:
+                return float(row["hours"]) / int(row["folds"])
+    return None
+
+
+def killed_attempts(ledger: Path) -> int:
+    """Count the attempts of a training that ended without a message.
+
+    SIGKILL ends them so, which is how a scheduler and the kernel stop a process that takes too much
+    memory; a signal, the time limit and every error leave one.
+    """
+    told: dict[int, str] = {}
+    for line in ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else ():
+        if '"attempt", ' in line or '"end", ' in line:
+            with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill
+                entry = json.loads(line)
+                told[entry["attempt"]] = entry.get("how", KILLED)
+    return list(told.values()).count(KILLED)
+
+
+def _bounded(wanted: float, limit: int | None) -> int:
+    return math.ceil(min(wanted, limit or math.inf))

@@ -1,0 +1,42 @@
+"""The modules that a script rests on, found by reading its imports.
+
+Light rules have them as inputs, so that a change of a shared module makes their outputs again, as
+Snakemake does by itself for a change of the script.
+"""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "workflow_scripts"
+
+
+def imported_modules(script: Path) -> list[Path]:
+    """Return the files of this project that a script imports, directly or not, without itself."""
+    found: set[Path] = set()
+    pending = [script.resolve()]
+    while pending:
+        for path in _imported_by(pending.pop()):
+            if path not in found:
+                found.add(path)
+                pending.append(path)
+    return sorted(found - {script.resolve()})
+
+
+@cache
+def _imported_by(path: Path) -> frozenset[Path]:
+    """Return the project's files that the import statements of a file name."""
+    names: set[str] = set()
+    package = ".".join(path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(above if node.level else []), *filter(None, [node.module])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names |= {node.value}  # of `import_module`, or started as `python -m`
+    files = {ROOT / f"{name.replace('.', '/')}.py" for name in names if name.startswith(PACKAGE)}
+    return frozenset(file for file in files if file.is_file())

@@ -1,0 +1,198 @@
+"""What a study consists of, from its checked configuration: names, and where its files are.
+
+All paths are relative to the working directory.
+"""
+
+import glob
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.common.nnunet_setup import PREPROCESSED, RAW, SPLITS
+from workflow_scripts.study.curriculum_search import trial_arm
+from workflow_scripts.study.tasks import DEMO_TASK, dataset_of
+
+PLANS_OF_PLANNER = {
+    "ExperimentPlanner": "nnUNetPlans",
+    "nnUNetPlannerResEncM": "nnUNetResEncUNetMPlans",
+    "nnUNetPlannerResEncL": "nnUNetResEncUNetLPlans",
+    "nnUNetPlannerResEncXL": "nnUNetResEncUNetXLPlans",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A compared training, as the configuration has it.
+
+    Attributes:
+        trainer: name of its class.
+        parameters: attributes that are set on the trainer.
+        epochs: where they are not those of the section `training`.
+    """
+
+    trainer: str
+    parameters: Mapping[str, Any]
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Which training it is: the names that `run.json` has, and what the arm sets.
+
+    Attributes:
+        parameters: attributes that the arm sets on its trainer.
+    """
+
+    study: str
+    task: str
+    dataset: str
+    arm: str
+    trainer: str
+    fold: int
+    configuration: str
+    plans: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def fold_folder(self, results: str | Path) -> Path:
+        """Return nnU-Net's folder of the fold in its results folder, as its trainer names it."""
+        model = f"{self.trainer}__{self.plans}__{self.configuration}"
+        return Path(results) / self.dataset / model / f"fold_{self.fold}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's tasks, plans, runs and files.
+
+    Attributes:
+        config: the checked configuration.
+        register: content of `config/datasets.tsv`, by task.
+    """
+
+    config: Mapping[str, Any]
+    register: Mapping[str, Mapping[str, str]]
+
+    @property
+    def name(self) -> str:
+        """Name of the study, and of its folder in `results`."""
+        return str(self.config["study"])
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that are trained."""
+        return list(self.config["tasks"])
+
+    @cached_property
+    def dataset_of(self) -> dict[str, str]:
+        """nnU-Net's dataset of every known task, trained or not."""
+        return {
+            task: dataset_of(task)
+            for task in [*self.register, DEMO_TASK, *self.config["own_tasks"]]
+        }
+
+    @cached_property
+    def task_of(self) -> dict[str, str]:
+        """The task of every dataset."""
+        return {dataset: task for task, dataset in self.dataset_of.items()}
+
+    @cached_property
+    def runs(self) -> list[tuple[str, str, int]]:
+        """Task, arm and fold of every training."""
+        return list(product(self.tasks, self.config["arms"], self.config["folds"]))
+
+    @property
+    def configuration(self) -> str:
+        """nnU-Net's configuration, such as `3d_fullres`."""
+        return str(self.config["planning"]["configuration"])
+
+    @cached_property
+    def base_plans(self) -> str:
+        """Name of nnU-Net's plans before the study's overrides."""
+        planning = self.config["planning"]
+        target = planning["gpu_memory_target_gb"]
+        suffix = "" if target is None else f"-{target:g}GB"
+        return PLANS_OF_PLANNER[planning["planner"]] + suffix
+
+    @property
+    def data_identifier(self) -> str:
+        """Name of nnU-Net's folder of preprocessed cases."""
+        return f"{self.base_plans}_{self.configuration}"
+
+    def overrides(self, task: str) -> dict[str, Any]:
+        """Return what the configuration changes in the plans of a task."""
+        chosen = self.config["planning"]["overrides"]
+        merged = {**chosen.get("all", {}), **chosen.get(task, {})}
+        return {key: value for key, value in merged.items() if value is not None}
+
+    def plans_name(self, task: str) -> str:
+        """Return the name of a task's plans: nnU-Net's, or one of its own for these overrides."""
+        changed = self.overrides(task)
+        if not changed:
+            return self.base_plans
+        changed["configuration"] = self.configuration
+        digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.base_plans}_{digest}"
+
+    def raw(self, task: str) -> str:
+        """Return the `dataset.json` of a task in nnU-Net's raw format."""
+        return str(RAW / self.dataset_of[task] / "dataset.json")
+
+    def preprocessed(self, task: str) -> str:
+        """Return nnU-Net's preprocessed folder of a task."""
+        return str(PREPROCESSED / self.dataset_of[task])
+
+    def plans(self, task: str) -> str:
+        """Return the file of a task's plans."""
+        return f"{self.preprocessed(task)}/{self.plans_name(task)}.json"
+
+    def manifest(self, task: str) -> str:
+        """Return the file that lists a task's preprocessed cases."""
+        return f"{self.preprocessed(task)}/{self.data_identifier}.manifest.json"
+
+    def splits(self, task: str) -> str:
+        """Return the file of a task's folds."""
+        return f"{self.preprocessed(task)}/{SPLITS}"
+
+    def arm(self, name: str) -> Mapping[str, Any]:
+        """Return an arm of the study, or a trial of its search, as the section `arms` has it."""
+        found: Mapping[str, Any] = self.config["arms"].get(name) or trial_arm(name, self.config)
+        return found
+
+    def training(self, arm: str) -> dict[str, Any]:
+        """Return what decides a training of the arm: the section `training`, with its own length.
+
+        Without the number of threads, which decides nothing.
+        """
+        settings = {
+            key: value for key, value in self.config["training"].items() if key != "threads"
+        }
+        return settings | {"epochs": self.arm(arm)["epochs"] or settings["epochs"]}
+
+    def run(self, task: str, arm: str, fold: int) -> dict[str, Any]:
+        """Return the names that identify a training: the first fields of a `RunSpec`."""
+        return {
+            "study": self.name,
+            "task": task,
+            "dataset": self.dataset_of[task],
+            "arm": arm,
+            "trainer": self.arm(arm)["trainer"],
+            "fold": fold,
+            "configuration": self.configuration,
+            "plans": self.plans_name(task),
+        }
+
+    def results(self, arm: str) -> str:
+        """Return nnU-Net's results folder of an arm."""
+        return f"results/{self.name}/nnunet/{arm}"
+
+
+def file_digests(patterns: Iterable[str]) -> dict[str, str]:
+    """Return a short digest of every file that a pattern fits (`**` is any depth), by path."""
+    found = {path for pattern in patterns for path in glob.glob(pattern, recursive=True)}  # noqa: PTH207
+    return {
+        path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in sorted(found)
+    }

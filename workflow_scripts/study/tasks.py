@@ -1,0 +1,107 @@
+"""The tasks of a study: the register of MSD, and datasets of the user's own."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.common.errors import ConfigError
+from workflow_scripts.common.nnunet_setup import FOLDS, SPLITS
+
+
+def read_register(path: str | Path) -> dict[str, dict[str, str]]:
+    """Read `config/datasets.tsv`: task -> row (every cell a string, empty where not known)."""
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return {row["task"]: row for row in csv.DictReader(file, delimiter="\t")}
+
+
+DEMO_TASK = "Task99_BrainTissue"
+"""The task that `make_demo_task` makes."""
+
+DEMO_TOLERANCE_MM = "1"
+"""Of the demo task's surface distance: our own choice, half of its voxels' edge."""
+
+SOURCE = "source_folder"
+"""Key of an imported dataset.json that tells which folder it was made from."""
+
+
+def dataset_of(task: str) -> str:
+    """Return nnU-Net's name: `Task04_Hippocampus` -> `Dataset004_Hippocampus`."""
+    number, name = task.removeprefix("Task").split("_")
+    return f"Dataset{int(number):03d}_{name}"
+
+
+GROUPS = "source_groups"
+"""Key for the table of groups from which the folds were made, if any."""
+
+
+def absolute(path: str | None) -> str | None:
+    """Return a path of the configuration as an absolute path, with `~` expanded."""
+    # Links are kept: their targets may change.
+    return None if path is None else os.path.abspath(Path(path).expanduser())  # noqa: PTH100
+
+
+def check_own_tasks(config: dict[str, Any], raw: Path) -> None:
+    """Find own tasks of the study whose folder cannot be read, before any job runs.
+
+    A task that was imported to `raw` already needs its folder no longer; but it must have been
+    that folder, so that two studies cannot mean different data by one name.
+
+    Raises:
+        ConfigError: with one line per problem.
+    """
+    problems = []
+    for task in sorted({*config["tasks"]} & {*config["own_tasks"]}):
+        own = config["own_tasks"][task]
+        imported = raw / dataset_of(task) / "dataset.json"
+        if imported.is_file():
+            description = json.loads(imported.read_text(encoding="utf-8"))
+            for key, name in ((SOURCE, "folder"), (GROUPS, "groups")):
+                if description.get(key) != absolute(own.get(name)):
+                    problems.append(
+                        f"own_tasks.{task}.{name}: {own.get(name)}, but {imported.parent} was made "
+                        f"from {description.get(key)}; give the task another name, or remove what "
+                        "was made of it (docs/own_dataset.md)"
+                    )
+            continue
+        folder = Path(str(absolute(own["folder"])))
+        if not folder.is_dir():
+            problems.append(f"own_tasks.{task}.folder: {folder} is not a folder")
+        elif not (folder / "dataset.json").is_file():
+            problems.append(f"own_tasks.{task}.folder: {folder} has no dataset.json")
+        if own.get("groups") and not Path(str(absolute(own["groups"]))).is_file():
+            problems.append(f"own_tasks.{task}.groups: {own['groups']} is not a file")
+    _refuse(problems)
+
+
+def check_folds(config: dict[str, Any], preprocessed: Path) -> None:
+    """Check that every task has the folds of the study.
+
+    MSD's tasks have nnU-Net's five. The number for an own task is known once its folds are written.
+
+    Raises:
+        ConfigError: with one line per problem.
+    """
+    problems = []
+    for task in config["tasks"]:
+        splits = preprocessed / dataset_of(task) / SPLITS
+        if splits.is_file():
+            try:
+                count = len(json.loads(splits.read_text(encoding="utf-8")))
+            except ValueError:  # reported by the rule that reads it
+                continue
+        elif task in config["own_tasks"]:
+            continue
+        else:
+            count = FOLDS
+        if lacking := [fold for fold in config["folds"] if fold >= count]:
+            problems.append(
+                f"folds: {task} has the folds 0 to {count - 1}, not {', '.join(map(str, lacking))}"
+            )
+    _refuse(problems)
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(f"config: {line}" for line in problems))

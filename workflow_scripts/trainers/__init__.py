@@ -1,0 +1,1 @@
+"""The curricula as external trainers of nnU-Net."""

@@ -1,0 +1,201 @@
+"""Data loading for schedules: one pool of workers that knows the training size of every batch."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from ..schedules.schedule import Schedule, Stage
+
+
+@dataclass(frozen=True)
+class LoadingPlan:
+    """How batches of one stage are made.
+
+    Attributes:
+        stage: patch size, and the batch of this process.
+        initial_patch_size: what is cropped from the image (larger than the stage's patch where the
+            spatial augmentation needs the margin).
+        transforms: what turns it into the stage's patch.
+        forced: for each sample of the batch, whether it must hold foreground; None draws each by
+            the loader's probability (nnU-Net's `probabilistic_oversampling`).
+        volumes: for each sample, the number of the volume in the batch that it is cropped from;
+            None takes a volume of its own for each.
+    """
+
+    stage: Stage
+    initial_patch_size: Sequence[int] | np.ndarray
+    transforms: BasicTransform
+    forced: tuple[bool, ...] | None = None
+    volumes: tuple[int, ...] | None = None
+
+
+def samples_of_rank(batch_size: int, rank: int, ranks: int) -> range:
+    """Return which samples of a batch a process of `ranks` makes, as nnU-Net deals them out.
+
+    Raises ValueError for a batch with fewer samples than processes.
+    """
+    if batch_size < ranks:
+        raise ValueError(f"a batch of {batch_size} cannot be shared by {ranks} processes")
+    share, rest = divmod(batch_size, ranks)
+    first = rank * share + min(rank, rest)
+    return range(first, first + share + (rank < rest))
+
+
+def force_last(batch_size: int, share: float) -> list[bool]:
+    """Force foreground in the last samples of a batch (nnU-Net's `_oversample_last_XX_percent`)."""
+    return [number >= round(batch_size * (1 - share)) for number in range(batch_size)]
+
+
+def crop_few_volumes(batch_size: int, planned: int) -> list[int]:
+    """Return the volume of each sample where no batch reads more volumes than the planned one.
+
+    Every volume gives ceil(batch / planned) crops (arXiv 2510.23241, the authors' loader).
+    """
+    crops = -(-batch_size // planned)
+    return [number // crops for number in range(batch_size)]
+
+
+class _LastCase:
+    """A dataset that keeps the case it opened last, for several crops of one volume."""
+
+    def __init__(self, dataset: nnUNetBaseDataset) -> None:
+        self.identifiers, self._dataset = dataset.identifiers, dataset
+        self._last: tuple[str, tuple] = ("", ())
+
+    def load_case(self, identifier: str) -> tuple:
+        if self._last[0] != identifier:
+            self._last = (identifier, self._dataset.load_case(identifier))
+        return self._last[1]
+
+
+class ScheduledDataLoader(nnUNetDataLoader):
+    """nnU-Net's loader, told for every batch which stage it is of and from which seed to draw.
+
+    Batch k has the size that the schedule gives it and is a function of (seed, k) alone, however
+    many workers share the work: worker w of n makes the batches w, w + n, w + 2n, ... and
+    `MultiThreadedAugmenter` hands them out in that order. So nothing needs rebuilding where a stage
+    ends, and no batch of an earlier stage is ever left in a queue.
+    """
+
+    get_do_oversample: Callable[[int], bool]
+
+    def __init__(
+        self,
+        dataset: nnUNetBaseDataset,
+        label_manager: LabelManager,
+        plans: Sequence[LoadingPlan],
+        schedule: Schedule,
+        seed: Sequence[int],
+        first_batch: int,
+        workers: int,
+        **kwargs: object,
+    ) -> None:
+        """Set the loader to begin with batch `first_batch`.
+
+        `seed` is a sequence of non-negative integers; `workers` is 0 for loading in this process.
+        Further arguments go to nnU-Net's loader.
+        """
+        final = plans[-1]
+        super().__init__(
+            _LastCase(dataset),
+            final.stage.batch_size,
+            final.initial_patch_size,
+            final.stage.patch_size,
+            label_manager,
+            transforms=final.transforms,
+            **kwargs,
+        )
+        self._plans = plans
+        self._schedule = schedule
+        self._seed = tuple(seed)
+        self._first_batch = first_batch
+        self._stride = max(1, workers)
+        self._made = 0
+        self._plan = final
+        self._draw_forced = self.get_do_oversample
+        self.get_do_oversample = self._is_forced
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Take the number of the worker process that this copy of the loader runs in.
+
+        One thread a worker, as in nnU-Net: a forked process that uses OpenMP after its parent did
+        waits for ever. A signal to all processes of a job (Ctrl-C, a scheduler's) leaves the worker
+        the time that the training needs for its step and its checkpoint.
+        """
+        super().set_thread_id(thread_id)
+        torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _leave_later)
+        threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+
+    def generate_train_batch(self) -> dict:
+        """Return the next batch of this worker as nnU-Net's loader does: data, target, keys."""
+        number = self._first_batch + self.thread_id + self._stride * self._made
+        self._made += 1
+        plan = self._plan = self._plans[self._schedule.stage_of_batch(number)]
+        self.batch_size = plan.stage.batch_size
+        self.patch_size, self.final_patch_size = plan.initial_patch_size, plan.stage.patch_size
+        self.need_to_pad = np.subtract(plan.initial_patch_size, plan.stage.patch_size).astype(int)
+        self.transforms = plan.transforms
+        word = int(np.random.SeedSequence((*self._seed, number)).generate_state(1)[0])
+        random.seed(word)
+        np.random.seed(word)
+        torch.manual_seed(word)
+        return super().generate_train_batch()
+
+    def get_indices(self) -> Sequence[str]:
+        """Draw the cases of a batch, one for each of its volumes."""
+        if self._plan.volumes is None:
+            return super().get_indices()
+        first = self._plan.volumes[0]
+        self.batch_size = self._plan.volumes[-1] - first + 1
+        cases = super().get_indices()
+        self.batch_size = self._plan.stage.batch_size
+        return [cases[volume - first] for volume in self._plan.volumes]
+
+    def _is_forced(self, sample: int) -> bool:
+        forced = self._plan.forced
+        return self._draw_forced(sample) if forced is None else forced[sample]
+
+
+def _leave_later(number: int, frame: object) -> None:
+    timer = threading.Timer(60, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+def _leave_with_parent(parent: int) -> None:
+    """End this worker when the training was killed: nothing else would ever stop it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def start_loading(
+    loader: ScheduledDataLoader, workers: int, pin_memory: bool
+) -> SingleThreadedAugmenter | MultiThreadedAugmenter:
+    """Start handing out the loader's batches in order, by `workers` processes (0: in this one).
+
+    They start at once, as nnU-Net's do, and not with the first batch: else the validation's would
+    slow down the epochs in which they fill their queues.
+    """
+    if workers == 0:
+        return SingleThreadedAugmenter(loader, None)
+    augmenter = MultiThreadedAugmenter(
+        loader, None, workers, num_cached_per_queue=2, pin_memory=pin_memory, wait_time=0.002
+    )
+    augmenter._start()
+    return augmenter

@@ -1,0 +1,362 @@
+"""The trainer that all patch-size arms share: nnU-Net's own, with another training loader."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from math import prod
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+from .batches.loading import (
+    LoadingPlan,
+    ScheduledDataLoader,
+    crop_few_volumes,
+    force_last,
+    samples_of_rank,
+    start_loading,
+)
+from .batches.thin_blur import blur_thin
+from .networks.instance_norm import allow_one_voxel
+from .resumable import ResumableTrainer
+from .schedules.patch_plan import PatchPlan
+from .schedules.planner import plan_schedule
+from .schedules.scale_factors import ScaleSpaceSettings
+from .schedules.schedule import Schedule, Stage
+from .schedules.settings import AUTHORS_PLUS_SEED, CurriculumSettings, TrainingLength
+
+SCALING_OF_SPATIAL_AUGMENTATION = (0.85, 1.25)
+"""The range nnU-Net 2.8.1 sizes its initial patch for (its own augmentation uses 0.7 to 1.4)."""
+
+OPTIMIZERS = {"sgd": (nnUNetTrainer, 1e-2), "adamw": (nnUNetTrainerAdam, 1e-3)}
+"""The trainer of nnU-Net that makes an optimiser (its AdamW is that with `amsgrad`), and the first
+learning rate where an arm sets no `initial_lr`: nnU-Net's, and that of `nnUNetTrainerAdam1en3`."""
+
+
+class nnUNetTrainerPatchCurriculum(ResumableTrainer):
+    """nnU-Net's training with a schedule of patch sizes; subclasses name the curriculum.
+
+    Loss, optimiser, learning rate over the whole run, augmentation, network, validation on patches
+    of the planned size and inference are nnU-Net's own: the plan is never edited, only the training
+    loader follows the schedule (methods of Fischer et al., MICCAI 2024).
+
+    Attributes:
+        curriculum, pacing, stage_list, plus_seed, max_batch, one_voxel_bottleneck: see
+            `settings.CurriculumSettings`.
+        batch_seed: seed of every batch's content; None (constant patches only) is nnU-Net's own
+            unseeded loading.
+        training_oversample_foreground_percent, validation_oversample_foreground_percent: share of
+            patches that are forced to contain foreground, in training and in the validation after
+            each epoch; None is nnU-Net's 0.33.
+        faithful_augmentation_per_stage: let nnU-Net choose the kind of augmentation (rotation
+            range, dummy 2D, mirror axes) separately for each patch size, as the authors' trainers
+            do; False uses the planned patch's kind throughout.
+        mirror_axes: `all`, or `none` for training and prediction without mirroring, as with
+            nnU-Net's `nnUNetTrainerNoMirroring`.
+        optimizer_name: one of `OPTIMIZERS`; decay of the learning rate, weight decay and clipping
+            are nnU-Net's with each.
+        initial_lr: learning rate of the first epoch; until `initialize` None is that of
+            `OPTIMIZERS`.
+        few_volumes: read no more volumes for a batch than the plan's batch has samples, several
+            crops of each; every second volume's crops are forced foreground, whatever the share.
+        pseudo_dice_by_scale: nnU-Net's pseudo Dice in the last epoch's validation, by scale factor,
+            of a network that has several.
+    """
+
+    curriculum = "constant"
+    pacing = "equal"
+    stage_list: Sequence[Mapping] | None = None
+    plus_seed: int | None = AUTHORS_PLUS_SEED
+    max_batch: int | None = None
+    one_voxel_bottleneck = True
+    batch_seed: int | None = 12345
+    training_oversample_foreground_percent: float | None = None
+    validation_oversample_foreground_percent: float | None = None
+    faithful_augmentation_per_stage = False
+    mirror_axes: Literal["all", "none"] = "all"
+    optimizer_name = "sgd"
+    few_volumes = False
+    pseudo_dice_by_scale: Mapping[float, float] = MappingProxyType({})
+
+    configuration_manager: ConfigurationManager
+
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device
+    ) -> None:
+        """Begin as nnU-Net does, but leave the learning rate to the choice of the optimiser."""
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr: float | None = None
+
+    def initialize(self) -> None:
+        """Prepare as nnU-Net does, with the first learning rate of this arm's optimiser."""
+        if self.initial_lr is None:
+            self.initial_lr = self._optimizer[1]
+        super().initialize()
+
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        """Return nnU-Net's own optimiser of the wanted name, and its decay of the learning rate."""
+        return self._optimizer[0].configure_optimizers(self)
+
+    @property
+    def _optimizer(self) -> tuple[Any, float]:
+        if self.optimizer_name not in OPTIMIZERS:
+            known = ", ".join(OPTIMIZERS)
+            raise ValueError(f"unknown optimizer_name {self.optimizer_name!r}; known are {known}")
+        return OPTIMIZERS[self.optimizer_name]
+
+    @cached_property
+    def _plan(self) -> PatchPlan:
+        return PatchPlan.of(self.configuration_manager)
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """The training sizes in the order of training."""
+        return list(self.schedule().stages)
+
+    def schedule(self) -> Schedule:
+        """Return the schedule of the whole training with the trainer's present length."""
+        length = TrainingLength(self.num_epochs, self.num_iterations_per_epoch, self.batch_seed)
+        return plan_schedule(self._plan, length, CurriculumSettings.of(self))
+
+    @classmethod
+    def network_settings(cls, parameters: Mapping[str, Any]) -> ScaleSpaceSettings | None:
+        """Return what decides the network's scale factors with an arm's parameters, if any do."""
+        return None
+
+    def scale_of_step(self, phase: Literal["train", "val"]) -> float | None:
+        """Return the scale factor of the next step; None of a network that has only one size."""
+        return None
+
+    def iterations_of_epoch(self, epoch: int) -> int:
+        """Return the training iterations of an epoch, as the schedule has them."""
+        return self.schedule().iterations_of_epoch(epoch)
+
+    @property
+    def iterations_before(self) -> int:
+        """Number of the first training iteration that is still to be done, over all epochs."""
+        return self.schedule().iterations_before(self.current_epoch) + self.iterations_resumed
+
+    @property
+    def batches_before(self) -> int:
+        """Number of the first training batch that is still to be loaded."""
+        return self.schedule().batches_before(self.iterations_before)
+
+    def on_train_start(self) -> None:
+        """Prepare as nnU-Net does; a compiled network is compiled once for every patch size."""
+        if self._do_i_compile():
+            outputs = len(self._get_deep_supervision_scales() or [1])
+            compile_every_size(len(self.stages), outputs)
+        super().on_train_start()
+
+    def train_step(self, batch: dict) -> dict:
+        """Train one step; a bottleneck of one voxel is let through InstanceNorm's check."""
+        if prod(batch["data"].shape[2:]) > prod(self._plan.units):
+            return super().train_step(batch)
+        with allow_one_voxel():
+            return super().train_step(batch)
+
+    def get_dataloaders(self):
+        """Return the training loader of the schedule and a validation loader at the planned patch.
+
+        Batch numbers follow from `current_epoch`, so a resumed training goes on with the batches it
+        would have seen. Without `batch_seed` and with one stage this is nnU-Net's own loading.
+        """
+        if self.batch_seed is None:
+            if len(self.stages) > 1:
+                raise ValueError(f"{type(self).__name__} needs a batch_seed: batches are numbered")
+            return super().get_dataloaders()
+        plans, validation = self._loading_plans()
+        datasets = self.get_tr_and_val_datasets()
+        validating = Schedule(
+            (validation.stage,), self.num_epochs, self.num_val_iterations_per_epoch
+        )
+        workers = get_allowed_n_proc_DA()
+        validated = self.current_epoch * self.num_val_iterations_per_epoch
+        return (
+            self._start_loader(
+                0, datasets[0], plans, self.schedule(), self.batches_before, workers
+            ),
+            self._start_loader(
+                1, datasets[1], [validation], validating, validated, (workers + 1) // 2
+            ),
+        )
+
+    def _loading_plans(self) -> tuple[list[LoadingPlan], LoadingPlan]:
+        """How training batches of every stage are made, and validation batches."""
+        kind = self._kind_of_augmentation()
+        kinds = [kind] * len(self.stages)
+        if self.faithful_augmentation_per_stage:
+            kinds = []
+            for stage in self.stages:
+                with self._planned_at(stage.loaded_size):
+                    kinds.append(self._kind_of_augmentation())
+        labels, scales = self.label_manager, self._get_deep_supervision_scales()
+        shared = {
+            "is_cascaded": self.is_cascaded,
+            "foreground_labels": labels.foreground_labels,
+            "regions": labels.foreground_regions if labels.has_regions else None,
+            "ignore_label": labels.ignore_label,
+        }
+        configuration = self.configuration_manager
+        plans = [
+            self._plan_loading(
+                stage,
+                **kind,
+                deep_supervision_scales=scales,
+                use_mask_for_norm=configuration.use_mask_for_norm,
+                **shared,
+            )
+            for stage, kind in zip(self.stages, kinds, strict=True)
+        ]
+        planned = Stage(tuple(configuration.patch_size), configuration.batch_size)
+        return plans, LoadingPlan(
+            **self._share_of_rank(planned, validating=True),
+            initial_patch_size=planned.patch_size,
+            transforms=self.get_validation_transforms(scales, **shared),
+        )
+
+    def _kind_of_augmentation(self) -> dict[str, Any]:
+        """nnU-Net's choice for the present patch size, as `get_training_transforms` takes it."""
+        rotation, dummy_2d, _, axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        return {"rotation_for_DA": rotation, "do_dummy_2d_data_aug": dummy_2d, "mirror_axes": axes}
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802
+        """Configure augmentation and mirrored prediction as nnU-Net does; see `mirror_axes`."""
+        rotation, dummy_2d, size, axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if self.mirror_axes == "none":
+            axes = self.inference_allowed_mirroring_axes = None
+        return rotation, dummy_2d, size, axes
+
+    @contextmanager
+    def _planned_at(self, patch_size: Sequence[int]) -> Iterator[None]:
+        """Make nnU-Net treat a patch size (voxels per axis) as the planned one."""
+        planned = self.configuration_manager
+        self.configuration_manager = ConfigurationManager(
+            {**planned.configuration, "patch_size": list(patch_size)}
+        )
+        try:
+            yield
+        finally:
+            self.configuration_manager = planned
+
+    def _plan_loading(self, stage: Stage, **options: Any) -> LoadingPlan:
+        """How training batches of a stage are made; `options` go to nnU-Net's transforms."""
+        size = stage.loaded_size
+        rotation, dummy_2d = options["rotation_for_DA"], options["do_dummy_2d_data_aug"]
+        return LoadingPlan(
+            **self._share_of_rank(stage),
+            initial_patch_size=initial_patch_size(size, rotation, dummy_2d),
+            transforms=blur_thin(self.get_training_transforms(size, **options), size),
+        )
+
+    def _share_of_rank(self, stage: Stage, validating: bool = False) -> dict:
+        """The samples of a batch that fall to this process: how many, of what kind (all but DDP).
+
+        As nnU-Net shares out the planned batch when it starts; here for every stage's batch.
+        """
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if self.is_ddp else (0, 1)
+        try:
+            samples = samples_of_rank(stage.batch_size, rank, ranks)
+        except ValueError as error:
+            raise ValueError(f"patch size {stage.label}: {error}") from None
+        if stage.batch_size % ranks and self.configuration_manager.batch_dice:
+            raise ValueError(
+                f"patch size {stage.label}: a batch of {stage.batch_size} is not a multiple of "
+                f"{ranks} processes, which nnU-Net's Dice over the batch needs: train on one GPU, "
+                "or with a stage_list of such batches"
+            )
+        here = slice(samples.start, samples.stop)
+        share: dict[str, Any] = {
+            "stage": Stage(stage.loaded_size, len(samples)),
+            "forced": None,
+            "volumes": None,
+        }
+        if self.few_volumes and not validating:
+            volumes = crop_few_volumes(stage.batch_size, self.configuration_manager.batch_size)
+            share["forced"] = tuple(volume % 2 == 1 for volume in volumes[here])
+            share["volumes"] = tuple(volumes[here])
+        elif not self.probabilistic_oversampling:
+            percent = self._oversampling(validating)
+            share["forced"] = tuple(force_last(stage.batch_size, percent)[here])
+        return share
+
+    def _oversampling(self, validating: bool) -> float:
+        forced = (
+            self.validation_oversample_foreground_percent
+            if validating
+            else self.training_oversample_foreground_percent
+        )
+        return self._planned_oversampling if forced is None else forced
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """As nnU-Net, which in DDP replaces the share of the whole batch by that of this rank."""
+        self._planned_oversampling = self.oversample_foreground_percent
+        super()._set_batch_size_and_oversample()
+
+    def _start_loader(
+        self,
+        number: int,
+        dataset: nnUNetBaseDataset,
+        plans: list[LoadingPlan],
+        schedule: Schedule,
+        first_batch: int,
+        workers: int,
+    ):
+        """Start the loader that draws from the seed (batch_seed, number, rank)."""
+        loader = ScheduledDataLoader(
+            dataset,
+            self.label_manager,
+            plans,
+            schedule,
+            seed=(self.batch_seed or 0, number, self.local_rank),
+            first_batch=first_batch,
+            workers=workers,
+            oversample_foreground_percent=self._oversampling(validating=number == 1),
+            probabilistic_oversampling=self.probabilistic_oversampling,
+        )
+        return start_loading(loader, workers, self.device.type == "cuda")
+
+
+def compile_every_size(sizes: int, outputs: int) -> None:
+    """Let torch.compile make a static graph of each of `sizes` training sizes.
+
+    By default it makes one dynamic graph after the second size, and after 8 compilations falls back
+    to eager without a word. The authors of arXiv 2510.23241 compile with `dynamic=False`, too. Were
+    the limit reached all the same, torch now raises instead.
+
+    The network is compiled once for each size in training and for the planned one in validation;
+    nnU-Net's Dice loss, which it compiles as well, for each of the `outputs` of deep supervision.
+    """
+    config = torch._dynamo.config
+    limit = 2 * sizes * outputs + 16
+    config.automatic_dynamic_shapes = False
+    config.recompile_limit = max(config.recompile_limit, limit)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, limit)
+    config.fail_on_recompile_limit_hit = True
+
+
+def initial_patch_size(
+    patch_size: tuple[int, ...], rotation: tuple[float, float], dummy_2d: bool
+) -> np.ndarray:
+    """Return the voxels per axis to crop so that rotation and scaling of a patch stay inside.
+
+    As nnU-Net's `configure_rotation_dummyDA_mirroring_and_inital_patch_size` computes it, but for a
+    `rotation` range (radians) and `dummy_2d` that need not be those of this patch size.
+    """
+    size = get_patch_size(patch_size, rotation, rotation, rotation, SCALING_OF_SPATIAL_AUGMENTATION)
+    if dummy_2d:
+        size[0] = patch_size[0]
+    return size

@@ -1,0 +1,1 @@
+"""Schedules as pure functions of the plan: no torch, no nnU-Net."""

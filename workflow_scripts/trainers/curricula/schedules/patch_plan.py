@@ -1,0 +1,79 @@
+"""What every schedule begins with: the planned patch and batch, and the network's poolings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class PatchPlan:
+    """A patch and batch that the network can take.
+
+    Attributes:
+        patch_size: voxels per axis, in nnU-Net's axis order; each a multiple of 2**pooling.
+        pooling: stride-2 stages per axis.
+        batch_size: samples.
+
+    Raises:
+        ValueError: a patch that the network cannot pool, with the nearest sizes that it can, or a
+            batch of nothing.
+    """
+
+    patch_size: tuple[int, ...]
+    pooling: tuple[int, ...]
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        """Check that the network can pool the patch."""
+        size = list(self.patch_size)
+        if len(size) != len(self.pooling):
+            raise ValueError(f"patch size {size} needs {len(self.pooling)} axes")
+        for axis, (n, unit) in enumerate(zip(size, self.units, strict=True)):
+            if n < 1 or n % unit:
+                near = sorted({max(unit, n // unit * unit), (n // unit + 1) * unit})
+                raise ValueError(
+                    f"patch size {size}: {n} on axis {axis} is not a multiple of {unit}, as this "
+                    f"plan's network needs; the nearest are {' and '.join(map(str, near))}"
+                )
+        if self.batch_size < 1:
+            raise ValueError(f"a batch of {self.batch_size} is empty")
+
+    @classmethod
+    def from_strides(
+        cls, patch_size: Sequence[int], strides: Sequence[Sequence[int] | int], batch_size: int
+    ) -> Self:
+        """Return the plan of a network with these strides, which nnU-Net's plans tell.
+
+        Raises ValueError also for strides that the schedules are not defined for.
+        """
+        size = tuple(int(n) for n in patch_size)
+        return cls(size, count_poolings(strides), int(batch_size))
+
+    @classmethod
+    def of(cls, configuration: Any) -> Self:
+        """Return the plan of one of nnU-Net's `ConfigurationManager`."""
+        return cls.from_strides(
+            configuration.patch_size, configuration.pool_op_kernel_sizes, configuration.batch_size
+        )
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Voxels per axis that the network reduces to one: every patch is a multiple of them."""
+        return tuple(2**count for count in self.pooling)
+
+
+def count_poolings(strides: Sequence[Sequence[int] | int]) -> tuple[int, ...]:
+    """Return the number of stride-2 stages per axis from a plan's `arch_kwargs.strides`.
+
+    Raises ValueError for a stride other than 1 or 2, which the schedules are not defined for.
+    """
+    per_axis = list(zip(*[_as_tuple(stride) for stride in strides], strict=True))
+    for axis, values in enumerate(per_axis):
+        unknown = set(values) - {1, 2}
+        if unknown:
+            raise ValueError(f"axis {axis} has a stride of {max(unknown)}; only 1 and 2 are known")
+    return tuple(values.count(2) for values in per_axis)
+
+
+def _as_tuple(stride: Sequence[int] | int) -> tuple[int, ...]:
+    return (int(stride),) * 3 if isinstance(stride, int) else tuple(int(s) for s in stride)

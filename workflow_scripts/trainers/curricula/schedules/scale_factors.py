@@ -1,0 +1,144 @@
+"""Which scale factor every step of a scale-space training has: pure Python, no torch.
+
+The trainers train by it and the forecast counts by it, so the two cannot disagree.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+from .settings import TrainerSettings
+
+STEPS_OF_ONE = 100
+"""Scale factors are drawn in hundredths: as good as continuous for a network that is smooth in the
+scale factor (most neighbours have the very same sizes), and every size comes back, so that costs
+are counted and convolution algorithms chosen once for each."""
+
+DEFAULT_RANK = 8
+
+ENCODINGS = ("linear", "circular")
+PRIORS = ("uniform", "sqrt")
+DRAWS = 500
+"""Quantiles that represent a prior that is not uniform."""
+LARGEST_SHARE = 0.3
+"""Largest share of the initial update kernel that may depend on the scale factor."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Scale factors of a training.
+
+    Attributes:
+        trained: those that an iteration is drawn from, each as likely.
+        validated: those that the validation patches after an epoch take in turn.
+        final: that of the final validation.
+    """
+
+    trained: tuple[float, ...]
+    validated: tuple[float, ...]
+    final: float
+
+    def of_iteration(self, seed: int, iteration: int) -> float:
+        """Return the scale factor of a global iteration: a function of these two numbers alone."""
+        if len(self.trained) == 1:
+            return self.trained[0]
+        return random.Random(f"scale/{seed}/{iteration}").choice(self.trained)
+
+    def of_validation(self, iteration: int) -> float:
+        """Return the scale factor of an iteration of the validation after an epoch."""
+        return self.validated[iteration % len(self.validated)]
+
+
+@dataclass(frozen=True)
+class ScaleSpaceSettings(TrainerSettings):
+    """Attributes of a trainer that decide its scale factors and the size of its hypernetwork.
+
+    Attributes:
+        scale_factor: of every step; None draws one for each iteration.
+        smallest_scale, largest_scale: bounds of the draws, uniform between them; the encoding maps
+            them to 0 and 1.
+        rank: dimensions in which the weights can follow the scale factor.
+        unit_norm: scale the hypernetwork's coordinates u to length 1, so that every scale factor
+            and rank trains at the same rate; else u is the perceptron's last layer after its
+            non-linearity, as the authors have it, whose initial length is anything from 0 to 1.8.
+        scale_encoding: `linear` (x, 1 - x), the authors'; `circular` (cos, sin) of x pi/2.
+        scale_share: share of the initial update kernel that depends on the scale factor, the same
+            for every seed (`hypernetwork.kernel_share`); None leaves it to chance.
+        scale_prior: how scale factors are drawn between the bounds: `uniform`, or `sqrt` for a
+            uniform area (the square root of a uniform number, as in the authors' supplement).
+        film: scale and shift features by the scale factor instead of making weights, which are
+            then shared (Perez et al., 2018; a control of the authors). Needs rank 0.
+
+    Raises:
+        ValueError: factors outside (0, 1], bounds in the wrong order, or a hypernetwork that cannot
+            be.
+    """
+
+    scale_factor: float | None = None
+    smallest_scale: float = 0.25
+    largest_scale: float = 0.5
+    rank: int = DEFAULT_RANK
+    unit_norm: bool = True
+    scale_encoding: str = "linear"
+    scale_share: float | None = None
+    scale_prior: str = "uniform"
+    film: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the scale factors and the hypernetwork."""
+        drawn = ("smallest_scale", "largest_scale")
+        for name in drawn if self.scale_factor is None else ("scale_factor",):
+            if not 0 < (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} {value} is not above 0 and at most 1")
+        low, high = self._bounds
+        if self.scale_factor is None and not 0 < low < high:
+            raise ValueError(
+                f"smallest_scale {self.smallest_scale} is not smaller than largest_scale "
+                f"{self.largest_scale} by at least {1 / STEPS_OF_ONE}"
+            )
+        if self.scale_encoding not in ENCODINGS:
+            raise ValueError(
+                f"unknown scale_encoding {self.scale_encoding!r}; known are {', '.join(ENCODINGS)}"
+            )
+        if self.scale_prior not in PRIORS:
+            raise ValueError(
+                f"unknown scale_prior {self.scale_prior!r}; known are {', '.join(PRIORS)}"
+            )
+        if self.scale_share is not None and not (
+            0 < self.scale_share <= LARGEST_SHARE and self.unit_norm and self.rank
+        ):
+            raise ValueError(
+                f"scale_share {self.scale_share}: it is above 0 and at most {LARGEST_SHARE}, and "
+                "needs unit_norm and a rank"
+            )
+        if self.film and self.rank:
+            raise ValueError(f"film shares the weights: it needs rank 0, not {self.rank}")
+        if self.rank < 0:
+            raise ValueError(f"a rank of {self.rank} is negative")
+        if self.rank == 1 and self.unit_norm:
+            raise ValueError(
+                "rank 1 with unit_norm has one coordinate of length 1, which cannot follow the "
+                "scale factor: take a rank of 2 or more, or unit_norm: false"
+            )
+
+    @property
+    def scales(self) -> Scales:
+        """The scale factors of the training."""
+        if self.scale_factor is not None:
+            return Scales((self.scale_factor,), (self.scale_factor,), self.scale_factor)
+        low, high = self._bounds
+        steps = range(low, high + 1)
+        drawn = tuple(step / STEPS_OF_ONE for step in steps)
+        validated = (drawn[-1], drawn[len(drawn) // 2], drawn[0])
+        if self.scale_prior == "sqrt":
+            # Quantiles of the prior: squares evenly spaced between the bounds, to the hundredth.
+            areas = (low**2 + (n + 0.5) / DRAWS * (high**2 - low**2) for n in range(DRAWS))
+            drawn = tuple(round(math.sqrt(area)) / STEPS_OF_ONE for area in areas)
+        return Scales(drawn, validated, validated[0])
+
+    @property
+    def _bounds(self) -> tuple[int, int]:
+        """Bounds of the draws, in steps."""
+        bounds = self.smallest_scale, self.largest_scale
+        low, high = (round(bound * STEPS_OF_ONE) for bound in bounds)
+        return low, high

@@ -1,0 +1,94 @@
+"""How the attempts at a training ended, also those that could not tell it themselves.
+
+Every attempt ends with an entry `end` in the ledger, whose `how` is `finished`, a signal's name,
+`time limit`, or the error. One that was killed, by the kernel for lack of memory or with its
+machine, gets it from the next attempt: `without a message`.
+"""
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.records.ledger import KILLED
+
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def infer_killed_attempt(entries: Iterable[dict], kills: dict[str, Any] | None) -> dict | None:
+    """Return the entry `end` of the last attempt if it could not write it itself, else None.
+
+    Args:
+        entries: of the ledger, before the next attempt.
+        kills: what `memory_kills` returns now.
+
+    Returns:
+        entry, attempt, how; `reached`, in words; and `cause`, in words: certain where the kernel
+        has killed a process of the same control group for lack of memory meanwhile.
+    """
+    last: dict[str, Any] | None = None
+    reached = ""
+    for entry in entries:
+        if entry["entry"] == "attempt":
+            last, reached = entry, f"epoch {entry['resumed_at']}"
+        elif entry["entry"] == "end":
+            last = None
+        elif entry["phase"] == "training":
+            reached = f"epoch {entry['epoch'] + (not entry.get('partial'))}"
+        elif entry["phase"] == "end of training" or "case" in entry:
+            reached = "the final validation"
+    if last is None or "memory_kills" not in last:  # ledgers of earlier versions have no ends
+        return None
+    cause = "killed, out of memory, or the machine failed"
+    if oom_killed_since(last["memory_kills"], kills):
+        cause = "out of memory, for which the kernel has killed a process"
+    return {
+        "entry": "end",
+        "attempt": last["attempt"],
+        "how": KILLED,
+        "reached": reached,
+        "cause": cause,
+    }
+
+
+def describe_killed_attempt(end: dict, entries: Iterable[dict], going_on_from: str) -> str:
+    """Return a line on an attempt that ended without a message, for the terminal."""
+    (attempt,) = (
+        entry
+        for entry in entries
+        if entry["entry"] == "attempt" and entry["attempt"] == end["attempt"]
+    )
+    job = f"job {attempt['job']}, " if attempt["job"] else ""
+    return (
+        f"the last attempt ({job}on {attempt['host']}, started {attempt['started']}) ended "
+        f"{KILLED} in {end['reached']}: {end['cause']}; going on from {going_on_from}"
+    )
+
+
+def oom_killed_since(before: dict[str, Any] | None, now: dict[str, Any] | None) -> bool:
+    """Tell whether the kernel has killed a process meanwhile, from two of `memory_kills`."""
+    if before is None or now is None or before["group"] != now["group"]:
+        return False
+    return before["count"] < now["count"]
+
+
+def memory_kills() -> dict[str, Any] | None:
+    """Return this process's control group and how many of its processes lack of memory has killed.
+
+    None where the kernel does not tell.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        for line in OWN_CGROUPS.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            group = path.lstrip("/")
+            if "memory" in controllers.split(","):
+                file = CGROUPS / "memory" / group / "memory.oom_control"
+            elif not controllers:
+                file = CGROUPS / group / "memory.events"
+            else:
+                continue
+            if file.exists():
+                counts = dict(row.split() for row in file.read_text().splitlines())
+                return {"group": f"{boot} {path}", "count": int(counts["oom_kill"])}
+    return None

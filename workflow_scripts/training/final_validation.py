@@ -1,0 +1,119 @@
+"""nnU-Net's final validation, which goes on at the first case that is not predicted yet."""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+from workflow_scripts.common.files import read_json, write_json
+from workflow_scripts.common.images import check_whole
+
+CHECKED = (".gz", ".nii", ".mha", ".nrrd", ".gipl", ".png")
+"""Kinds of images of which half a one can be told from a whole one."""
+EXPORT_SECONDS = 300.0
+"""Longest wait for the exports of the cases that are predicted, when a validation ends early."""
+
+
+def validate(
+    trainer: Any,
+    folder: Path,
+    made_with: dict[str, Any],
+    before_case: Callable[[int, Callable[[], None]], None],
+    after_case: Callable[[str, int], None],
+) -> None:
+    """Predict all validation cases that are not predicted yet, then measure all of them.
+
+    It is nnU-Net's own validation, whose list of cases leaves out those that an interrupted one has
+    predicted; it measures whatever is in its folder, so that `summary.json` is that of a validation
+    which was never interrupted.
+
+    Args:
+        trainer: of nnU-Net, trained.
+        folder: nnU-Net's fold folder.
+        made_with: what the predictions depend on; those that were made with anything else are
+            deleted.
+        before_case: called with the number of cases that are predicted and a function that waits
+            for their exports; an exception that it raises ends the validation.
+        after_case: called with each case as its prediction is done, its export being under way, and
+            with the number of cases that are predicted then.
+    """
+    output, mark = folder / "validation", folder / "validation_made_with.json"
+    ending = trainer.dataset_json["file_ending"]
+    (output / "summary.json").unlink(missing_ok=True)
+    if not mark.exists() or read_json(mark) != made_with:
+        for path in output.glob(f"*{ending}"):
+            path.unlink()
+        write_json(made_with, mark)
+    training, validation = trainer.do_split()
+    files = {case: output / f"{case}{ending}" for case in validation}
+    left = [case for case, path in files.items() if not is_whole(path)]
+    done = len(validation) - len(left)
+
+    def split() -> tuple[list[str], list[str]]:
+        # nnU-Net has made its workers, and is going to take one case after the other.
+        workers = [w for w in multiprocessing.active_children() if "PoolWorker" in w.name]
+
+        def before(seen: list[str]) -> None:
+            paths = [files[case] for case in seen]
+            before_case(done + len(seen), lambda: _wait_until_whole(paths, workers))
+
+        def after(seen: list[str]) -> None:
+            after_case(seen[-1], done + len(seen))
+
+        return training, _Cases(left, before, after)
+
+    trainer.do_split = split
+    try:
+        trainer.perform_actual_validation(False)
+    finally:
+        del trainer.do_split
+
+
+class _Cases(list):
+    """Cases that are handed out one by one, with something to do before and after each."""
+
+    def __init__(
+        self,
+        cases: Iterable[str],
+        before: Callable[[list[str]], None],
+        after: Callable[[list[str]], None],
+    ) -> None:
+        super().__init__(cases)
+        self._before, self._after = before, after
+
+    def __iter__(self) -> Iterator[str]:
+        seen: list[str] = []
+        for case in super().__iter__():
+            self._before(seen)
+            yield case
+            seen.append(case)
+            self._after(seen)
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether an image is there and can be read through; a killed process leaves half of one.
+
+    Readers may accept a truncated TIFF or BMP, so those never count as whole and are predicted
+    again.
+    """
+    try:
+        check_whole(path)
+        if path.suffix in (".mha", ".nrrd"):
+            SimpleITKIO().read_seg(str(path))
+        return path.suffix in CHECKED and path.stat().st_size > 0  # gzip takes nothing for whole
+    except Exception:  # each reader has its own exceptions
+        return False
+
+
+def _wait_until_whole(paths: list[Path], workers: list[BaseProcess]) -> None:
+    """Wait until the images are written, as long as all processes live that may be writing them."""
+    until = time.monotonic() + EXPORT_SECONDS
+    paths = [path for path in paths if path.suffix in CHECKED]
+    while (paths := [path for path in paths if not is_whole(path)]) and (
+        time.monotonic() < until and all(worker.is_alive() for worker in workers)
+    ):
+        time.sleep(0.1)
