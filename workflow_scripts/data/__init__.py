@@ -1,0 +1,1 @@
+"""Bring a task's data into nnU-Net's raw format."""

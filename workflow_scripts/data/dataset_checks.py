@@ -1,0 +1,223 @@
+"""Check of a dataset before training: its description, its files, and every case to the end.
+
+A dataset is in the format of the Medical Segmentation Decathlon (MSD); `check_cases` serves others.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.files import read_json, visible
+from workflow_scripts.common.formatting import counted
+from workflow_scripts.common.images import (
+    Image,
+    check_name,
+    check_whole,
+    describe_failure,
+    find_reader,
+    read_image,
+    read_label,
+)
+from workflow_scripts.common.progress import progress_bar
+
+FAULTS_SHOWN = 10
+FLAT = (
+    "all images are 2D: nnU-Net plans only 2D networks for them, and the curricula here grow 3D "
+    "patches, as in the paper (docs/own_dataset.md)"
+)
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """Read and check `dataset.json` of an MSD dataset.
+
+    Raises:
+        UserError: missing, not JSON, or without the entries that training needs.
+    """
+    path = Path(folder, "dataset.json")
+    description = read_json(path, "an MSD dataset needs a whole one")
+    if "test" not in description:
+        raise UserError(f"{path}: without the list `test` that nnU-Net expects.")
+    for key, kind in {"name": str, "modality": dict, "labels": dict, "training": list}.items():
+        if not isinstance(description.get(key), kind) or not description[key]:
+            raise UserError(f"{path}: `{key}` is missing, empty or not of type {kind.__name__}.")
+    for key in ("modality", "labels"):
+        if sorted(description[key]) != sorted(str(i) for i in range(len(description[key]))):
+            raise UserError(f"{path}: the keys of `{key}` are not 0, 1, 2, … as nnU-Net needs.")
+    names = list(description["labels"].values())
+    if description["labels"]["0"] != "background" or len(set(names)) < len(names):
+        raise UserError(f"{path}: `labels` must name 0 background, and no name twice: {names}.")
+    for entry in description["training"]:
+        if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
+            raise UserError(f"{path}: `training` has an entry without image or label: {entry}.")
+    if description.get("numTraining") != len(description["training"]):
+        raise UserError(
+            f"{path}: `numTraining` is {description.get('numTraining')}, "
+            f"but `training` lists {len(description['training'])} cases."
+        )
+    return description
+
+
+def case_name(path: str) -> str:
+    """Name of a case from the path of its file: `./imagesTr/la_003.nii.gz` -> `la_003`."""
+    return PurePosixPath(path).name.removesuffix(".nii.gz")
+
+
+def check_dataset(folder: str | Path, threads: int = 1) -> int:
+    """Check an extracted MSD dataset whole; return its number of labelled cases.
+
+    Every image must have a label and vice versa, all must be listed, and `check_cases` must find no
+    fault. Hidden files are ignored, as nnU-Net's conversion does.
+
+    Raises:
+        UserError: names the first faults by case, and their number.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    faults: list[str] = []
+    listed: set[str] = set()
+    for entry in description["training"]:
+        case = case_name(entry["label"])
+        if case_name(entry["image"]) != case or case in listed:
+            faults.append(f"{case}: listed twice, or image and label differ in name")
+        for key, place in (("image", "imagesTr"), ("label", "labelsTr")):
+            if str(PurePosixPath(entry[key])) != f"{place}/{case_name(entry[key])}.nii.gz":
+                faults.append(f"{case}: {key} {entry[key]} is not a .nii.gz file in {place}")
+        listed.add(case)
+    cases = set(listed)
+    for place in ("imagesTr", "labelsTr"):
+        found = {case_name(path.name) for path in visible(folder / place, "*.nii.gz")}
+        faults += [f"{case}: {place}/{case}.nii.gz is missing" for case in listed - found]
+        faults += [f"{case}: {place}/{case}.nii.gz is not listed" for case in found - listed]
+        cases &= found
+    sound = {
+        case: ([folder / f"imagesTr/{case}.nii.gz"], folder / f"labelsTr/{case}.nii.gz")
+        for case in cases
+    }
+    labels = {int(key) for key in description["labels"]}
+    converted = {"file_ending": ".nii.gz"}  # as nnU-Net's conversion writes them
+    faults += check_cases(
+        folder.name, sound, converted, len(description["modality"]), labels, threads
+    )
+    refuse(folder.name, faults)
+    return len(description["training"])
+
+
+def refuse(name: str, faults: Sequence[str]) -> None:
+    """Raise UserError with the first faults of the dataset `name` and their number, if any."""
+    if faults:
+        shown = "\n  ".join(sorted(faults)[:FAULTS_SHOWN])
+        more = f"\n  … and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
+        count = counted(len(faults), "fault")
+        raise UserError(f"{name}: the dataset has {count}:\n  {shown}{more}")
+
+
+def check_cases(
+    name: str,
+    cases: Mapping[str, tuple[Sequence[Path], Path]],
+    description: Mapping[str, Any],
+    channels: int,
+    labels: set[int],
+    threads: int,
+) -> list[str]:
+    """Return the faults of all cases of the dataset `name`, read with nnU-Net's reader.
+
+    Args:
+        name: for the progress bar.
+        cases: case -> its images and its label.
+        description: content of `dataset.json`, from which nnU-Net chooses the reader.
+        channels: number of channels of a case.
+        labels: declared values.
+        threads: cases that are read at once.
+    """
+    if not cases:
+        return []
+    faults = [f"{case}: {fault}" for case in cases if (fault := check_name(case))]
+    reader = find_reader(description, cases[min(cases)][0][0])
+    pool = ThreadPoolExecutor(max_workers=max(1, threads))
+    with pool, progress_bar(len(cases), "case", f"check {name}") as bar:
+        flat, values = True, set[float]()
+        for shape, seen, found in pool.map(
+            lambda case: check_case(case, *cases[case], reader, channels, labels), sorted(cases)
+        ):
+            flat = flat and shape[0] == 1
+            values |= seen
+            faults += found
+            bar.update(1)
+    if not faults and values <= {0}:
+        faults.append("no case has any foreground: nnU-Net cannot plan from these labels")
+    return [*faults, FLAT] if flat else faults
+
+
+def check_case(
+    case: str,
+    images: Sequence[Path],
+    label: Path,
+    reader: BaseReaderWriter,
+    channels: int,
+    labels: set[int],
+) -> tuple[tuple[int, ...], set[float], list[str]]:
+    """Return shape (z, y, x), label values and faults of a case; each fault begins with its name.
+
+    All files must be readable to the end, contain only finite intensities and declared labels,
+    share shape, spacing and position, and have `channels` channels in total.
+    """
+    try:
+        reference = _read(label, reader, is_label=True)
+        faults = []
+        values = set(pd.unique(reference.values.ravel()).tolist())
+        if alien := sorted(values - labels):
+            shown = ", ".join(f"{value:.9g}" for value in alien[:5])
+            faults.append(f"label values {shown} are not declared ({sorted(labels)})")
+        found = 0
+        for path in images:
+            image = _read(path, reader, is_label=False)
+            faults += _differences(image, reference)
+            found += len(image.values)
+    except _UnreadableError as error:
+        return (0, 0, 0), set(), [f"{case}: {error}"]
+    if found != channels:
+        name = type(reader).__name__
+        faults.append(f"{name} reads {found} channels, but `dataset.json` names {channels}")
+    return reference.shape, values, [f"{case}: {fault}" for fault in dict.fromkeys(faults)]
+
+
+class _UnreadableError(Exception):
+    """A file that cannot be read, and why."""
+
+
+def _read(path: Path, reader: BaseReaderWriter, is_label: bool) -> Image:
+    """Read a file; raise _UnreadableError if that fails or its values are not finite."""
+    try:
+        check_whole(path)
+        image = read_label(reader, path) if is_label else read_image(reader, path)
+    except Exception as error:  # each reader has its own exceptions
+        fault = describe_failure(reader, error)
+        raise _UnreadableError(f"{path.parent.name}/{path.name} {fault}") from None
+    if not np.isfinite(image.values.sum(dtype=float)):
+        raise _UnreadableError(
+            f"{path.parent.name}/{path.name} contains values that are not finite"
+        )
+    return image
+
+
+def _differences(image: Image, reference: Image) -> list[str]:
+    """Return how an image and its label differ in shape, spacing or position."""
+    if image.shape != reference.shape:
+        shapes = [str(one.shape[::-1]) for one in (image, reference)]
+        return [f"image shape {shapes[0]} and label shape {shapes[1]} differ"]
+    if not np.allclose(image.spacing, reference.spacing):  # nnU-Net's own tolerance
+        spacings = ["×".join(f"{n:g}" for n in one.spacing[::-1]) for one in (image, reference)]
+        return [f"image and label differ in their spacing, {spacings[0]} and {spacings[1]} mm"]
+    if image.affine is not None and reference.affine is not None:
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[::-1]])).reshape(3, 8)
+        # Comparing element by element would reject the rounding of quaternions by some tools.
+        apart = (image.affine - reference.affine) @ np.vstack([corners, np.ones(8)])
+        if np.linalg.norm(apart[:3], axis=0).max() > 0.1 * min(image.spacing):
+            return ["image and label differ in their affine"]
+    return []

@@ -1,0 +1,19 @@
+"""Link the archive of one MSD task from a local folder, or download it; verify its checksum."""
+
+from workflow_scripts.common.console import redirect
+from workflow_scripts.data.archives import fetch_archive
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+
+    task = snakemake.wildcards.task
+    # Where an archive lies says nothing about what it holds: read from the config and not from
+    # params, so that a run without `archives=DIR` does not download and train everything anew.
+    fetch_archive(
+        task=task,
+        url=snakemake.params.url,
+        md5=snakemake.params.md5,
+        archive=snakemake.output.archive,
+        archives=snakemake.config["archives"],
+        extra_md5=snakemake.config["checksums"].get(task),
+    )

@@ -1,0 +1,124 @@
+"""A user's own folds: a `splits_final.json`, or a table that groups the cases."""
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import pandas as pd
+from sklearn.model_selection import GroupKFold
+
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.files import read_json
+from workflow_scripts.common.nnunet_setup import FOLDS, SPLITS
+
+Folds = list[dict[str, list[str]]]
+"""In nnU-Net's format: the cases of `train` and `val` of each fold."""
+
+
+def find_folds(folder: Path, groups: Path | None, cases: Collection[str]) -> Folds | None:
+    """Return the folds that come with a dataset, or None if nnU-Net is to draw them.
+
+    Args:
+        folder: of the dataset, where a `splits_final.json` may be.
+        groups: table of cases and their groups, if there is one.
+        cases: names of all cases.
+
+    Raises:
+        UserError: both are given, one is unusable, or nnU-Net has too few cases for its folds.
+    """
+    splits = folder / SPLITS
+    if splits.is_file() and groups is not None:
+        raise UserError(f"{splits} and groups ({groups}) both define the folds: use one of them")
+    if splits.is_file():
+        return read_folds(splits, cases)
+    if groups is not None:
+        return draw_folds(read_groups(groups, cases))
+    if len(cases) < FOLDS:
+        raise UserError(
+            f"{folder}: {len(cases)} cases are too few for nnU-Net's {FOLDS} folds: put a {SPLITS} "
+            "with your own folds next to dataset.json (docs/own_dataset.md)"
+        )
+    return None
+
+
+def read_folds(path: Path, cases: Collection[str]) -> Folds:
+    """Read and check a `splits_final.json`.
+
+    Every fold needs training cases and different validation cases, all from the dataset. No case
+    may be validated in two folds, because the statistics treat cases as independent.
+
+    Raises:
+        UserError: the message names the first fault of each fold.
+    """
+    folds = read_json(path, "it lists the folds as nnU-Net does", kind=list)
+    faults, seen = [], dict[str, int]()
+    for number, fold in enumerate(folds):
+        try:
+            train, val = set(fold["train"]), set(fold["val"])
+        except (KeyError, TypeError):
+            faults.append(f"fold {number}: it needs the lists `train` and `val`")
+            continue
+        again = val & set(seen)
+        if not train or not val:
+            faults.append(f"fold {number}: no case in `{'val' if train else 'train'}`")
+        elif unknown := (train | val) - set(cases):
+            faults.append(f"fold {number}: {_few(unknown)} not in the dataset")
+        elif shared := train & val:
+            faults.append(f"fold {number}: {_few(shared)} in both `train` and `val`")
+        elif again:
+            faults.append(f"fold {number}: {_few(again)} in `val` of fold {seen[min(again)]} too")
+        seen |= dict.fromkeys(val, number)
+    if faults or not folds:
+        raise UserError(f"{path}: " + ("; ".join(faults) or "no folds"))
+    return [{part: sorted(set(fold[part])) for part in ("train", "val")} for fold in folds]
+
+
+def read_groups(path: Path, cases: Iterable[str]) -> dict[str, str]:
+    """Read a table: case -> its group, as text.
+
+    The table has the columns `case` and `group` (the patient, for example). Columns are separated
+    by commas, semicolons (as Excel does in many countries) or tabs. Further cases are ignored.
+
+    Raises:
+        UserError: the table or a column is missing, or a case is missing, duplicated or ungrouped.
+    """
+    try:
+        header = path.read_text(encoding="utf-8-sig").partition("\n")[0]
+        separator = next((mark for mark in "\t;" if mark in header), ",")
+        table = pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        )
+        table = table[["case", "group"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: no table with the columns `case` and `group` ({error})") from None
+    group_of = dict(zip(table["case"], table["group"], strict=True))
+    if doubled := set(table.loc[table["case"].duplicated(), "case"]):
+        raise UserError(f"{path}: {_few(doubled)} twice in the column `case`")
+    if missing := {case for case in cases if not group_of.get(case)}:
+        raise UserError(f"{path}: no group for {_few(missing)}")
+    return {case: group_of[case] for case in sorted(cases)}
+
+
+def draw_folds(group_of: dict[str, str]) -> Folds:
+    """Return five folds with about the same number of cases, and every group on one side of each.
+
+    They are those of scikit-learn's `GroupKFold`, which is not random.
+
+    Raises:
+        UserError: fewer than five groups.
+    """
+    cases, groups = list(group_of), list(group_of.values())
+    if len(set(groups)) < FOLDS:
+        raise UserError(
+            f"{len(set(groups))} groups are too few for {FOLDS} folds: put your own folds into a "
+            f"{SPLITS} (docs/own_dataset.md)"
+        )
+    drawn = GroupKFold(FOLDS).split(cases, groups=groups)
+    return [
+        {"train": [cases[i] for i in train], "val": [cases[i] for i in val]} for train, val in drawn
+    ]
+
+
+def _few(cases: Iterable[str]) -> str:
+    """Name up to three cases."""
+    names = sorted(map(str, cases))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

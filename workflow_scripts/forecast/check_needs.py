@@ -1,0 +1,185 @@
+"""Check before a study's first training that all of it can be trained: plans, names, disk space."""
+
+import math
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.common import nnunet_setup
+from workflow_scripts.common.console import redirect
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.files import read_json, write_json
+from workflow_scripts.common.formatting import DISK, counted, in_unit
+from workflow_scripts.common.images import check_name
+from workflow_scripts.common.nnunet_setup import PREPROCESSED, find_trainer
+from workflow_scripts.forecast.workload import (
+    Plan,
+    StudyDesign,
+    build_network,
+    find_plan,
+    fit_arm,
+    published_plans,
+)
+from workflow_scripts.study.settings import TrainingSettings
+from workflow_scripts.study.specification import Arm
+
+CHECKPOINTS = 2
+"""Checkpoints that nnU-Net keeps of a training: the best one and the final one."""
+STATES = {"adamw": 3}
+"""Values per weight that an optimiser stores: AdamW with AMSGrad three, SGD with momentum one."""
+
+
+def check_plans(
+    plans: Mapping[str, Plan], arms: Mapping[str, Arm], design: StudyDesign
+) -> tuple[dict[tuple[str, str], int], list[str]]:
+    """Check that every arm fits every plan.
+
+    Returns the size of a checkpoint in bytes, by task and arm, and the faults. A checkpoint
+    contains the network's weights and the optimiser's states, 4 bytes each.
+    """
+    sizes, faults = {}, []
+    for task, plan in plans.items():
+        for name, arm in arms.items():
+            length = replace(design.training, epochs=arm.epochs or design.training.epochs)
+            trained = replace(design, training=length)
+            try:
+                trainer: Any = find_trainer(arm.trainer)
+                _, _, settings = fit_arm(plan, trainer, arm.parameters, trained)
+            except UserError as error:
+                faults.append(f"arm {name}: {error}")
+                continue
+            build = trainer.build_network_architecture
+            network, _ = build_network(
+                plan.plans, plan.dataset, design.configuration, build, settings
+            )
+            weights = sum(weight.numel() for weight in network.parameters())
+            states = STATES.get(arm.parameters.get("optimizer_name", ""), 1)
+            sizes[task, name] = 4 * weights * (1 + states)
+    return sizes, faults
+
+
+def preprocessed_bytes(plan: Plan, configuration: str) -> float:
+    """Estimate the size of a task's preprocessed data: float32 images, 8-bit labels, uncompressed.
+
+    All cases are taken to be as large as the median one; docs/storage.md compares this with a
+    measurement.
+    """
+    voxels = math.prod(plan.plans["configurations"][configuration]["median_image_size_in_voxels"])
+    channels = len(plan.dataset.get("channel_names", plan.dataset.get("modality", {})))
+    return float(plan.dataset["numTraining"]) * voxels * (4 * channels + 1)
+
+
+def check_disk(wanted: Mapping[str, tuple[float, Path]]) -> list[str]:
+    """Compare what has yet to be written with the free space of the disks.
+
+    Args:
+        wanted: description -> size in bytes, and folder (which need not exist yet).
+    """
+    disks: dict[int, list[str]] = defaultdict(list)
+    folders = {what: _existing(folder) for what, (_, folder) in wanted.items()}
+    for what, folder in folders.items():
+        disks[folder.stat().st_dev].append(what)
+    faults = []
+    for parts in disks.values():
+        folder = folders[parts[0]]
+        total, free = sum(wanted[what][0] for what in parts), shutil.disk_usage(folder).free
+        if total > free:
+            terms = " + ".join(f"{in_unit(wanted[what][0], DISK)} for {what}" for what in parts)
+            faults.append(
+                f"the disk with {folder.absolute()} has {in_unit(free, DISK)} free, but the study "
+                f"needs about {in_unit(total, DISK)}: {terms} (docs/storage.md)"
+            )
+    return faults
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or its nearest parent that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def check_names(splits: Mapping[str, Path]) -> list[str]:
+    """Return the faults of case names, for tasks whose folds have been written."""
+    faults = []
+    for task, path in splits.items():
+        folds = read_json(path, kind=list) if path.is_file() else []
+        cases = {case for fold in folds for part in ("train", "val") for case in fold[part]}
+        faults += [f"{task}, case {case}: {fault}" for case in cases if (fault := check_name(case))]
+    return sorted(faults)
+
+
+def refuse(study: str, faults: Iterable[str]) -> None:
+    """Raise UserError with all faults, if any."""
+    if listed := list(dict.fromkeys(faults)):
+        lines = "".join(f"\n  {fault}" for fault in listed)
+        raise UserError(
+            f"the study {study} cannot be trained as configured, "
+            f"{counted(len(listed), 'fault')}:{lines}"
+        )
+
+
+def check_needs(params: Any, published: Mapping[str, Plan], results: Path) -> dict[str, Any]:
+    """Check a study, and return the sizes of what it has yet to write, in bytes.
+
+    Args:
+        params: of the rule `check_needs`.
+        published: published plans, by task.
+        results: folder of the study.
+
+    Raises UserError with all faults.
+    """
+    plans: dict[str, Plan] = {}
+    faults: list[str] = []
+    for task in params.tasks:
+        try:
+            plan = find_plan(
+                own=Path(params.own_plans[task]),
+                published=published[task] if task in params.published else None,
+                configuration=params.configuration,
+                overrides=params.overrides[task],
+            )
+        except UserError as error:
+            faults.append(str(error))
+        else:
+            plans |= {} if plan is None else {task: plan}
+    design = StudyDesign(
+        configuration=params.configuration,
+        training=TrainingSettings(**params.training),
+        folds=params.folds,
+        mirroring=params.mirroring,
+    )
+    arms = {name: Arm(**arm) for name, arm in params.arms.items()}
+    sizes, misfits = check_plans(plans, arms, design)
+    faults += misfits
+    left = [
+        sizes[task, arm]
+        for task, arm, record in params.records
+        if (task, arm) in sizes and not Path(record).is_file()
+    ]
+    unprepared = [task for task, path in params.manifests.items() if not Path(path).is_file()]
+    data = sum(
+        preprocessed_bytes(plans[task], params.configuration)
+        for task in unprepared
+        if task in plans
+    )
+    checkpoints = CHECKPOINTS * sum(left)
+    wanted = {
+        f"the preprocessed data of {counted(len(unprepared), 'task')}": (data, PREPROCESSED),
+        f"the checkpoints of {counted(len(left), 'training')}": (checkpoints, results),
+    }
+    faults += check_disk(wanted)
+    faults += check_names({task: Path(path) for task, path in params.splits.items()})
+    refuse(params.study, faults)
+    return {"preprocessed_bytes": data, "checkpoint_bytes": checkpoints}
+
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+
+    nnunet_setup.configure(processes=1)
+    needs = Path(snakemake.output.needs)
+    listed = published_plans(Path(snakemake.input.plans))
+    write_json(check_needs(snakemake.params, listed, results=needs.parents[1]), needs)
