@@ -1,0 +1,1 @@
+"""Search a schedule of frequencies for a task, part by part."""
