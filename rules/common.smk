@@ -111,9 +111,11 @@ def run_files(name):
 def checked_first(wildcards):
     """Make a training wait until its study has been checked (and forecast, where that is needed).
 
-    The list is empty: the check is not an input, so repeating it does not retrain anything.
+    The list is empty: the check is not an input, so repeating it does not retrain anything. Trials
+    of a search wait for it in the search's first step.
     """
-    if not Path(RUN.format(**wildcards), "run.json").is_file():
+    done = Path(RUN.format(**wildcards), "run.json").is_file()
+    if not done and wildcards.arm in config["arms"]:
         checkpoints.check_needs.get()
     return []
 

@@ -7,6 +7,7 @@ frequencies of its parts, such as search_3of7_5of7_1, and is trained by the rule
 REQUIRED INPUTS:
 
     resources/nnUNet_preprocessed/{dataset}/{plans}.json
+    results/{study}/forecast/needs.json
     results/{study}/runs/{task}/{trial}/fold_{fold}/{run.json,epochs.csv}, of the trials
 
 OUTPUTS, in results/{study}/search/:
@@ -77,7 +78,10 @@ checkpoint choose_frequencies:
                     "runs": trials_of_part(wildcards),
                 }
                 if int(wildcards.part)
-                else {"forecast": ancient(f"{SEARCH}/forecast.md")}
+                else {
+                    "needs": ancient(f"{RESULTS}/forecast/needs.json"),
+                    "forecast": ancient(f"{SEARCH}/forecast.md"),
+                }
                 | ({"within": ancient(f"{SEARCH}/within_budget.json")} if HAS_BUDGET else {})
             )
         ),
