@@ -130,7 +130,7 @@ def ending_of(record: Mapping[str, Any]) -> str:
 
 
 def read_cases(path: Path, label_names: Mapping[str, str], ending: str) -> pd.DataFrame:
-    """One row a case and foreground label of nnU-Net's summary.json.
+    """One row a case and foreground label of nnU-Net's summary.json, labels sorted by value.
 
     `ending` is that of the dataset's files, such as `.nii.gz`.
 
@@ -142,7 +142,7 @@ def read_cases(path: Path, label_names: Mapping[str, str], ending: str) -> pd.Da
     try:
         for entry in summary["metric_per_case"]:
             case = Path(entry["reference_file"]).name.removesuffix(ending)
-            for label in label_names:
+            for label in sorted(label_names, key=label_values):
                 metrics = entry["metrics"][label]
                 rows.append(
                     {"case": case, "label": label, "label_name": label_names[label]}
