@@ -50,7 +50,7 @@ class Shelf:
 def untransformed(trainer, dataset=None):
     """Return the training loader, its batches as they are cropped, and where it notes forcing."""
     plans = [
-        replace(plan, transforms=None, initial_patch_size=plan.stage.patch_size)
+        replace(plan, transforms=None, initial_patch_size=plan.stage.patch_size, batched=None)
         for plan in trainer._loading_plans()[0]
     ]
     loader = ScheduledDataLoader(

@@ -183,7 +183,8 @@ def test_batches_of_a_stage_are_those_of_nnunet_s_loader_of_that_size(tiny):
     """Changing sizes leaves nothing behind: a loader made for one size alone draws the same."""
     from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
-    trainer = tiny.trainer(RANDOM, epochs=1, iterations=12, batch_seed=5)
+    options = {"batch_seed": 5, "batched_augmentation": False}
+    trainer = tiny.trainer(RANDOM, epochs=1, iterations=12, **options)
     ours = trainer.get_dataloaders()[0]
     schedule, plans = trainer.schedule(), ours.data_loader._plans
     stages = set()
@@ -257,7 +258,7 @@ def test_forced_samples_hold_foreground(tiny):
     from dataclasses import replace
 
     loader._plans = [
-        replace(plan, transforms=None, initial_patch_size=plan.stage.patch_size)
+        replace(plan, transforms=None, initial_patch_size=plan.stage.patch_size, batched=None)
         for plan in loader._plans
     ]
     batches = list(islice(loader, 20))

@@ -495,6 +495,7 @@ OPTIONS = [
     *[(trainer, "training_oversample_foreground_percent", 0.2) for trainer in OF_PATCHES],
     *[(trainer, "validation_oversample_foreground_percent", 0.5) for trainer in OF_PATCHES],
     *[(trainer, "faithful_augmentation_per_stage", True) for trainer in OF_PATCHES],
+    *[(trainer, "batched_augmentation", False) for trainer in OF_PATCHES],
     *[(trainer, "mirror_axes", "none") for trainer in OF_PATCHES],
     ("nnUNetTrainerProgressivePatch", "pacing", "volume"),
     ("nnUNetTrainerProgressivePerformancePatch", "max_batch", 20),

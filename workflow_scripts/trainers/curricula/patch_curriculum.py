@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
+from .batches.batched_augmentation import BatchedAugmentation
 from .batches.loading import (
     LoadingPlan,
     ScheduledDataLoader,
@@ -60,6 +62,8 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         faithful_augmentation_per_stage: let nnU-Net choose the kind of augmentation (rotation
             range, dummy 2D, mirror axes) separately for each patch size, as the authors' trainers
             do; False uses the planned patch's kind throughout.
+        batched_augmentation: augment the samples of a batch together wherever their patches are
+            not of the planned size; False augments one by one, as nnU-Net does.
         mirror_axes: `all`, or `none` for training and prediction without mirroring, as with
             nnU-Net's `nnUNetTrainerNoMirroring`.
         optimizer_name: one of `OPTIMIZERS`; decay of the learning rate, weight decay and clipping
@@ -82,6 +86,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     training_oversample_foreground_percent: float | None = None
     validation_oversample_foreground_percent: float | None = None
     faithful_augmentation_per_stage = False
+    batched_augmentation = True
     mirror_axes: Literal["all", "none"] = "all"
     optimizer_name = "sgd"
     few_volumes = False
@@ -218,6 +223,13 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             for stage, kind in zip(self.stages, kinds, strict=True)
         ]
         planned = Stage(tuple(configuration.patch_size), configuration.batch_size)
+        if self.batched_augmentation:
+            plans = [
+                plan
+                if plan.stage.patch_size == planned.patch_size
+                else replace(plan, batched=BatchedAugmentation(plan.transforms))
+                for plan in plans
+            ]
         return plans, LoadingPlan(
             **self._share_of_rank(planned, validating=True),
             initial_patch_size=planned.patch_size,

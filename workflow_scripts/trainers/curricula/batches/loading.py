@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from ..schedules.schedule import Schedule, Stage
+from .batched_augmentation import BatchedAugmentation, Draws
+
+WHOLE_VOLUME = 0.5
+"""Share of a volume's voxels from which on its crops are cut from the whole volume, read once."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class LoadingPlan:
             the loader's probability (nnU-Net's `probabilistic_oversampling`).
         volumes: for each sample, the number of the volume in the batch that it is cropped from;
             None takes a volume of its own for each.
+        batched: the transforms for all samples of a batch at once; None applies `transforms` to
+            one sample after the other.
     """
 
     stage: Stage
@@ -40,6 +48,7 @@ class LoadingPlan:
     transforms: BasicTransform
     forced: tuple[bool, ...] | None = None
     volumes: tuple[int, ...] | None = None
+    batched: BatchedAugmentation | None = None
 
 
 def samples_of_rank(batch_size: int, rank: int, ranks: int) -> range:
@@ -66,6 +75,43 @@ def crop_few_volumes(batch_size: int, planned: int) -> list[int]:
     """
     crops = -(-batch_size // planned)
     return [number // crops for number in range(batch_size)]
+
+
+def copy_crop(
+    data: Any, seg: Any, lower: Sequence[int], image: np.ndarray, label: np.ndarray
+) -> None:
+    """Copy what a crop shares with a volume; the rest of the crop stays as it is.
+
+    Args:
+        data, seg: (channel, *spatial), arrays or something that is sliced like them.
+        lower: the crop's first voxel in the volume, on each axis; may be outside of it.
+        image, label: (channel, *spatial), filled with what stands for outside.
+    """
+    source, place = [slice(None)], [slice(None)]
+    for start, size, end in zip(lower, image.shape[1:], data.shape[1:], strict=True):
+        first, last = int(max(start, 0)), int(min(start + size, end))
+        if first >= last:
+            return
+        source.append(slice(first, last))
+        place.append(slice(first - start, last - start))
+    where, there = tuple(place), tuple(source)
+    image[where] = data[there]
+    label[where] = seg[there]
+
+
+def _samples_by_key(keys: Sequence[str]) -> dict[str, list[int]]:
+    samples: dict[str, list[int]] = {}
+    for sample, key in enumerate(keys):
+        samples.setdefault(key, []).append(sample)
+    return samples
+
+
+def _empty(
+    samples: int, channels: tuple[int, int], size: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and labels that are all outside of any volume, as nnU-Net pads them."""
+    images = np.zeros((samples, channels[0], *size), np.float32)
+    return images, np.full((samples, channels[1], *size), -1, np.int16)
 
 
 class _LastCase:
@@ -154,7 +200,51 @@ class ScheduledDataLoader(nnUNetDataLoader):
         random.seed(word)
         np.random.seed(word)
         torch.manual_seed(word)
-        return super().generate_train_batch()
+        if plan.batched is None:
+            return super().generate_train_batch()
+        return self._make_at_once(plan.batched, Draws.of((*self._seed, number)))
+
+    @torch.no_grad()
+    def _make_at_once(self, augmentation: BatchedAugmentation, draws: Draws) -> dict:
+        """Return a batch as `generate_train_batch` does; each volume is opened once.
+
+        Samples that are neither rotated nor scaled are cropped without the margin for it.
+        """
+        keys = self.get_indices()
+        forced = [self.get_do_oversample(sample) for sample in range(len(keys))]
+        placement = augmentation.place(len(keys), draws)
+        moved = {sample: place for place, sample in enumerate(placement.moved.tolist())}
+        initial = [int(size) for size in self.patch_size]
+        patch = [int(size) for size in self.final_patch_size]
+        inset = [wide // 2 - size // 2 for wide, size in zip(initial, patch, strict=True)]
+        first_data, first_seg, *_ = self._data.load_case(keys[0])
+        channels = len(first_data), len(first_seg)
+        images, labels = _empty(len(keys), channels, patch)
+        wide_images, wide_labels = _empty(len(moved), channels, initial)
+        for key, samples in _samples_by_key(keys).items():
+            data, seg, _, properties = self._data.load_case(key)
+            wanted = sum(prod(initial if sample in moved else patch) for sample in samples)
+            if wanted > WHOLE_VOLUME * prod(data.shape[1:]):
+                data, seg = data[:], seg[:]
+            for sample in samples:
+                box, _ = self.get_bbox(
+                    data.shape[1:], forced[sample], properties["class_locations"]
+                )
+                if sample in moved:
+                    place = moved[sample]
+                    copy_crop(data, seg, box, wide_images[place], wide_labels[place])
+                else:
+                    lower = [start + margin for start, margin in zip(box, inset, strict=True)]
+                    copy_crop(data, seg, lower, images[sample], labels[sample])
+        data, target = augmentation.augment(
+            torch.from_numpy(images),
+            torch.from_numpy(labels),
+            torch.from_numpy(wide_images),
+            torch.from_numpy(wide_labels),
+            placement,
+            draws,
+        )
+        return {"data": data, "target": target, "keys": keys}
 
     def get_indices(self) -> Sequence[str]:
         """Draw the cases of a batch, one for each of its volumes."""
