@@ -18,6 +18,7 @@ BASE = Path(workflow.current_basedir).parent
 sys.path.insert(0, str(BASE))
 
 from workflow_scripts.common.errors import ConfigError
+from workflow_scripts.common.gpus import count_gpus
 from workflow_scripts.common.nnunet_setup import PREPROCESSED, RAW
 from workflow_scripts.study.config_validation import check_config
 from workflow_scripts.study.curriculum_search import TRIAL
@@ -59,6 +60,9 @@ STUDY = Study(config, MSD)
 JOBS = JobResources(
     STUDY, BASE / "config/job_resources.tsv", BASE / "config/published/nnunet_plans.tsv"
 )
+# As many jobs on GPUs as there are GPUs, unless `--resources gpu=…` says otherwise.
+if config["training"]["device"] != "cpu" and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", count_gpus())
 
 HAS_BUDGET = set(config["budget"].values()) != {None}
 RESULTS = f"results/{STUDY.name}"

@@ -425,6 +425,7 @@ def test_describe_run_writes_what_is_read(tmp_path):
     assert set(describe(three_attempts(), tmp_path)) == read | {
         "validation_mirroring",
         "file_ending",
+        "gpu",
     }
 
 

@@ -56,5 +56,5 @@ def test_the_rules_that_it_names_exist():
 
 def test_one_machine_s_gpu_is_no_limit_for_all_jobs_together():
     default = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())
-    assert set(default["resources"]) == set(PROFILE["set-resource-scopes"])
+    assert {"gpu", *default["resources"]} == set(PROFILE["set-resource-scopes"])
     assert set(PROFILE["set-resource-scopes"].values()) == {"local"}

@@ -48,7 +48,7 @@ def measure(run: RunSpec, settings: RunSettings, plans_file: Path, folder: Path)
     if found.precision == "bf16":
         hardware.autocast_network(network)
     ledger = Ledger(folder / "ledger.jsonl")
-    meter = EnergyMeter(settings.energy)
+    meter = EnergyMeter(settings.energy, found.gpu)
     Recorder(ledger, meter, flops, 1, began, lambda _: None).attach(trainer)
     iterations: list[list] = []
     clock = [0.0]

@@ -9,6 +9,7 @@ import torch
 
 from workflow_scripts.common.compute_settings import ComputeSettings
 from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.gpus import Gpu, take_gpu
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Hardware:
         device: `cuda` or `cpu`.
         precision: `amp`, `bf16` or `fp32`.
         threads: cores.
+        gpu: the one that this job computes on, if it is NVIDIA's.
     """
 
     device: str
     precision: str
     threads: int
+    gpu: Gpu | None = None
 
     @property
     def processes(self) -> int:
@@ -143,8 +146,11 @@ def make_deterministic(device: str) -> None:
 def prepare(wanted: ComputeSettings) -> Hardware:
     """Set torch up as the config's `training` section says; return what there is.
 
+    On a GPU, one of those that are visible is taken for this process, before CUDA is used.
+
     Raises UserError for a device or a precision that this machine cannot offer.
     """
+    gpu = None if wanted.device == "cpu" else take_gpu()
     device = find_device(wanted.device)
     precision = find_precision(wanted.precision, device)
     torch.set_num_threads(1 if device == "cuda" else wanted.threads)
@@ -153,4 +159,4 @@ def prepare(wanted: ComputeSettings) -> Hardware:
         keep_freed_memory()
     if wanted.deterministic:
         make_deterministic(device)
-    return Hardware(device, precision, wanted.threads)
+    return Hardware(device, precision, wanted.threads, gpu if device == "cuda" else None)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.gpus import Gpu
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,10 @@ class EnergyMeter:
         error: why nothing can be read, or "".
     """
 
-    def __init__(self, settings: EnergySettings) -> None:
+    def __init__(self, settings: EnergySettings, gpu: Gpu | None = None) -> None:
         """Find the sensors; a failure is kept in `error` and in every reading, never as zero.
+
+        Of several GPUs only `gpu` is read. None reads all that codecarbon finds.
 
         Raises UserError for a country whose carbon intensity codecarbon does not know.
         """
@@ -93,6 +96,8 @@ class EnergyMeter:
                 tracking_mode=settings.tracking_mode,
                 pue=settings.pue,
                 save_to_file=False,
+                # By index: codecarbon 3.3.2 does not find a GPU by its UUID, whose G it strips.
+                gpu_ids=[gpu.index] if gpu else None,
                 allow_multiple_runs=True,
                 log_level="error",
             )

@@ -161,6 +161,7 @@ def describe_run(
         "batch_size": plan["batch_size"],
         "stages": int(epochs["stage"].nunique(dropna=False)),
         **{key: trained[key] for key in TRAINED_KEYS},
+        "gpu": trained.get("gpu"),
         "cpu_model": trained["meter"]["cpu_model"],
         "attempts": len(attempts),
         "started": attempts[0]["started"],

@@ -98,7 +98,7 @@ def evaluate_scale(
     folder = preprocessed / predictor.configuration_manager.data_identifier
     dataset = infer_dataset_class(str(folder))(str(folder), cases)
     seconds = 0.0
-    meter = EnergyMeter(settings.energy)
+    meter = EnergyMeter(settings.energy, found.gpu)
     with tempfile.TemporaryDirectory() as predictions:
         for case in cases:
             data, _, _, properties = dataset.load_case(case)

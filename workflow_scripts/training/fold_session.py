@@ -150,7 +150,7 @@ def resume(
     run, training, hardware = fold.run, fold.settings.training, fold.hardware
     identity = fold.identity
     ledger = Ledger(fold.ledger.path, before_append=held.check)
-    meter = EnergyMeter(fold.settings.energy)
+    meter = EnergyMeter(fold.settings.energy, hardware.gpu)
     began = time.monotonic()
     if not fold.check_identity():
         check_identity(identity, fold.folder / "identity.json", False, False)
@@ -177,7 +177,7 @@ def resume(
     started = {"entry": "attempt", "attempt": attempt, "resumed_at": done}
     started["resumed_within"] = curriculum.iterations_resumed if curriculum else 0
     started |= {"threads": hardware.threads, "device": hardware.device}
-    started["precision"] = hardware.precision
+    started |= {"precision": hardware.precision, "gpu": hardware.gpu and str(hardware.gpu)}
     started |= {"meter": meter.describe(), "memory_kills": kills}
     ledger.append(started | _describe_circumstances(hardware.device, identity["trainer_code"]))
 
