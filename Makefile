@@ -79,14 +79,14 @@ test: export SLURM_CONF := /dev/null
 test: .venv/lock-dev-installed
 	$(RUN) pytest -n 4 --dist loadfile --no-loadscope-reorder $(if $(ALL),,-m 'not ci')
 
-BENCH := results/bench/bench.md
+BENCH := results/bench/bench.md results/bench/loading.md
 ifdef ARCHIVES
 BENCH_TASK04 := --config archives='$(ARCHIVES)' 'tasks=[Task99_BrainTissue, Task04_Hippocampus]' \
   'checksums={Task04_Hippocampus: 30c0bc764dda9712c928f83b2df23c20}'
 endif
 
 bench: .venv/lock-installed
-	$(RUN) snakemake --cores $(CORES) --configfile config/bench.yaml $(BENCH_TASK04) --forcerun bench_trainers -- $(BENCH)
+	$(RUN) snakemake --cores $(CORES) --configfile config/bench.yaml $(BENCH_TASK04) --forcerun bench_trainers bench_loading -- $(BENCH)
 	@cat $(BENCH)
 
 lint: .venv/lock-dev-installed

@@ -7,7 +7,8 @@ REQUIRED INPUTS, in resources/nnUNet_preprocessed/{dataset}/:
 
 OUTPUTS:
 
-    results/{study}/bench.csv, bench.md   ratios, their goals, and the machine
+    results/{study}/bench.csv, bench.md       ratios, their goals, and the machine
+    results/{study}/loading.csv, loading.md   loading of batches on the ten published plans
 """
 
 
@@ -43,3 +44,25 @@ rule bench_trainers:
         "Measuring the trainers on {params.runs}"
     script:
         "../workflow_scripts/benchmark/bench_trainers.py"
+
+
+rule bench_loading:
+    input:
+        plans=shipped("config/published/nnunet_plans.tsv"),
+    output:
+        table=f"{RESULTS}/loading.csv",
+        page=f"{RESULTS}/loading.md",
+    log:
+        f"logs/bench_loading/{STUDY.name}.log",
+    conda:
+        "../envs/nnunet.yaml"
+    threads: config["training"]["threads"]  # all: nothing else may run meanwhile
+    resources:
+        **JOBS.of("bench_loading"),
+    params:
+        seconds=config["bench"]["loading_seconds"],
+        stages=config["bench"]["loading_stages"],
+    message:
+        "Measuring the loading of batches on the published plans"
+    script:
+        "../workflow_scripts/benchmark/bench_loading.py"

@@ -102,7 +102,13 @@ def own_task(folder):
 
 def test_every_rule_is_reached_by_a_shipped_study(tree, plans, tmp_path):
     others = {
-        "bench": plan(tree, "results/bench/bench.md", "--configfile", "config/bench.yaml"),
+        "bench": plan(
+            tree,
+            "results/bench/bench.md",
+            "results/bench/loading.md",
+            "--configfile",
+            "config/bench.yaml",
+        ),
         "sweep": plan(tree, "budget_sweep", "--configfile", "config/budget_sweep.yaml"),
         "scales": plan(tree, "scale_space", "--configfile", "config/scale_space.yaml"),
         "search": plan(tree, "search_curriculum"),
@@ -198,9 +204,10 @@ def test_the_bench_prepares_its_tasks_and_trains_no_arm_of_a_study(tree):
     tasks = "tasks=[Task99_BrainTissue,Task04_Hippocampus]"
     jobs, _ = plan(
         tree,
-        *("--configfile", "config/bench.yaml", "--config", tasks, "--", "results/bench/bench.md"),
+        *("--configfile", "config/bench.yaml", "--config", tasks),
+        *("--", "results/bench/bench.md", "results/bench/loading.md"),
     )
-    assert jobs["bench_trainers"] == 1
+    assert jobs["bench_trainers"] == jobs["bench_loading"] == 1
     assert jobs["preprocess_task"] == 2
     assert "train_fold" not in jobs
 

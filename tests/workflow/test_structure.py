@@ -16,7 +16,7 @@ FILES = sorted(path for path in CODE.rglob("*.py") if path.name != "__init__.py"
 RULE_FILES = sorted(ROOT.glob("rules/*.smk"))
 SHARED = ["trainers", "common", "records", "study"]
 """Each may import the ones before it, and every stage all of them."""
-ALSO = {"benchmark": {"training"}, "forecast": {"planning"}}
+ALSO = {"benchmark": {"training", "forecast"}, "forecast": {"planning"}}
 """Stages that a stage may import besides itself."""
 PARSING = {"yaml", "jsonschema", "snakemake"}
 """What the Snakefile's modules may import: Snakemake installs it."""
