@@ -369,6 +369,26 @@ def test_masks_regions_ignore_label_and_deep_supervision_are_nnunet_s():
             assert torch.equal(one[number], other)
 
 
+@pytest.mark.parametrize("scales", [None, [[1, 1, 1], [0.5, 0.5, 0.5]]])
+def test_large_batches_are_augmented_in_parts(monkeypatch, scales):
+    """Each sample keeps its own crop and its own place; the last part is smaller."""
+    patch = (8, 8, 8)
+    transforms, initial = pipeline(patch, mirror=None, deep_supervision_scales=scales)
+    spatial = [t for t in transforms.transforms if not isinstance(t, RandomTransform)]
+    augmentation = BatchedAugmentation(ComposeTransforms(spatial))
+    labels = blocks(50, initial, (0, 4), edge=2)
+    whole = augment(augmentation, labels.float(), labels, patch)
+    monkeypatch.setattr(
+        "workflow_scripts.trainers.curricula.batches.batched_augmentation.CHUNK", 7 * 8**3
+    )
+    parts = augment(augmentation, labels.float(), labels, patch)
+    assert torch.equal(whole[0], parts[0])
+    for one, other in zip(
+        *(found[1] if scales else [found[1]] for found in (whole, parts)), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
 def test_what_has_no_batched_form_is_named():
     transforms, _ = pipeline(is_cascaded=True, foreground_labels=[1, 2])
     with pytest.raises(NotImplementedError, match="MoveSegAsOneHot"):

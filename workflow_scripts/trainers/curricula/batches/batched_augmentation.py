@@ -44,6 +44,9 @@ from .thin_blur import margin
 FULL_SCORE = 1000.0
 """Score of a voxel that is all of one label; half precision then has nnU-Net's near ties tie."""
 
+CHUNK = 2**22
+"""Most voxels that are augmented together, so that a worker needs little memory."""
+
 EPS = 1e-7
 """Least range and standard deviation that `GammaTransform` divides by."""
 
@@ -146,6 +149,27 @@ class BatchedAugmentation:
             placement: of this batch, from `place`.
             draws: the same that `place` was given.
         """
+        together = max(1, CHUNK // images[0].numel())
+        targets = []
+        for start in range(0, len(images), together):
+            here = slice(start, start + together)
+            part, there = placement.part(here)
+            whole = images[here], labels[here], wide_images[there], wide_labels[there]
+            targets.append(self._augment_some(*whole, part, draws))
+        if isinstance(targets[0], list):
+            return images, [torch.cat(outputs) for outputs in zip(*targets, strict=True)]
+        return images, torch.cat(targets)
+
+    def _augment_some(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        wide_images: torch.Tensor,
+        wide_labels: torch.Tensor,
+        placement: "Placement",
+        draws: Draws,
+    ) -> Any:
+        """As `augment`, all samples at once; images are changed in place, targets returned."""
         if len(placement.moved):
             moved = torch.from_numpy(placement.moved).to(images.device)
             patch = images.shape[2:]
@@ -154,7 +178,7 @@ class BatchedAugmentation:
         batch = Batch(images, labels)
         for apply in self._others:
             apply(batch, draws)
-        return batch.images, batch.target
+        return batch.target
 
     def _move(
         self,
@@ -186,6 +210,12 @@ class Placement:
 
     moved: np.ndarray
     affines: np.ndarray
+
+    def part(self, samples: slice) -> tuple["Placement", slice]:
+        """Return the placement of some samples, and where in `moved` these are."""
+        first, last = np.searchsorted(self.moved, (samples.start, samples.stop))
+        there = slice(int(first), int(last))
+        return Placement(self.moved[there] - samples.start, self.affines[there]), there
 
 
 class Batch:
@@ -551,9 +581,11 @@ def _mirror(batch: Batch, t: MirrorTransform, draws: Draws) -> None:
 
 
 def _by_voxel(batch: Batch, t: BasicTransform, draws: Draws) -> None:
-    """Apply a transform that looks at each voxel alone: the batch is one more axis to it."""
+    """Apply a transform that looks at each voxel alone: the batch is one more axis to it.
+
+    It changes images in place.
+    """
     found = t(image=batch.images.transpose(0, 1), segmentation=batch.target.transpose(0, 1))
-    batch.images = found["image"].transpose(0, 1)
     batch.target = found["segmentation"].transpose(0, 1)
 
 
