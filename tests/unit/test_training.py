@@ -11,6 +11,7 @@ import time
 import pandas as pd
 import pytest
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
 from workflow_scripts.common import nnunet_setup
 from workflow_scripts.common.errors import UserError
@@ -20,6 +21,7 @@ from workflow_scripts.common.hardware import (
     autocast_network,
     find_device,
     find_precision,
+    set_memory_format,
 )
 from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.common.progress import Progress
@@ -97,6 +99,81 @@ class TwoHeads(torch.nn.Module):
     def forward(self, x):
         output = self.head(self.conv(x))
         return [output, output[..., ::2]] if self.deep_supervision else output
+
+
+def unet(features):
+    """Return an nnU-Net of three stages."""
+    return PlainConvUNet(
+        1,
+        3,
+        [features, 2 * features, 4 * features],
+        torch.nn.Conv3d,
+        3,
+        [1, 2, 2],
+        2,
+        2,
+        2,
+        conv_bias=True,
+        norm_op=torch.nn.InstanceNorm3d,
+        norm_op_kwargs={"affine": True},
+        nonlin=torch.nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("features", "device", "wanted", "expected"),
+    [
+        (8, "cpu", "auto", "channels_last"),
+        (16, "cpu", "auto", "contiguous"),
+        (8, "cuda", "auto", "contiguous"),
+        (8, "cpu", "contiguous", "contiguous"),
+        (16, "cpu", "channels_last", "channels_last"),
+    ],
+)
+def test_the_order_in_memory_follows_the_features(features, device, wanted, expected):
+    network = unet(features)
+    assert set_memory_format(network, wanted, device) == expected
+    weight = network.encoder.stages[1][0].convs[0].conv.weight
+    last = weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert last == (expected == "channels_last")
+
+
+def test_another_network_keeps_its_order():
+    assert set_memory_format(TwoHeads(), "auto", "cpu") == "contiguous"
+
+
+def train_two_steps(size, memory_format, bf16):
+    """Return the losses of two steps and the gradient of the second."""
+    torch.manual_seed(0)
+    network = unet(8)
+    set_memory_format(network, memory_format, "cpu")
+    if bf16:
+        autocast_network(network)
+    x = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = sum((output - 1).square().mean() for output in network(x))
+        loss.backward()
+        losses.append(float(loss.detach()))
+        optimizer.step()
+    return losses, torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (8, 16, 8), (8, 4, 4)])
+def test_the_order_in_memory_changes_only_rounding(size):
+    """In bf16 both orders are as far from fp32; thin outputs are the ones that once were wrong."""
+    losses, exact = train_two_steps(size, "contiguous", bf16=False)
+    for bf16, tolerance in ((False, 1e-4), (True, 0.02)):
+        errors = []
+        for memory_format in ("contiguous", "channels_last"):
+            found, gradient = train_two_steps(size, memory_format, bf16)
+            assert found == pytest.approx(losses, rel=tolerance)
+            errors.append(float((gradient - exact).norm() / exact.norm()))
+        assert errors[1] < 1.5 * errors[0] + 1e-3
 
 
 def test_autocast_network_returns_fp32_near_fp32():

@@ -45,6 +45,7 @@ def measure(run: RunSpec, settings: RunSettings, plans_file: Path, folder: Path)
     trainer = make_trainer(run, settings.training, plans_file, found.device, resume=False)
     network = getattr(trainer.network, "_orig_mod", trainer.network)
     flops = FlopTable(network, trainer.num_input_channels)
+    hardware.set_memory_format(network, found.memory_format, found.device)
     if found.precision == "bf16":
         hardware.autocast_network(network)
     ledger = Ledger(folder / "ledger.jsonl")

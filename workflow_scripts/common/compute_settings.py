@@ -12,9 +12,11 @@ class ComputeSettings:
         precision: `auto`, `fp32` or `bf16`.
         deterministic: compute the same bits each time.
         threads: cores to use.
+        memory_format: `auto`, `contiguous` or `channels_last`.
     """
 
     device: str
     precision: str
     deterministic: bool
     threads: int
+    memory_format: str = "auto"

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from dynamic_network_architectures.architectures.abstract_arch import (
+    AbstractDynamicNetworkArchitectures,
+)
 
 from workflow_scripts.common.compute_settings import ComputeSettings
 from workflow_scripts.common.errors import UserError
@@ -21,12 +24,14 @@ class Hardware:
         precision: `amp`, `bf16` or `fp32`.
         threads: cores.
         gpu: the one that this job computes on, if it is NVIDIA's.
+        memory_format: as it is wanted (`set_memory_format`).
     """
 
     device: str
     precision: str
     threads: int
     gpu: Gpu | None = None
+    memory_format: str = "auto"
 
     @property
     def processes(self) -> int:
@@ -132,6 +137,36 @@ def autocast_network(network: Any) -> None:
     network.forward = autocast_forward
 
 
+SLIM = 16
+"""Features of the first stage below which channels last is the faster order on a CPU.
+
+oneDNN computes convolutions in blocks of 16 channels (8 without AVX-512), which a slim network
+leaves half empty. Measured in docs/performance.md.
+"""
+
+
+def set_memory_format(network: Any, wanted: str, device: str) -> str:
+    """Order a network's weights in memory; the images follow. Return the order.
+
+    Args:
+        network: nnU-Net's U-Nets make the choice by their first convolution. The weights of a
+            hypernetwork are made for each step, and stay as they are.
+        wanted: `contiguous`, `channels_last`, or `auto`, which takes the faster one on a CPU.
+        device: `cuda` or `cpu`.
+    """
+    if wanted == "auto":
+        convolutions = (m for m in network.modules() if isinstance(m, torch.nn.Conv3d))
+        slim = (
+            device == "cpu"
+            and isinstance(network, AbstractDynamicNetworkArchitectures)
+            and next(convolutions).out_channels < SLIM
+        )
+        wanted = "channels_last" if slim else "contiguous"
+    if wanted == "channels_last":
+        network.to(memory_format=torch.channels_last_3d)
+    return wanted
+
+
 def make_deterministic(device: str) -> None:
     """Make torch compute the same bits each time on one machine with one number of threads.
 
@@ -159,4 +194,10 @@ def prepare(wanted: ComputeSettings) -> Hardware:
         keep_freed_memory()
     if wanted.deterministic:
         make_deterministic(device)
-    return Hardware(device, precision, wanted.threads, gpu if device == "cuda" else None)
+    return Hardware(
+        device=device,
+        precision=precision,
+        threads=wanted.threads,
+        gpu=gpu if device == "cuda" else None,
+        memory_format=wanted.memory_format,
+    )

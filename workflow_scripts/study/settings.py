@@ -27,6 +27,7 @@ class TrainingSettings:
     checkpoint_minutes: float = 10
     lease_minutes: float = 5
     wait_minutes: float = 30
+    memory_format: str = "auto"
 
     @property
     def length(self) -> TrainingLength:
@@ -62,5 +63,9 @@ class RunSettings:
         """What to compute with."""
         training = self.training
         return ComputeSettings(
-            training.device, training.precision, training.deterministic, self.threads
+            training.device,
+            training.precision,
+            training.deterministic,
+            self.threads,
+            training.memory_format,
         )

@@ -165,11 +165,13 @@ class Study:
     def training(self, arm: str) -> dict[str, Any]:
         """Return what decides a training of the arm: the section `training`, with its own length.
 
-        Without the number of threads, which decides nothing.
+        Without the number of threads, which decides nothing, and without the order in memory where
+        it is automatic, so that trainings of earlier versions stay finished.
         """
-        settings = {
-            key: value for key, value in self.config["training"].items() if key != "threads"
-        }
+        settings = dict(self.config["training"])
+        del settings["threads"]
+        if settings.get("memory_format") == "auto":
+            del settings["memory_format"]
         return settings | {"epochs": self.arm(arm)["epochs"] or settings["epochs"]}
 
     def run(self, task: str, arm: str, fold: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from workflow_scripts.common.console import announce
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import digest, read_json
-from workflow_scripts.common.hardware import Hardware, autocast_network
+from workflow_scripts.common.hardware import Hardware, autocast_network, set_memory_format
 from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.common.progress import Progress
 from workflow_scripts.common.trainer_protocol import (
@@ -164,6 +164,7 @@ def resume(
     trainer.my_init_kwargs["identity"] = identity
     if checkpoint:
         load_checkpoint(trainer, checkpoint, identity)
+    memory_format = set_memory_format(network, hardware.memory_format, hardware.device)
     if hardware.precision == "bf16":
         autocast_network(network)
     done = training.epochs if fold.final.exists() else trainer.current_epoch
@@ -177,7 +178,8 @@ def resume(
     started = {"entry": "attempt", "attempt": attempt, "resumed_at": done}
     started["resumed_within"] = curriculum.iterations_resumed if curriculum else 0
     started |= {"threads": hardware.threads, "device": hardware.device}
-    started |= {"precision": hardware.precision, "gpu": hardware.gpu and str(hardware.gpu)}
+    started |= {"precision": hardware.precision, "memory_format": memory_format}
+    started["gpu"] = hardware.gpu and str(hardware.gpu)
     started |= {"meter": meter.describe(), "memory_kills": kills}
     ledger.append(started | _describe_circumstances(hardware.device, identity["trainer_code"]))
 
