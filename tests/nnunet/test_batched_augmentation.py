@@ -36,7 +36,7 @@ from workflow_scripts.trainers.curricula.batches.batched_augmentation import (
     resample_labels,
     sampling_grid,
 )
-from workflow_scripts.trainers.curricula.batches.loading import copy_crop
+from workflow_scripts.trainers.curricula.batches.loading import copy_crop, read_whole
 from workflow_scripts.trainers.curricula.batches.thin_blur import blur_thin
 from workflow_scripts.trainers.curricula.patch_curriculum import initial_patch_size
 
@@ -417,6 +417,23 @@ def test_crops_are_nnunet_s_also_beyond_the_borders():
         box = np.stack([lower, lower + size], 1).tolist()
         np.testing.assert_array_equal(image, crop_and_pad_nd(data, box, 0))
         np.testing.assert_array_equal(label, crop_and_pad_nd(seg, box, -1))
+
+
+@pytest.mark.parametrize(
+    ("crops", "whole"),
+    [
+        ([(8, 8, 8)], False),  # 2 × 2 × 2 blocks of 64
+        ([(8, 8, 8)] * 7, False),
+        ([(8, 8, 8)] * 9, True),
+        ([(100, 100, 100)] * 2, False),  # 3 × 3 × 3 blocks
+        ([(100, 100, 100)] * 3, True),
+    ],
+)
+def test_a_volume_is_read_once_where_its_crops_touch_more_than_all_of_it(crops, whole):
+    shape, blocks = (1, 256, 256, 256), (1, 64, 64, 64)
+    assert read_whole(shape, blocks, crops) == whole
+    assert not read_whole(shape, None, crops), "not compressed"
+    assert not read_whole((20, *shape[1:]), blocks, crops * 10), "too large"
 
 
 def test_only_patches_of_other_sizes_are_augmented_together(tiny):

@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -22,8 +22,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from ..schedules.schedule import Schedule, Stage
 from .batched_augmentation import BatchedAugmentation, Draws
 
-WHOLE_VOLUME = 0.5
-"""Share of a volume's voxels from which on its crops are cut from the whole volume, read once."""
+LARGEST_WHOLE = 2**26
+"""Most voxels of a volume that is decompressed as a whole, channels counted (256 MB)."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,29 @@ def crop_few_volumes(batch_size: int, planned: int) -> list[int]:
     """
     crops = -(-batch_size // planned)
     return [number // crops for number in range(batch_size)]
+
+
+def read_whole(
+    shape: Sequence[int], blocks: Sequence[int] | None, crops: Iterable[Sequence[int]]
+) -> bool:
+    """Tell whether several crops of a compressed volume are better cut from the whole of it.
+
+    A crop decompresses all blocks that it touches, again and again where crops overlap.
+
+    Args:
+        shape, blocks: of the volume and of its blocks (channel first); None is not compressed.
+        crops: the sizes of the crops, in voxels per axis.
+    """
+    if blocks is None or prod(shape) > LARGEST_WHOLE:
+        return False
+    touched = sum(
+        prod(
+            min((-(-size // block) + 1) * block, whole)
+            for size, block, whole in zip(crop, blocks[1:], shape[1:], strict=True)
+        )
+        for crop in crops
+    )
+    return touched > prod(shape[1:])
 
 
 def copy_crop(
@@ -223,8 +246,9 @@ class ScheduledDataLoader(nnUNetDataLoader):
         wide_images, wide_labels = _empty(len(moved), channels, initial)
         for key, samples in _samples_by_key(keys).items():
             data, seg, _, properties = self._data.load_case(key)
-            wanted = sum(prod(initial if sample in moved else patch) for sample in samples)
-            if wanted > WHOLE_VOLUME * prod(data.shape[1:]):
+            moving = sum(sample in moved for sample in samples)
+            crops = [initial] * moving + [patch] * (len(samples) - moving)
+            if read_whole(data.shape, getattr(data, "blocks", None), crops):
                 data, seg = data[:], seg[:]
             for sample in samples:
                 box, _ = self.get_bbox(
