@@ -46,6 +46,7 @@ FORECASTED = {
         if key in ("seed", "epochs") or key.endswith("iterations_per_epoch")
     },
     "mirroring": config["validation"]["mirroring"],
+    "workers": config["training"]["threads"],
     "country": config["energy"]["country"],
     "pue": config["energy"]["pue"],
     "calibration": config["forecast"]["calibration"],
@@ -60,6 +61,7 @@ rule forecast_study:
     input:
         plans=shipped("config/published/nnunet_plans.tsv"),
         runs=shipped("config/published/nnunet_runs.tsv"),
+        loading=shipped("config/published/loading.tsv"),
         code=code("forecast/forecast_study.py"),
         # Needed for the trainings anyway; without them no budget could be checked and no job timed.
         unpublished=[

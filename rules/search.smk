@@ -36,6 +36,7 @@ use rule forecast_study as forecast_search_study with:
     input:
         plans=shipped("config/published/nnunet_plans.tsv"),
         runs=shipped("config/published/nnunet_runs.tsv"),
+        loading=shipped("config/published/loading.tsv"),
         code=code("forecast/forecast_study.py"),
         unpublished=[STUDY.plans(task) for task in STUDY.tasks if task not in PUBLISHED_PLANS],
     output:

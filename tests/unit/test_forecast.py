@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from workflow_scripts.forecast.forecast_study import forecast_rows, published_wo
 from workflow_scripts.forecast.plot_forecast import plot_forecast
 from workflow_scripts.forecast.workload import (
     Plan,
+    StageWork,
     StudyDesign,
     cases_of_fold,
     count_work,
@@ -338,6 +340,104 @@ def test_the_country_gives_the_carbon():
     assert energy_mix("DEU")["carbon_intensity"] == pytest.approx(380.95)
     with pytest.raises(UserError, match=r"energy\.country.*QQQ"):
         energy_mix("QQQ")
+
+
+# --- Loading ---
+
+
+def test_every_stage_tells_what_it_loads(small):
+    """Whole batches of the stage's size; fewer than one an iteration where batches are repeated."""
+    trainer = find_trainer("nnUNetTrainerProgressivePerformancePatch")
+    work = count_work(small[TASK], trainer, {}, replace(DESIGN, folds=[0, 1]))
+    stages = work.of_stages
+    assert len(stages) == work.stages
+    assert sum(stage.iterations for stage in stages) == work.iterations
+    flop = sum(stage.iterations * stage.tflop for stage in stages)
+    assert flop == pytest.approx(work.train_tflop)
+    planned = small[TASK].plans["configurations"]["3d_fullres"]
+    last = stages[-1]
+    assert last.samples == planned["batch_size"] < stages[0].samples
+    assert last.megavoxels == last.samples * math.prod(planned["patch_size"]) / 1e6
+    assert [stage.together for stage in stages] == [True] * (work.stages - 1) + [False]
+    assert {stage.loads for stage in stages} == {1}
+    one_by_one = count_work(small[TASK], trainer, {"batched_augmentation": False}, DESIGN)
+    assert not any(stage.together for stage in one_by_one.of_stages)
+    low = count_work(small[TASK], find_trainer(LOW), {}, DESIGN).of_stages
+    assert low[0].loads == 0.25
+    assert {stage.megavoxels for stage in low} == {last.megavoxels}, "loaded at the planned size"
+    assert not any(stage.together for stage in low)
+
+
+def test_loading_is_fitted_by_kind():
+    rows = [
+        {"together": together, "samples": n, "megavoxels": v, "seconds": seconds(n, v)}
+        for together, seconds in (
+            (0, lambda n, v: 0.002 * n + 0.1 * v),
+            (1, lambda n, v: 0.01 + 0.0001 * n + 0.05 * v),
+        )
+        for n, v in ((2, 1.0), (9, 0.5), (64, 3.0), (500, 0.8))
+    ]
+    loading = calibration.Loading.fit(pd.DataFrame(rows))
+    stage = StageWork(1, 1.0, 1.0, samples=100, megavoxels=2.0, together=False)
+    assert loading.seconds(stage) == pytest.approx(0.4)
+    assert loading.seconds(replace(stage, together=True)) == pytest.approx(0.12)
+
+
+def test_an_iteration_lasts_as_long_as_the_slower_of_network_and_loading(small):
+    fitted = calibration.Calibration("made up", 0.01, 10.0, 1e-4, 0.0, factors={TASK: (2.0, 1.0)})
+    loading = calibration.Loading([0, 0.1, 0], [0, 0.1, 0])
+    stages = [
+        StageWork(100, 0.004, 1.0, samples=4, megavoxels=1.0, together=True),  # 0.1 s, 0.4 s
+        StageWork(100, 0.004, 0.25, samples=4, megavoxels=1.0, together=True),  # 0.1 s, 0.1 s
+        StageWork(100, 0.04, 1.0, samples=4, megavoxels=1.0, together=False),  # 0.82 s, 0.4 s
+    ]
+    assert fitted.waiting(TASK, stages, loading, 1) == pytest.approx(100 * 0.3)
+    assert fitted.waiting(TASK, stages, loading, 2) == pytest.approx(100 * 0.1)
+    assert fitted.waiting(TASK, stages, loading, 4) == 0
+    without, with_waiting = fitted.cost(TASK, 10, 1, 1), fitted.cost(TASK, 10, 1, 1, waiting=7.0)
+    assert with_waiting[0] - without[0] == pytest.approx(7)
+    assert with_waiting[1] - without[1] == pytest.approx(1e-4 * 7 / 2)
+
+
+def test_the_page_says_which_arms_wait_for_their_batches(small):
+    fitted = calibration.Calibration("made up", 1e-6, 1e-6, 1e-4, 0.0)
+    loading = calibration.Loading([0, 0.1, 0], [0, 0.001, 0])
+    rows = forecast_rows(
+        small,
+        ARMS,
+        DESIGN,
+        fitted,
+        reference_arm="constant",
+        kg_per_kwh=0.4,
+        loading=loading,
+        workers=2,
+    )
+    arguments = ("made_up", "constant", asdict(TRAINING), fitted, "DEU", 0.4, 1.0)
+    page = " ".join(to_markdown(rows, *arguments, workers=2).split())
+    assert "Loading by 2 workers is counted where it is slower than the network" in page
+    assert re.search(r"share of the hours: constant \d+%, progressive \d+%", page)
+    assert "Loading" not in to_markdown(rows, *arguments)
+
+
+def test_with_the_measured_loading_a_constant_training_keeps_its_published_time(plans):
+    """Else the loading of this table would contradict the runs that the forecast rests on."""
+    runs = pd.read_csv(PUBLISHED / "nnunet_runs.tsv", sep="\t")
+    fitted = calibration.published(runs, published_work(plans))
+    table = pd.read_csv(PUBLISHED / "loading.tsv", sep="\t", comment="#")
+    loading = calibration.Loading.fit(table)
+    assert min(*loading.one_by_one, *loading.together) >= 0
+    predicted = [
+        loading.seconds(StageWork(1, 0, 1, row.samples, row.megavoxels, bool(row.together)))
+        / row.seconds
+        for row in table.itertuples()
+    ]
+    assert 0.8 < np.median(predicted) < 1.25
+    for task, plan in plans.items():
+        design = replace(DESIGN, training=TrainingSettings(1000, 250, 50, seed=0))
+        work = count_work(plan, find_trainer("nnUNetTrainerConstantPatch"), {}, design)
+        waiting = fitted.waiting(task, work.of_stages, loading, workers=8)
+        seconds, _ = fitted.cost(task, work.steps, work.tflop, work.epochs)
+        assert waiting < 0.05 * seconds, task
 
 
 # --- Table, page, figure, budget ---

@@ -154,6 +154,7 @@ def bench_plan(task: str, plan: Plan, folder: Path, seconds: float, stages: int)
             references += other
             row = {"task": task, "arm": arm, "patch_size": stage.label}
             row |= {"batch_size": stage.batch_size, "voxels": stage.voxels / planned.voxels}
+            row |= {"channels": len(plan.dataset["channel_names"])}
             rows.append(row | {"seconds": mean(own)})
     # Of all turns: with a batch of two, some batches are hardly augmented and some in every way.
     return [row | {"constant_seconds": mean(references)} for row in rows]

@@ -10,7 +10,7 @@ in the seconds and the operations. What a task takes more or less than that is a
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from scipy.optimize import linprog
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import read_json
 from workflow_scripts.common.formatting import counted
+from workflow_scripts.forecast.workload import StageWork
 
 ONE_SIZE = (
     "One patch size was measured: what an iteration costs besides its operations is hardly known, "
@@ -54,13 +55,62 @@ class Calibration:
     errors: Mapping[str, Sequence[float]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
-    def cost(self, task: str, iterations: float, tflop: float, epochs: int) -> tuple[float, float]:
-        """Return seconds and kWh of some work of a task."""
+    def cost(
+        self, task: str, iterations: float, tflop: float, epochs: int, waiting: float = 0.0
+    ) -> tuple[float, float]:
+        """Return seconds and kWh of some work of a task.
+
+        `waiting` are the seconds that the device waits for batches.
+        """
         seconds = self.seconds_per_iteration * iterations + self.seconds_per_tflop * tflop
         seconds += self.seconds_per_epoch * epochs
-        kwh = self.kwh_per_second * seconds + self.kwh_per_tflop * tflop
         slower, hungrier = self.factors.get(task, (1.0, 1.0))
-        return slower * seconds, hungrier * kwh
+        kwh = self.kwh_per_second * (seconds + waiting / slower) + self.kwh_per_tflop * tflop
+        return slower * seconds + waiting, hungrier * kwh
+
+    def waiting(
+        self, task: str, stages: Iterable[StageWork], loading: "Loading", workers: int
+    ) -> float:
+        """Return the seconds that a training waits for batches, with so many workers.
+
+        An iteration lasts as long as the network or the loading, whichever is longer.
+        """
+        slower, _ = self.factors.get(task, (1.0, 1.0))
+        seconds = 0.0
+        for stage in stages:
+            network = self.seconds_per_iteration + self.seconds_per_tflop * stage.tflop
+            loaded = loading.seconds(stage) * stage.loads / workers
+            seconds += stage.iterations * max(0.0, loaded - slower * network)
+        return seconds
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Processor time of a batch: a part for the batch, each sample and each megavoxel.
+
+    Attributes:
+        one_by_one: seconds a batch, a sample and a megavoxel where nnU-Net augments the samples.
+        together: the same where they are augmented at once.
+    """
+
+    one_by_one: Sequence[float]
+    together: Sequence[float]
+
+    @classmethod
+    def fit(cls, table: pd.DataFrame) -> "Loading":
+        """Fit it to the measurements of `config/published/loading.tsv`."""
+
+        def fit_some(rows: pd.DataFrame) -> list[float]:
+            features = rows.assign(batches=1.0)[["batches", "samples", "megavoxels"]]
+            return fit(features.to_numpy(float), rows["seconds"].to_numpy(float)).tolist()
+
+        together = table["together"].astype(bool)
+        return cls(fit_some(table[~together]), fit_some(table[together]))
+
+    def seconds(self, stage: StageWork) -> float:
+        """Return the processor time of a batch of a stage."""
+        batch, sample, megavoxel = self.together if stage.together else self.one_by_one
+        return batch + sample * stage.samples + megavoxel * stage.megavoxels
 
 
 def fit(features: np.ndarray, values: np.ndarray) -> np.ndarray:

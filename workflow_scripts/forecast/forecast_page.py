@@ -29,8 +29,12 @@ def to_markdown(
     country: str,
     kg_per_kwh: float,
     pue: float,
+    workers: int | None = None,
 ) -> str:
-    """Return the forecast on one screen: totals, arms, assumptions, error."""
+    """Return the forecast on one screen: totals, arms, assumptions, error.
+
+    `workers` load the batches; None where loading is part of the measured seconds.
+    """
     unplanned = list(dict.fromkeys(table.loc[table["hours"].isna(), "task"]))
     known = table[table["hours"].notna()]
     counts = [
@@ -70,6 +74,7 @@ def to_markdown(
         + "; ".join(f"{what}: {errors_text(values)}" for what, values in calibration.errors.items())
         + ".",
         *calibration.notes,
+        *([] if workers is None else [loading_note(known, workers)]),
         "Included: training, the validation after each epoch, the final sliding-window validation "
         "(windows of the median case). Not included: preprocessing, set-up, lost work.",
         f"kg CO2eq: {number(1000 * kg_per_kwh)} g/kWh ({country}, codecarbon); power usage "
@@ -79,6 +84,17 @@ def to_markdown(
     ]
     lines.append(bullets(notes))
     return "\n\n".join(lines) + "\n"
+
+
+def loading_note(known: Any, workers: int) -> str:
+    """Say what loading adds to the hours, in the arms where it adds more than 1 %."""
+    sums = known.groupby("arm", sort=False)[["waiting_hours", "hours"]].sum()
+    shares = sums["waiting_hours"] / sums["hours"]
+    slowed = ", ".join(f"{arm} {share:.0%}" for arm, share in shares.items() if share > 0.01)
+    return (
+        f"Loading by {counted(workers, 'worker')} is counted where it is slower than the network; "
+        f"share of the hours: {slowed or 'below 1 % in every arm'}."
+    )
 
 
 def arm_rows(known: Any, reference_arm: str) -> Any:
@@ -107,4 +123,4 @@ def arm_rows(known: Any, reference_arm: str) -> Any:
     return pd.DataFrame(rows)
 
 
-SUMS = ["train_tflop", "val_tflop", "final_tflop", "hours", "kwh", "kg_co2eq"]
+SUMS = ["train_tflop", "val_tflop", "final_tflop", "waiting_hours", "hours", "kwh", "kg_co2eq"]

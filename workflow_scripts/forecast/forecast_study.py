@@ -12,7 +12,7 @@ from workflow_scripts.common.console import redirect
 from workflow_scripts.common.files import write_csv
 from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.forecast import calibration
-from workflow_scripts.forecast.calibration import Calibration
+from workflow_scripts.forecast.calibration import Calibration, Loading
 from workflow_scripts.forecast.forecast_page import SUMS, to_markdown
 from workflow_scripts.forecast.workload import (
     Plan,
@@ -43,11 +43,14 @@ def forecast_rows(
     *,
     reference_arm: str,
     kg_per_kwh: float,
+    loading: Loading | None = None,
+    workers: int = 1,
 ) -> pd.DataFrame:
     """Return one row a task and arm with the columns `COLUMNS`, all sums over the folds.
 
     A task without a plan has rows without numbers. `kg_per_kwh` is that of the meter's kWh: carbon
-    intensity; energies are multiplied by the power usage effectiveness before.
+    intensity; energies are multiplied by the power usage effectiveness before. `loading` by so many
+    `workers` is counted where it is slower than the network; None counts none.
     """
     rows = []
     for task, plan in plans.items():
@@ -59,7 +62,10 @@ def forecast_rows(
             length = replace(design.training, epochs=arm.epochs or design.training.epochs)
             trained = replace(design, training=length)
             work = count_work(plan, find_trainer(arm.trainer), arm.parameters, trained)
-            seconds, kwh = calibration.cost(task, work.steps, work.tflop, work.epochs)
+            waiting = (
+                calibration.waiting(task, work.of_stages, loading, workers) if loading else 0.0
+            )
+            seconds, kwh = calibration.cost(task, work.steps, work.tflop, work.epochs, waiting)
             settings = plan.plans["configurations"][design.configuration]
             rows[-1] = row | {
                 "plan": plan.source,
@@ -71,6 +77,7 @@ def forecast_rows(
                 "train_tflop": work.train_tflop,
                 "val_tflop": work.val_tflop,
                 "final_tflop": work.final_tflop,
+                "waiting_hours": waiting / 3600,
                 "hours": seconds / 3600,
                 "kwh": kwh,
                 "kg_co2eq": kwh * kg_per_kwh,
@@ -99,10 +106,12 @@ if __name__ == "__main__":
 
     params = snakemake.params
     listed = published_plans(Path(snakemake.input.plans))
+    loading = None
     if params.calibration == "published":
         runs = pd.read_csv(snakemake.input.runs, sep="\t")
         fitted = calibration.published(runs, published_work(listed))
-    else:
+        loading = Loading.fit(pd.read_csv(snakemake.input.loading, sep="\t", comment="#"))
+    else:  # where loading was slower than the network, it is in the measured seconds
         fitted = calibration.measured([Path(path).parent for path in params.runs])
     pue = params.pue
     fitted = replace(
@@ -132,6 +141,8 @@ if __name__ == "__main__":
         fitted,
         reference_arm=params.reference_arm,
         kg_per_kwh=intensity,
+        loading=loading,
+        workers=params.workers,
     )
     write_csv(table, Path(snakemake.output.csv))
     Path(snakemake.output.md).write_text(
@@ -144,6 +155,7 @@ if __name__ == "__main__":
             country=params.country,
             kg_per_kwh=intensity,
             pue=pue,
+            workers=params.workers if loading else None,
         ),
         encoding="utf-8",
     )

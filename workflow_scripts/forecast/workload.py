@@ -53,6 +53,27 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class StageWork:
+    """What the training iterations of one stage load and compute.
+
+    Attributes:
+        iterations: of all folds together.
+        tflop: operations of an iteration.
+        loads: batches loaded for an iteration; fewer than 1 where batches are repeated.
+        samples: of a loaded batch.
+        megavoxels: of the images in a loaded batch, channels counted.
+        together: whether its samples are augmented together, not one by one.
+    """
+
+    iterations: float
+    tflop: float
+    loads: float
+    samples: int
+    megavoxels: float
+    together: bool
+
+
+@dataclass(frozen=True)
 class Work:
     """What the training of one fold, or several, computes; a TFLOP is 1e12 operations.
 
@@ -62,6 +83,7 @@ class Work:
         iterations, val_iterations, predictions: steps of training, of the validation after each
             epoch, and forward passes of the final validation.
         train_tflop, val_tflop, final_tflop: operations of each.
+        of_stages: the training iterations by stage.
     """
 
     stages: int
@@ -72,6 +94,7 @@ class Work:
     train_tflop: float
     val_tflop: float
     final_tflop: float
+    of_stages: tuple[StageWork, ...] = ()
 
     @property
     def tflop(self) -> float:
@@ -215,6 +238,21 @@ def count_work(
         final = val = table.validation_step(size.batch_size, size.patch_size)
     each = iterations_of_stages(schedule)
     train = sum(n * flop[stage] for n, stage in zip(each, schedule.stages, strict=True))
+    at_once = parameters.get(
+        "batched_augmentation", getattr(trainer, "batched_augmentation", False)
+    )
+    channels = len(plan.dataset["channel_names"])
+    of_stages = [
+        StageWork(
+            iterations=n * len(folds),
+            tflop=flop[stage] / 1e12,
+            loads=1 / stage.replay,
+            samples=stage.batch_size,
+            megavoxels=channels * stage.batch_size * math.prod(stage.loaded_size) / 1e6,
+            together=at_once and stage.loaded_size != planned.patch_size,
+        )
+        for n, stage in zip(each, schedule.stages, strict=True)
+    ]
     val_iterations = training.epochs * training.validation_iterations_per_epoch
     cases = sum(plan.validation_cases(fold) for fold in folds)
     predictions = windows(chosen.median_image_size_in_voxels, planned.patch_size) * cases
@@ -228,6 +266,7 @@ def count_work(
         train_tflop=train * len(folds) / 1e12,
         val_tflop=val * val_iterations * len(folds) / 1e12,
         final_tflop=final / planned.batch_size * predictions / 1e12,
+        of_stages=tuple(of_stages),
     )
 
 
