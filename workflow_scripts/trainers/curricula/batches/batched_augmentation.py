@@ -232,7 +232,7 @@ class Batch:
     @property
     def planes(self) -> torch.Tensor:
         """The images as a view (batch · channel, *spatial): intensities change by channel."""
-        return self.images.flatten(0, 1)
+        return self.images.view(-1, *self.images.shape[2:])
 
 
 Apply = Callable[[Batch, Draws], None]
