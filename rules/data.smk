@@ -58,7 +58,7 @@ rule make_demo_task:
 
 rule extract_task:
     input:
-        # Its checksum tells what it holds: an archive that was copied or touched is the same one.
+        # Identified by its checksum: copying or touching an archive does not change it.
         archive=lambda wildcards: (ancient if wildcards.task in MSD else str)(
             f"resources/archives/{wildcards.task}.tar"
         ),

@@ -16,8 +16,8 @@ OUTPUTS:
 
 and in results/{study}/tables/:
 
-    runs.csv                  one row a run
-    cases.csv                 one row a validation case and label: Dice, NSD and counts
+    runs.csv                  one row per run
+    cases.csv                 one row per validation case and label: Dice, NSD and counts
     epochs.csv, stages.csv, energy.csv    the runs' own tables, one below the other
     comparison.{csv,md,tex}   the arms against the reference arm, per task and overall
     significance.csv          every arm against the reference arm, paired over cases

@@ -12,7 +12,7 @@ REQUIRED INPUTS:
 
 OUTPUTS, in results/{study}/forecast/:
 
-    forecast.csv         one row a task and arm
+    forecast.csv         one row per task and arm
     forecast.md          totals, arms, assumptions and error on one screen
     forecast.{svg,png}   bars by arm
     within_budget.json   only with a budget: what it was checked against

@@ -11,9 +11,9 @@ within_budget.json, and with `cluster.max_runtime_minutes` for the forecast, whi
 OUTPUTS, in results/{study}/runs/{task}/{arm}/fold_{fold}/:
 
     run.json      one record: versions, seed, plans hash, hardware, Dice, seconds, energy
-    epochs.csv    one row a kept epoch, growing while it trains
+    epochs.csv    one row per kept epoch, growing while it trains
     stages.csv    the same, summed a stage
-    energy.csv    one row an attempt, phase and stage
+    energy.csv    one row per attempt, phase and stage
     summary.json  nnU-Net's own validation summary
 
 nnU-Net's own folder, results/{study}/nnunet/{arm}/, is on purpose no output: Snakemake deletes the

@@ -31,7 +31,7 @@ DEMO = [
     "training={epochs: 3, iterations_per_epoch: 4, validation_iterations_per_epoch: 1}",
 ]
 STUDY = ["--", "all", "budget_sweep"]
-TARGETS = [*STUDY, "forecast"]  # which is made anew once there are plans
+TARGETS = [*STUDY, "forecast"]  # which is made again once there are plans
 IMPORT = """
 import json, sys
 failed = {}

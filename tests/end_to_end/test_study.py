@@ -206,7 +206,7 @@ def test_a_file_that_is_only_touched_reruns_nothing(study):
     """Snakemake compares the content of small files, so a new date alone is no change.
 
     `--max-checksum-file-size 0` makes it go by date; no profile sets it, because then a branch
-    switched back and forth, which dates files anew, would rerun all that reads them.
+    switched back and forth, which changes the dates of files, would rerun all that reads them.
     """
     path = study.clone / "config/plotting.yaml"
     path.touch()

@@ -1,4 +1,4 @@
-"""Kill a training of the tiny task again and again, and go on with it; note what happened.
+"""Kill a training of the tiny task again and again, and resume it; note what happened.
 
 Run as a script with a file that holds the calls; the notes are beside it. Each attempt is a forked
 process: it has this one's imports, and nothing else of the attempts before it.

@@ -132,7 +132,7 @@ def test_it_ends_before_the_time_limit(folds):
     status, said = end(folds, "late", LATE)
     message = (
         f"before its time limit: all {EPOCHS} epochs done, 1 of 2 validation cases predicted; "
-        "run again to go on"
+        "run again to continue"
     )
     assert status == 0, "the driver reports the error"
     assert message in said

@@ -97,7 +97,7 @@ def test_a_training_ends_before_its_time_limit(folds):
     stopped, again = folds.run({**call, "stop_after_minutes": 0}, call)
     assert re.fullmatch(
         r"UserError: Task98_Tiny progressive fold 0 stopped after \d+ min, before its time limit: "
-        rf"0 of {EPOCHS} epochs done; run again to go on",
+        rf"0 of {EPOCHS} epochs done; run again to continue",
         stopped,
     )
     assert again == "ok"

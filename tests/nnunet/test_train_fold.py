@@ -120,8 +120,8 @@ def test_the_next_attempt_tells_that_the_last_one_was_killed(folds):
     first, second = (e for e in folds.ledger("killed") if e["entry"] == "attempt")
     assert (
         f"the last attempt (on {first['host']}, started {first['started']}) ended without a "
-        f"message in epoch {len(trained)}: killed, out of memory, or the machine failed; going on "
-        f"from epoch {second['resumed_at']}\n" in folds.log_of_kill
+        f"message in epoch {len(trained)}: killed, out of memory, or the machine failed; "
+        f"continuing from epoch {second['resumed_at']}\n" in folds.log_of_kill
     )
 
 
@@ -195,7 +195,7 @@ def test_a_stage_that_the_network_cannot_pool_is_named(folds):
 
 @pytest.mark.slow
 def test_a_damaged_or_foreign_checkpoint_is_refused(folds):
-    """Neither is silently begun anew, and the folder stays as it was."""
+    """Neither is silently started over, and the folder stays as it was."""
     shutil.copytree(folds.root / "killed", folds.root / "damaged")
     final = folds.fold("damaged") / "checkpoint_final.pth"
     (folds.fold("damaged") / "validation/summary.json").unlink()

@@ -79,7 +79,7 @@ def test_its_cause(before, now, memory):
     }
     assert describe_killed_attempt(found, entries, "epoch 0") == (
         "the last attempt (job 12, on node7, started 2026-01-02T03:04:05+00:00) ended without a "
-        f"message in epoch 1: {causes[memory]}; going on from epoch 0"
+        f"message in epoch 1: {causes[memory]}; continuing from epoch 0"
     )
 
 

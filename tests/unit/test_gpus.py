@@ -287,7 +287,7 @@ def test_only_the_gpu_of_the_training_is_metered(monkeypatch):
 
 
 def test_snakemake_counts_the_gpus(machine, tmp_path):
-    """Unless it is told a number, or nothing is computed on a GPU."""
+    """Unless the user gives a number, or nothing runs on a GPU."""
     Path(tmp_path, "Snakefile").write_text(
         f"include: '{ROOT}/rules/common.smk'\n"
         "rule all:\n    shell: 'true'\n"

@@ -88,7 +88,7 @@ def test_after_the_deadline_one_more_step_is_done(lease, step):
     assert trainer.stop_requested
     assert interruption.deadline_passed
     assert str(interruption.explain("3 of 9 epochs done")).endswith(
-        " min, before its time limit: 3 of 9 epochs done; run again to go on"
+        " min, before its time limit: 3 of 9 epochs done; run again to continue"
     )
 
 

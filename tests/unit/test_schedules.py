@@ -253,7 +253,7 @@ def test_random_draws_depend_on_seed_and_iteration_alone():
 
 
 def test_random_draws_stay_what_they_were():
-    """A training that is resumed under a later version must go on with its own sequence."""
+    """A training that is resumed under a later version must continue its own sequence."""
     assert draws(12345, range(16))[1] == [1, 1, 5, 4, 8, 4, 5, 1, 7, 1, 4, 1, 1, 7, 2, 4]
 
 

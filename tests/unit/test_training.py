@@ -525,7 +525,7 @@ def test_a_failing_tracker_is_an_error_never_zero(tracker, monkeypatch, call):
         assert all_nan(reading)
         assert reading.error == f"OSError: no sensor at {call}"
     monkeypatch.setattr(tracker, "fail", ())
-    assert all_nan(meter.read()), "a meter that lost count must not go on as if it had not"
+    assert all_nan(meter.read()), "a meter that lost count must not carry on as if it had not"
 
 
 @pytest.mark.parametrize("nothing", [0.0, math.nan])
@@ -604,7 +604,7 @@ def test_energy_is_mean_power_times_seconds():
 
 
 def test_bf16_weight_gradients_of_thin_maps_are_right():
-    """Without the guard they are read from memory that nobody wrote (AVX512-BF16 processors)."""
+    """Without the guard they are read from uninitialised memory (AVX512-BF16 processors)."""
     if find_precision("auto", "cpu") != "bf16":
         pytest.skip("this processor does not compute bf16")
     torch.manual_seed(0)

@@ -301,7 +301,7 @@ def test_a_quoted_message_is_said_by_the_source(messages, quote):
 
 def test_a_message_that_nobody_says_is_noticed(messages):
     assert not is_said("Error: … was eaten by the dog", messages)
-    assert not is_said("Error: … is missing; train this fold anew", messages)
+    assert not is_said("Error: … is missing; train this fold from scratch", messages)
 
 
 def test_other_pages_quote_what_is_said(messages):

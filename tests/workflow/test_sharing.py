@@ -55,7 +55,7 @@ def test_the_files_of_this_test_are_those_of_the_study(tree, tmp_path):
 
 
 def test_a_linked_folder_of_ones_own_is_used(tree, tmp_path):
-    """What is prepared after the clone is younger than its scripts, so nothing is made anew."""
+    """What is prepared after the clone is younger than its scripts, so nothing is made again."""
     prepare(tmp_path / "scratch", MADE, time.time() + 1)
     jobs, text = plan(tree, *STUDY)
     assert PREPARING.isdisjoint(jobs)

@@ -164,7 +164,7 @@ FIGURES: dict[str, tuple[float | None, Callable[[Measured], float | None]]] = {
 
 
 def summarise(task: str, repeats: list[Measured]) -> pd.DataFrame:
-    """One row a figure: median, least and greatest over the repeats, goal, whether it is met."""
+    """One row per figure: median, least and greatest over the repeats, goal, whether it is met."""
     rows = []
     for figure, (goal, compute) in FIGURES.items():
         values = [value for m in repeats if (value := compute(m)) is not None]

@@ -8,7 +8,7 @@ if __name__ == "__main__":
 
     task = snakemake.wildcards.task
     # Where an archive lies says nothing about what it holds: read from the config and not from
-    # params, so that a run without `archives=DIR` does not download and train everything anew.
+    # params, so that a run without `archives=DIR` does not download and train everything again.
     fetch_archive(
         task=task,
         url=snakemake.params.url,

@@ -36,7 +36,7 @@ def with_foreground(cases: pd.DataFrame) -> pd.DataFrame:
 def assess(
     cases: pd.DataFrame, reference_arm: str, tasks: list[str], arms: list[str], seed: int
 ) -> pd.DataFrame:
-    """One row a measure, task, arm and label (columns `COLUMNS`), every arm but the reference.
+    """One row per measure, task, arm and label (columns `COLUMNS`), every arm but the reference.
 
     Pairs are the cases of all folds. P-values are corrected by Holm over arms and tasks, for each
     measure, and for the labels apart from the foreground means; a comparison without any value (a

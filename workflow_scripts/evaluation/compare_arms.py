@@ -81,7 +81,7 @@ def compare(
     tasks: Iterable[str],
     arms: Iterable[str],
 ) -> pd.DataFrame:
-    """One row a task (or overall), arm and label, with the columns `COLUMNS`.
+    """One row per task (or overall), arm and label, with the columns `COLUMNS`.
 
     Costs are means over folds and stand in the foreground row (empty label). `overall` averages
     the tasks: Dice per fold first (so its std is that over folds), costs after. `*_relative` is
@@ -150,7 +150,7 @@ def dice_text(row: pd.Series) -> str:
 
 
 def summary_rows(table: pd.DataFrame, task: str) -> pd.DataFrame:
-    """The printed table of one task (or overall): a row an arm, all cells text."""
+    """The printed table of one task (or overall): one row per arm, all cells text."""
     rows = table[(table["task"] == task) & (table["label"] == "")]
     columns = {
         "arm": rows["arm"].astype(str),
@@ -168,7 +168,7 @@ def summary_rows(table: pd.DataFrame, task: str) -> pd.DataFrame:
 
 
 def label_rows(table: pd.DataFrame, task: str) -> pd.DataFrame:
-    """Dice by label of one task: a row an arm, a column a label."""
+    """Dice by label of one task: one row per arm, one column per label."""
     rows = table[(table["task"] == task) & (table["label"] != "")]
     text = rows.assign(text=rows.apply(dice_text, axis=1), arm=rows["arm"].astype(str))
     names = rows.drop_duplicates("label").set_index("label")["label_name"]

@@ -51,7 +51,7 @@ def foreground(label_manager: Any) -> list[int | tuple[int, ...]]:
 
 
 def summarise(shares: np.ndarray) -> pd.DataFrame:
-    """One row a column of `shares`: mean, standard error, share of patches above 0, samples."""
+    """One row per column of `shares`: mean, standard error, share of patches above 0, samples."""
     samples = len(shares)
     return pd.DataFrame(
         {

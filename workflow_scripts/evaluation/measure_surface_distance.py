@@ -42,7 +42,7 @@ def surface_dice(
 
 
 def measure_run(run_json: Path, raw: Path, tolerance: float | None) -> pd.DataFrame:
-    """One row a validation case and label of the run (columns `SURFACE`), in summary.json's order.
+    """One row per validation case and label (columns `SURFACE`), in summary.json's order.
 
     Images are read with nnU-Net's reader. Voxels that are ignored in the reference count as
     background in both images, so they do not contribute, as in nnU-Net's Dice.

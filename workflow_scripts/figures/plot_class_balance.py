@@ -29,7 +29,7 @@ def ticks(stages: pd.DataFrame, most: int = 5) -> pd.DataFrame:
 
 
 def plot_class_balance(balance: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw class_balance.csv: a row a task; left the share of foreground, right of patches.
+    """Draw class_balance.csv: one row per task; left the share of foreground, right of patches.
 
     Only patches at full resolution: reduced ones hold the foreground of their field of view.
     """

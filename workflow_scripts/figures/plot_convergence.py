@@ -38,7 +38,7 @@ def blocks(epochs: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_convergence(epochs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw epochs.csv: a row a task, a column an axis; line = mean, band = range of the folds."""
+    """Draw epochs.csv: a row of panels per task; line = mean, band = range of the folds."""
     table = blocks(epochs)
     tasks, arms = list(epochs["task"].unique()), style.order(epochs["arm"])
     figure, axes = grid(style, len(tasks), 3, height=1.0 if len(tasks) == 1 else 0.7, sharey="row")

@@ -1,4 +1,4 @@
-"""Figure: a patch of a case as the network sees it in the course of training, a row a schedule."""
+"""Figure: a patch as the network sees it during training, one row per schedule."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -87,7 +87,7 @@ def plot_patches(
     style: Style,
     outputs: Iterable[Path],
 ) -> None:
-    """Draw a row a schedule; arms that see the same share one.
+    """Draw one row per schedule; arms that see the same share one.
 
     Args:
         patch: of the planned size.

@@ -115,7 +115,7 @@ def plot_predictions(
     reference_arm: str,
     outputs: Iterable[Path],
 ) -> None:
-    """Draw up to three cases a task: a row a case; image, reference, then each arm's prediction.
+    """Draw up to three cases per task, one row each: image, reference, then each arm's prediction.
 
     Images and references are read from `raw`/{dataset} in nnU-Net's layout (first channel),
     predictions from each run's results_folder.

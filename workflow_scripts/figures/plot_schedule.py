@@ -18,7 +18,7 @@ from workflow_scripts.common.figure_style import (
 
 
 def schedule(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row an epoch of each arm's first fold.
+    """Return one row per epoch of each arm's first fold.
 
     Columns: task, arm, epoch (from 1), relative, axis_0, axis_1, axis_2, bandwidth, augmentation.
     `relative` is voxels per iteration over those of the planned patch and batch. The axes are NaN
@@ -57,7 +57,7 @@ def _axes(sizes: pd.Series) -> pd.DataFrame:
 def plot_schedule(
     epochs: pd.DataFrame, runs: pd.DataFrame, style: Style, outputs: Iterable[Path]
 ) -> None:
-    """Draw epochs.csv: a row a task; voxels per iteration, then the patch size on each axis.
+    """Draw epochs.csv: one row per task; voxels per iteration, then the patch size on each axis.
 
     Where an arm reduces frequencies or augmentation, these follow.
     """
@@ -85,7 +85,7 @@ def plot_schedule(
                 axis.set_xlabel("epochs")
         if len(tasks) > 1:
             row[0].set_ylabel(style.task(task))
-    drawn = "; sizes drawn anew in each iteration have no line on the axes"
+    drawn = "; sizes drawn in each iteration have no line on the axes"
     figure.suptitle("Patch size while training" + drawn * bool(table["axis_0"].isna().any()))
     add_legend(figure, style, arms)
     save(figure, style, outputs)

@@ -156,7 +156,7 @@ def calibrate(points: pd.DataFrame, **rest: Any) -> Calibration:
     """Fit time and energy to measured points.
 
     Args:
-        points: measured work, one row a point: task, iterations, tflop, seconds, kwh.
+        points: measured work, one row per point: task, iterations, tflop, seconds, kwh.
         rest: further fields of the calibration.
     """
     work = points[["iterations", "tflop"]].to_numpy(float)

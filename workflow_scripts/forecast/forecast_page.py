@@ -98,7 +98,7 @@ def loading_note(known: Any, workers: int) -> str:
 
 
 def arm_rows(known: Any, reference_arm: str) -> Any:
-    """Return the printed table: a row an arm, sums over tasks and folds, all cells text."""
+    """Return the printed table: one row per arm, sums over tasks and folds, all cells text."""
     totals = known.groupby("arm", sort=False)[SUMS].sum(min_count=1)
     ranges = known.groupby("arm", sort=False)["relative_to_reference"].agg(["min", "max"])
     relative = totals["hours"] / totals.loc[reference_arm, "hours"]

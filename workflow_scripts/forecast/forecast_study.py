@@ -46,7 +46,7 @@ def forecast_rows(
     loading: Loading | None = None,
     workers: int = 1,
 ) -> pd.DataFrame:
-    """Return one row a task and arm with the columns `COLUMNS`, all sums over the folds.
+    """Return one row per task and arm with the columns `COLUMNS`, all sums over the folds.
 
     A task without a plan has rows without numbers. `kg_per_kwh` is that of the meter's kWh: carbon
     intensity; energies are multiplied by the power usage effectiveness before. `loading` by so many

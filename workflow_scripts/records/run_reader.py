@@ -130,7 +130,7 @@ def ending_of(record: Mapping[str, Any]) -> str:
 
 
 def read_cases(path: Path, label_names: Mapping[str, str], ending: str) -> pd.DataFrame:
-    """One row a case and foreground label of nnU-Net's summary.json, labels sorted by value.
+    """One row per case and foreground label of nnU-Net's summary.json, labels sorted by value.
 
     `ending` is that of the dataset's files, such as `.nii.gz`.
 

@@ -56,7 +56,7 @@ def kept_validation(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def epochs_table(entries: Iterable[Entry]) -> pd.DataFrame:
-    """Return one row a kept epoch that is done (columns `EPOCHS`)."""
+    """Return one row per kept epoch that is done (columns `EPOCHS`)."""
     done = [parts for parts in kept_work(entries).values() if not parts[-1].get("partial")]
     table = pd.DataFrame([_join_parts(parts) for parts in done], columns=EPOCHS)
     return table.astype({"stage": "Int64", "batch_size": "Int64"})
@@ -102,7 +102,7 @@ def stages_table(epochs: pd.DataFrame) -> pd.DataFrame:
 
 
 def energy_table(entries: list[Entry]) -> pd.DataFrame:
-    """Return one row an attempt, phase and stage (columns `ENERGY`).
+    """Return one row per attempt, phase and stage (columns `ENERGY`).
 
     `*_kept` is the part that the result rests on: kept epochs and the final validation that
     succeeded. A piece of work whose meter failed makes its row's energies empty, with the reason.

@@ -14,7 +14,7 @@ DRAWN_AS_LINES = ("hypernetwork", "stochastic", "film")
 
 
 def plot_scales(table: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw scale_space.csv: a row a task; Dice against GMAC and against seconds.
+    """Draw scale_space.csv: one row per task; Dice against GMAC and against seconds.
 
     Networks for many scale factors are lines with a point each; what no other model beats has a
     ring. The numbers are scale factors.

@@ -31,7 +31,7 @@ SUM_OF_FIXED = "sum of the fixed networks"
 
 
 def scales_table(evaluations: Sequence[Mapping[str, Any]], arms: Mapping[str, Any]) -> pd.DataFrame:
-    """Return one row a task, arm and scale factor (columns `COLUMNS`), means over the folds.
+    """Return one row per task, arm and scale factor (columns `COLUMNS`), means over the folds.
 
     `scale` is empty for nnU-Net's own network. `non_dominated_*` is True where no other model of
     the task has at least its Dice at no more of that cost and is better in one of the two.
@@ -139,7 +139,7 @@ def transfer_table(evaluations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def training_costs(records: Sequence[Mapping[str, Any]], arms: Mapping[str, Any]) -> pd.DataFrame:
-    """Return what training took: a row a task and arm, and one for the sum of the fixed networks.
+    """Return training costs: one row per task and arm, and one for all fixed networks.
 
     Columns: task, arm, role, networks, `TRAINED` (means over the folds).
     """

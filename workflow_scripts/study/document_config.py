@@ -100,7 +100,7 @@ def _table(properties: dict[str, Any], required: list[str], schema: dict[str, An
 def _rows(
     prefix: str, properties: dict[str, Any], required: list[str], schema: dict[str, Any]
 ) -> Iterator[str]:
-    """Yield one row a key, and after a nested object those of its keys."""
+    """Yield one row per key, and after a nested object those of its keys."""
     for key, raw in properties.items():
         subschema = resolve(raw, schema)
         if "default" in subschema:

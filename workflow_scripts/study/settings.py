@@ -11,7 +11,7 @@ from workflow_scripts.trainers.curricula.schedules.settings import TrainingLengt
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The config's section `training` without `threads`; its schema tells what each key means.
+    """The config's section `training` without `threads`; the schema describes each key.
 
     The length may differ between arms (`Study.training`). A rule that needs no more than the length
     passes no more; the rest is then as the schema has it by default.

@@ -23,7 +23,7 @@ DEMO_TOLERANCE_MM = "1"
 """Of the demo task's surface distance: our own choice, half of its voxels' edge."""
 
 SOURCE = "source_folder"
-"""Key of an imported dataset.json that tells which folder it was made from."""
+"""Key of an imported dataset.json for the folder it was imported from."""
 
 
 def dataset_of(task: str) -> str:

@@ -61,7 +61,7 @@ def describe_killed_attempt(end: dict, entries: Iterable[dict], going_on_from: s
     job = f"job {attempt['job']}, " if attempt["job"] else ""
     return (
         f"the last attempt ({job}on {attempt['host']}, started {attempt['started']}) ended "
-        f"{KILLED} in {end['reached']}: {end['cause']}; going on from {going_on_from}"
+        f"{KILLED} in {end['reached']}: {end['cause']}; continuing from {going_on_from}"
     )
 
 

@@ -1,4 +1,4 @@
-"""nnU-Net's final validation, which goes on at the first case that is not predicted yet."""
+"""nnU-Net's final validation, which resumes at the first case that is not predicted yet."""
 
 import multiprocessing
 import time

@@ -218,7 +218,7 @@ def resume(
         if oom_killed_since(kills, memory_kills()):
             raise UserError(
                 f"{progress.title}: a process of it was killed for lack of memory. Give it more "
-                "(`mem_mb`) or fewer threads; run again to go on"
+                "(`mem_mb`) or fewer threads; run again to continue"
             ) from error
         raise
 

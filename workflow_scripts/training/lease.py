@@ -112,7 +112,7 @@ class Lease:
                     f"{self.folder} is being trained by another process: {describe(holder)}, "
                     f"last heartbeat {now - seen:.0f} s ago. Wait until it has ended, or end it "
                     f"({_how_to_end(holder)}): what it has trained is kept, and the next run "
-                    "goes on from there"
+                    "resumes from there"
                 )
             elif holder and now - told >= REMINDER:
                 announce(f"{self.folder}: waiting for {describe(holder)}, which is training it")

@@ -141,7 +141,7 @@ class Interruption:
         """Return the one message of a training that its deadline has ended."""
         return UserError(
             f"{self._title} stopped after {self._deadline.minutes_run:.0f} min, before its time "
-            f"limit: {progress}; run again to go on"
+            f"limit: {progress}; run again to continue"
         )
 
     def _before_step(self) -> None:

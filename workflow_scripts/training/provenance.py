@@ -32,7 +32,7 @@ def trainer_code_hash() -> str:
 
 
 def check_identity(identity: dict[str, Any], path: Path, started: bool, finished: bool) -> None:
-    """Refuse to go on with a training of another kind; note the identity of a new one.
+    """Refuse to continue a training of another kind; note the identity of a new one.
 
     The identity is all that decides the weights. Of a finished training the versions may differ
     from today's: nothing is trained any more, and `run.json` tells with which it was made.
@@ -47,7 +47,7 @@ def check_identity(identity: dict[str, Any], path: Path, started: bool, finished
             f"{path.parent} holds a checkpoint but no {path.name}: it was not trained by this "
             "workflow; move the folder away"
         )
-    found = read_json(path, f"delete {path.parent} to train anew")
+    found = read_json(path, f"delete {path.parent} to train from scratch")
     compare_identity(identity, found, path, VERSIONS if finished else set())
 
 
@@ -62,8 +62,8 @@ def compare_identity(
     ]
     if differing:
         raise UserError(
-            f"cannot go on with the training in {path}: {'; '.join(differing)}. Set it back, or "
-            f"name another `study`, or delete {path.parent} to train anew"
+            f"cannot continue the training in {path}: {'; '.join(differing)}. Set it back, or "
+            f"name another `study`, or delete {path.parent} to train from scratch"
         )
 
 
@@ -92,7 +92,7 @@ def check_schedule(epochs: pd.DataFrame, schedule: Schedule, folder: Path) -> No
                 f"had batches of {row.batch_size} patches of {row.patch_size}, and would have "
                 f"{stage.batch_size} of {stage.label}. Set the arm's parameters so that they are "
                 f"equal (the changelog tells which defaults changed), or name another `study`, or "
-                f"delete {folder} to train anew"
+                f"delete {folder} to train from scratch"
             )
 
 

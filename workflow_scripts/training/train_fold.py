@@ -1,4 +1,4 @@
-"""Train one arm on one fold of one task, or go on where it was interrupted, and validate it.
+"""Train one arm on one fold of one task or resume it, and validate it.
 
 nnU-Net's own fold folder keeps all that must survive an interruption: checkpoints, the ledger and
 the identity of the training. It is no output of the rule, since Snakemake deletes the outputs of a
@@ -55,7 +55,7 @@ def train_fold(
 
     Raises:
         UserError: the folder holds a training of another kind, another process is training it, the
-            device cannot be used, or the time limit came first (the next run goes on from there).
+            device cannot be used, or the time limit came first (the next run resumes from there).
     """
     deadline = Deadline(stop_after_minutes)
     found = hardware.prepare(settings.compute)
@@ -113,7 +113,7 @@ def _identify(
     split: dict[str, list[str]],
     found: hardware.Hardware,
 ) -> dict[str, Any]:
-    """Return all that decides the weights: a training may only go on where none of it differs."""
+    """Return all that decides the weights: a training may only resume where none of it differs."""
     length = ("epochs", "iterations_per_epoch", "validation_iterations_per_epoch")
     identity = {
         **{key: getattr(run, key) for key in ("task", "trainer", "fold", "configuration")},

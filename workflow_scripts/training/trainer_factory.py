@@ -73,7 +73,7 @@ def load_checkpoint(trainer: Any, path: Path, identity: dict[str, Any]) -> None:
     except Exception as error:  # torch and pickle raise many kinds for a damaged file
         raise UserError(
             f"the checkpoint {path} cannot be read ({type(error).__name__}: {error}). Put back a "
-            f"whole one, or delete {path.parent} to train anew"
+            f"whole one, or delete {path.parent} to train from scratch"
         ) from error
     found = trainer.my_init_kwargs.get("identity")
     if found is not None:

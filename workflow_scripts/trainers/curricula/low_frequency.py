@@ -203,7 +203,7 @@ class nnUNetTrainerLowFrequencyCurriculum(nnUNetTrainerPatchCurriculum):
     def get_dataloaders(self):
         """Return the training loader, which reduces and repeats batches, and nnU-Net's other one.
 
-        Both go on where a checkpoint was written.
+        Both resume at the checkpoint.
         """
         train, validation = super().get_dataloaders()
         return LowFrequencyBatches(

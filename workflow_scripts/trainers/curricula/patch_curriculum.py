@@ -172,8 +172,8 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     def get_dataloaders(self):
         """Return the training loader of the schedule and a validation loader at the planned patch.
 
-        Batch numbers follow from `current_epoch`, so a resumed training goes on with the batches it
-        would have seen. Without `batch_seed` and with one stage this is nnU-Net's own loading.
+        Batch numbers follow from `current_epoch`, so a resumed training sees the same batches
+        as an uninterrupted one. Without `batch_seed` and with one stage this is nnU-Net's own loading.
         """
         if self.batch_seed is None:
             if len(self.stages) > 1:

@@ -11,7 +11,7 @@ LOSSES = "losses_within_epoch"
 
 
 class TrainingStopped(SystemExit):
-    """The training left on request, with a checkpoint to go on from."""
+    """The training left on request, with a checkpoint to resume from."""
 
 
 class ResumableTrainer(nnUNetTrainer):

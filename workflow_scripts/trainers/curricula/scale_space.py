@@ -106,7 +106,7 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
         super().initialize()
 
     def _do_i_compile(self) -> bool:
-        """Never: each scale factor would be compiled anew."""
+        """Never: each scale factor would need its own compilation."""
         return False
 
     @staticmethod

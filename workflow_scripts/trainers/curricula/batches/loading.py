@@ -151,7 +151,7 @@ class _LastCase:
 
 
 class ScheduledDataLoader(nnUNetDataLoader):
-    """nnU-Net's loader, told for every batch which stage it is of and from which seed to draw.
+    """nnU-Net's loader, which knows the stage and the seed of every batch.
 
     Batch k has the size that the schedule gives it and is a function of (seed, k) alone, however
     many workers share the work: worker w of n makes the batches w, w + n, w + 2n, ... and

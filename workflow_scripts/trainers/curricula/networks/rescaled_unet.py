@@ -50,7 +50,7 @@ class RescaledUNet(nn.Module):
     Stage 0 is the stock one. Before every further stage of the encoder the features are resized to
     `stage_sizes` (linear interpolation), and its convolutions have a stride of 1. The decoder
     projects by a 1x1x1 convolution, which commutes with the resizing and costs least before it,
-    resizes to the size of the skip connection, and goes on as the stock one. Input of any size is
+    resizes to the size of the skip connection, and continues as the stock one. Input of any size is
     taken; the output has its size.
 
     Attributes:
