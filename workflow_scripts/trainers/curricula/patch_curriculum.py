@@ -173,7 +173,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         """Return the training loader of the schedule and a validation loader at the planned patch.
 
         Batch numbers follow from `current_epoch`, so a resumed training sees the same batches
-        as an uninterrupted one. Without `batch_seed` and with one stage this is nnU-Net's own loading.
+        as an uninterrupted one. Without `batch_seed` and with one stage this is nnU-Net's loading.
         """
         if self.batch_seed is None:
             if len(self.stages) > 1:
