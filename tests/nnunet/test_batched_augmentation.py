@@ -1,5 +1,6 @@
 """The augmentation of whole batches against nnU-Net's own, which takes one sample at a time."""
 
+import multiprocessing
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,7 +37,11 @@ from workflow_scripts.trainers.curricula.batches.batched_augmentation import (
     resample_labels,
     sampling_grid,
 )
-from workflow_scripts.trainers.curricula.batches.loading import copy_crop, read_whole
+from workflow_scripts.trainers.curricula.batches.loading import (
+    DeviceBatches,
+    copy_crop,
+    read_whole,
+)
 from workflow_scripts.trainers.curricula.batches.thin_blur import blur_thin
 from workflow_scripts.trainers.curricula.patch_curriculum import initial_patch_size
 
@@ -476,6 +481,33 @@ def test_a_batch_is_a_function_of_its_seed_alone(tiny):
     assert all(map(torch.equal, first, again))
     assert all(map(torch.equal, first[3:], batches(first_batch=3)))
     assert not any(map(torch.equal, first, other))
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_on_the_training_s_device_the_same_batches_are_made(tiny, monkeypatch, workers):
+    """The device is the CPU here, so that the bits are the same; on a GPU the noise differs."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    found = []
+    for on_device in (False, True):
+        trainer = tiny.trainer(EFFICIENCY, epochs=6, iterations=2, augment_on_device=on_device)
+        training, validation = trainer.get_dataloaders()
+        assert isinstance(training, DeviceBatches) == on_device
+        found.append([next(training) for _ in range(12)])
+        for loader in (training, validation):
+            if hasattr(loader, "_finish"):
+                loader._finish()
+    for one, other in zip(*found, strict=True):
+        assert list(one["keys"]) == list(other["keys"])
+        assert torch.equal(one["data"], other["data"])
+        assert all(map(torch.equal, one["target"], other["target"]))
+
+
+def test_a_training_that_augments_on_its_device_leaves_no_process(tiny, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    before = set(multiprocessing.active_children())
+    trainer = tiny.trainer(EFFICIENCY, epochs=6, iterations=1, augment_on_device=True)
+    trainer.run_training()
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_every_draw_comes_from_the_batch_s_own_generators(tiny, monkeypatch):

@@ -596,6 +596,7 @@ OPTIONS = [
     *[(trainer, "validation_oversample_foreground_percent", 0.5) for trainer in OF_PATCHES],
     *[(trainer, "faithful_augmentation_per_stage", True) for trainer in OF_PATCHES],
     *[(trainer, "batched_augmentation", False) for trainer in OF_PATCHES],
+    ("nnUNetTrainerProgressivePatch", "augment_on_device", True),
     *[(trainer, "mirror_axes", "none") for trainer in OF_PATCHES],
     ("nnUNetTrainerProgressivePatch", "pacing", "volume"),
     ("nnUNetTrainerProgressivePerformancePatch", "max_batch", 20),

@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from .batches.batched_augmentation import BatchedAugmentation
 from .batches.loading import (
+    DeviceBatches,
     LoadingPlan,
     ScheduledDataLoader,
     crop_few_volumes,
@@ -64,6 +65,8 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             do; False uses the planned patch's kind throughout.
         batched_augmentation: augment the samples of a batch together wherever their patches are
             not of the planned size; False augments one by one, as nnU-Net does.
+        augment_on_device: augment those batches on the training's device instead of in the workers
+            that load them.
         mirror_axes: `all`, or `none` for training and prediction without mirroring, as with
             nnU-Net's `nnUNetTrainerNoMirroring`.
         optimizer_name: one of `OPTIMIZERS`; decay of the learning rate, weight decay and clipping
@@ -87,6 +90,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     validation_oversample_foreground_percent: float | None = None
     faithful_augmentation_per_stage = False
     batched_augmentation = True
+    augment_on_device = False
     mirror_axes: Literal["all", "none"] = "all"
     optimizer_name = "sgd"
     few_volumes = False
@@ -186,14 +190,20 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         )
         workers = get_allowed_n_proc_DA()
         validated = self.current_epoch * self.num_val_iterations_per_epoch
-        return (
-            self._start_loader(
-                0, datasets[0], plans, self.schedule(), self.batches_before, workers
-            ),
-            self._start_loader(
-                1, datasets[1], [validation], validating, validated, (workers + 1) // 2
-            ),
+        training: Any = self._start_loader(
+            0, datasets[0], plans, self.schedule(), self.batches_before, workers
         )
+        if any(plan.deferred for plan in plans):
+            training = DeviceBatches(training, plans, self.device)
+        return training, self._start_loader(
+            1, datasets[1], [validation], validating, validated, (workers + 1) // 2
+        )
+
+    def on_train_end(self) -> None:
+        """End the training as nnU-Net does, which only knows its own loaders."""
+        super().on_train_end()
+        if isinstance(self.dataloader_train, DeviceBatches):
+            self.dataloader_train._finish()
 
     def _loading_plans(self) -> tuple[list[LoadingPlan], LoadingPlan]:
         """How training batches of every stage are made, and validation batches."""
@@ -227,7 +237,11 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             plans = [
                 plan
                 if plan.stage.patch_size == planned.patch_size
-                else replace(plan, batched=BatchedAugmentation(plan.transforms))
+                else replace(
+                    plan,
+                    batched=BatchedAugmentation(plan.transforms),
+                    deferred=self.augment_on_device,
+                )
                 for plan in plans
             ]
         return plans, LoadingPlan(

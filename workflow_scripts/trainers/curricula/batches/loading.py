@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -20,7 +20,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from ..schedules.schedule import Schedule, Stage
-from .batched_augmentation import BatchedAugmentation, Draws
+from .batched_augmentation import BatchedAugmentation, Draws, Placement
 
 LARGEST_WHOLE = 2**26
 """Most voxels of a volume that is decompressed as a whole, channels counted (256 MB)."""
@@ -41,6 +41,7 @@ class LoadingPlan:
             None takes a volume of its own for each.
         batched: the transforms for all samples of a batch at once; None applies `transforms` to
             one sample after the other.
+        deferred: hand out `Crops`, which `DeviceBatches` augments, where there is a `batched`.
     """
 
     stage: Stage
@@ -49,6 +50,37 @@ class LoadingPlan:
     forced: tuple[bool, ...] | None = None
     volumes: tuple[int, ...] | None = None
     batched: BatchedAugmentation | None = None
+    deferred: bool = False
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A batch that is cropped but not yet augmented.
+
+    Attributes:
+        images, labels, wide_images, wide_labels: as `BatchedAugmentation.augment` takes them.
+        placement: of the batch.
+        numbers: the generator of its parameters, as `place` has left it.
+        noise_seed: seed of its noise.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    wide_images: torch.Tensor
+    wide_labels: torch.Tensor
+    placement: Placement
+    numbers: np.random.Generator
+    noise_seed: int
+
+    @torch.no_grad()
+    def augment(
+        self, augmentation: BatchedAugmentation, device: torch.device | str = "cpu"
+    ) -> tuple[torch.Tensor, Any]:
+        """Return images and targets, made on a device. They are a function of seed and device."""
+        arrays = self.images, self.labels, self.wide_images, self.wide_labels
+        draws = Draws(self.numbers, torch.Generator(device).manual_seed(self.noise_seed))
+        moved = (array.to(device, non_blocking=True) for array in arrays)
+        return augmentation.augment(*moved, self.placement, draws)
 
 
 def samples_of_rank(batch_size: int, rank: int, ranks: int) -> range:
@@ -214,7 +246,8 @@ class ScheduledDataLoader(nnUNetDataLoader):
         """Return the next batch of this worker as nnU-Net's loader does: data, target, keys."""
         number = self._first_batch + self.thread_id + self._stride * self._made
         self._made += 1
-        plan = self._plan = self._plans[self._schedule.stage_of_batch(number)]
+        stage = self._schedule.stage_of_batch(number)
+        plan = self._plan = self._plans[stage]
         self.batch_size = plan.stage.batch_size
         self.patch_size, self.final_patch_size = plan.initial_patch_size, plan.stage.patch_size
         self.need_to_pad = np.subtract(plan.initial_patch_size, plan.stage.patch_size).astype(int)
@@ -225,15 +258,18 @@ class ScheduledDataLoader(nnUNetDataLoader):
         torch.manual_seed(word)
         if plan.batched is None:
             return super().generate_train_batch()
-        return self._make_at_once(plan.batched, Draws.of((*self._seed, number)))
+        keys = self.get_indices()
+        crops = self._crop(keys, plan.batched, Draws.of((*self._seed, number)))
+        if plan.deferred:
+            return {"crops": crops, "keys": keys, "stage": stage}
+        data, target = crops.augment(plan.batched)
+        return {"data": data, "target": target, "keys": keys}
 
-    @torch.no_grad()
-    def _make_at_once(self, augmentation: BatchedAugmentation, draws: Draws) -> dict:
-        """Return a batch as `generate_train_batch` does; each volume is opened once.
+    def _crop(self, keys: Sequence[str], augmentation: BatchedAugmentation, draws: Draws) -> Crops:
+        """Crop all samples of a batch; each volume is opened once.
 
         Samples that are neither rotated nor scaled are cropped without the margin for it.
         """
-        keys = self.get_indices()
         forced = [self.get_do_oversample(sample) for sample in range(len(keys))]
         placement = augmentation.place(len(keys), draws)
         moved = {sample: place for place, sample in enumerate(placement.moved.tolist())}
@@ -260,15 +296,8 @@ class ScheduledDataLoader(nnUNetDataLoader):
                 else:
                     lower = [start + margin for start, margin in zip(box, inset, strict=True)]
                     copy_crop(data, seg, lower, images[sample], labels[sample])
-        data, target = augmentation.augment(
-            torch.from_numpy(images),
-            torch.from_numpy(labels),
-            torch.from_numpy(wide_images),
-            torch.from_numpy(wide_labels),
-            placement,
-            draws,
-        )
-        return {"data": data, "target": target, "keys": keys}
+        arrays = map(torch.from_numpy, (images, labels, wide_images, wide_labels))
+        return Crops(*arrays, placement, draws.numbers, draws.noise.initial_seed())
 
     def get_indices(self) -> Sequence[str]:
         """Draw the cases of a batch, one for each of its volumes."""
@@ -313,3 +342,38 @@ def start_loading(
     )
     augmenter._start()
     return augmenter
+
+
+class DeviceBatches:
+    """Hands out a loader's batches, augmented on the training's device where they are only cropped.
+
+    The workers then only read and crop; the steps of the training wait for the augmentation.
+    """
+
+    def __init__(
+        self,
+        loader: SingleThreadedAugmenter | MultiThreadedAugmenter,
+        plans: Sequence[LoadingPlan],
+        device: torch.device,
+    ) -> None:
+        """Take a started loader, and the plans of its stages."""
+        self._loader, self._plans, self._device = loader, plans, device
+
+    def __iter__(self) -> Iterator[dict]:
+        """Return the iterator itself."""
+        return self
+
+    def __next__(self) -> dict:
+        """Return the next batch as nnU-Net's loader does: data, target, keys."""
+        batch = next(self._loader)
+        if "crops" not in batch:
+            return batch
+        augmentation = self._plans[batch["stage"]].batched
+        assert augmentation is not None, "only what is augmented at once is deferred"
+        data, target = batch["crops"].augment(augmentation, self._device)
+        return {"data": data, "target": target, "keys": batch["keys"]}
+
+    def _finish(self) -> None:
+        """End the loader's workers, if it has any."""
+        if isinstance(self._loader, MultiThreadedAugmenter):
+            self._loader._finish()
