@@ -80,13 +80,23 @@ test: .venv/lock-dev-installed
 	$(RUN) pytest -n 4 --dist loadfile --no-loadscope-reorder $(if $(ALL),,-m 'not ci')
 
 BENCH := results/bench/bench.md results/bench/loading.md
+# Snakemake takes the last `--config` alone, so all that is changed goes into one.
 ifdef ARCHIVES
-BENCH_TASK04 := --config archives='$(ARCHIVES)' 'tasks=[Task99_BrainTissue, Task04_Hippocampus]' \
+TASK04 := archives='$(ARCHIVES)' 'tasks=[Task99_BrainTissue, Task04_Hippocampus]' \
   'checksums={Task04_Hippocampus: 30c0bc764dda9712c928f83b2df23c20}'
 endif
+ifdef PEER
+ifndef PEER_TRAINER
+$(error PEER=$(PEER) is the folder of a trainer; name its class with PEER_TRAINER=nnUNetTrainer...)
+endif
+export nnUNet_extTrainer := $(abspath $(PEER))
+WITH_PEER := 'bench={peer: $(PEER_TRAINER)}'
+endif
+BENCH_CONFIG := $(strip $(TASK04) $(WITH_PEER))
 
 bench: .venv/lock-installed
-	$(RUN) snakemake --cores $(CORES) --configfile config/bench.yaml $(BENCH_TASK04) --forcerun bench_trainers bench_loading -- $(BENCH)
+	$(RUN) snakemake --cores $(CORES) --configfile config/bench.yaml $(if $(BENCH_CONFIG),--config $(BENCH_CONFIG)) \
+	  --forcerun bench_trainers bench_loading -- $(BENCH)
 	@cat $(BENCH)
 
 lint: .venv/lock-dev-installed

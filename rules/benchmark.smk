@@ -40,6 +40,7 @@ rule bench_trainers:
         energy=config["energy"],
         repeats=config["bench"]["repeats"],
         iterations=config["bench"]["iterations"],
+        peer=config["bench"]["peer"],
     message:
         "Measuring the trainers on {params.runs}"
     script:

@@ -7,23 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers.processes import Forked
 from workflow_scripts.benchmark.bench_trainers import (
-    by_stage,
     epoch_overhead,
     loads_an_iteration,
     reducing_share,
-    run_variant,
     stage_switch,
 )
+from workflow_scripts.benchmark.compute_rate import KINDS, kind_of
+from workflow_scripts.benchmark.variants import by_stage, run_variant
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.study.settings import RunSettings
 from workflow_scripts.study.specification import RunSpec
 
 
-def call(tiny, trainer, folder, **settings):
+def call(tiny, trainer, folder, environment=None, options=None, **settings):
     """Call `run_variant` on the tiny task."""
     names = {"study": "bench", "task": "Task98_Tiny", "dataset": tiny.dataset, "arm": "x"}
     names |= {"configuration": tiny.configuration, "plans": tiny.plans_name}
@@ -44,6 +45,8 @@ def call(tiny, trainer, folder, **settings):
         RunSettings.of(training, energy, mirroring=False, threads=1),
         tiny.folder / f"{tiny.plans_name}.json",
         folder,
+        environment,
+        **(options or {}),
     )
 
 
@@ -53,7 +56,7 @@ def test_a_training_is_measured_in_a_process_of_its_own(tiny, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "bench"
     folder.mkdir()
-    measured = call(tiny, "nnUNetTrainerProgressivePatch", folder)
+    measured = call(tiny, "nnUNetTrainerProgressivePatch", folder, options={"rates": True})
     sizes = by_stage(measured)
     assert list(sizes.index) == [(8, 4, 4), (8, 8, 4), (8, 8, 8), (12, 8, 8), (16, 8, 8)]
     assert sizes["gflop"].is_monotonic_increasing
@@ -66,6 +69,55 @@ def test_a_training_is_measured_in_a_process_of_its_own(tiny, tmp_path, monkeypa
     assert abs(stage_switch(whole)) < 60
     assert list(folder.iterdir()) == [], "its results are thrown away"
     assert (measured["reduced"], measured["reduce_seconds"]) == (0, 0)
+    assert len(measured["losses"]) == len(measured["waits"]) == 15
+    assert all(np.isfinite(measured["losses"]))
+    assert 0 < sum(measured["waits"]) < measured["whole_seconds"]
+    assert measured["load_seconds"] > 0
+    rates = measured["rates"]
+    assert 0 < rates["network"] < rates["matmul"]
+    assert sum(rates["profile"].values()) == pytest.approx(1)
+    assert rates["profile"]["convolutions"] > 0.05
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind"),
+    [
+        ("aten::convolution_backward", "convolutions"),
+        ("aten::mkldnn_convolution", "convolutions"),
+        ("aten::native_batch_norm_backward", "norms"),
+        ("aten::linalg_vector_norm", "optimiser and clipping"),
+        ("aten::_foreach_add_", "optimiser and clipping"),
+        ("aten::leaky_relu_backward", "activations"),
+        ("aten::copy_", "copies"),
+        ("aten::empty", "other"),
+    ],
+)
+def test_operators_are_sorted_by_kind(operator, kind):
+    assert kind in {*KINDS, "other"}
+    assert kind_of(operator) == kind
+
+
+PEER = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class nnUNetTrainerTheirs(nnUNetTrainer):
+    def on_train_start(self):
+        super().on_train_start()
+        print("theirs")
+"""
+
+
+def test_a_trainer_of_others_is_measured_too(tiny, tmp_path, monkeypatch, forked):
+    (tmp_path / "resources").mkdir()
+    (tmp_path / "resources/nnUNet_preprocessed").symlink_to(tiny.preprocessed)
+    (tmp_path / "peer").mkdir()
+    (tmp_path / "peer/theirs.py").write_text(PEER)
+    monkeypatch.chdir(tmp_path)
+    found = {"nnUNet_extTrainer": str(tmp_path / "peer")}
+    measured = call(tiny, "nnUNetTrainerTheirs", tmp_path, found, epochs=2)
+    assert len(measured["iterations"]) == 6
+    assert measured["whole_seconds"] > sum(seconds for *_, seconds, _ in measured["iterations"])
 
 
 def run_forked(command, env, capture_output, text):

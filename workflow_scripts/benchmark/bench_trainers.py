@@ -1,21 +1,22 @@
 """Measure the trainers side by side: ratios of one run on one machine, against their goals."""
 
-import json
-import os
 import platform
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import pandas as pd
 
+from workflow_scripts.benchmark.variants import (
+    Measured,
+    by_stage,
+    iterations_table,
+    run_variant,
+    steady,
+)
 from workflow_scripts.common.console import announce, redirect
-from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import read_json
 from workflow_scripts.common.formatting import pipe_table
 from workflow_scripts.common.hardware import find_device, find_precision
@@ -27,26 +28,28 @@ from workflow_scripts.trainers.curricula.schedules.schedule import plan_stages
 from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
 from workflow_scripts.training.provenance import git_commit, versions
 
-ROOT = Path(__file__).resolve().parents[2]
-MODULE = "workflow_scripts.benchmark.timed_training"
 STOCK, CONSTANT = "nnUNetTrainer", "nnUNetTrainerConstantPatch"
 PROGRESSIVE, RANDOM = "nnUNetTrainerProgressivePatch", "nnUNetTrainerRandomPatch"
 LOW = "nnUNetTrainerLowFrequency"
-Measured = dict[str, dict[str, Any]]
-"""What `timed_training.measure` returned, by variant."""
 
 
-def variants(stages: int, iterations: int) -> dict[str, tuple[str, dict[str, Any]]]:
+def variants(
+    stages: int, iterations: int, peer: str | None = None
+) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return trainer and settings of each measured training, for a plan with so many stages.
 
     Every stage of `progressive` is one epoch of `iterations`; `random` has two epochs of as many
     iterations as there are stages. The sizes change in both, so they also write a checkpoint after
-    every epoch, as no user would. `low_frequency` has an epoch of equal computation a stage.
+    every epoch, as no user would. `low_frequency` has an epoch of equal computation a stage. A peer
+    is measured beside a `progressive` with as few checkpoints as its own.
     """
     flat = {"epochs": 3, "iterations_per_epoch": iterations, "checkpoint_minutes": 10}
     grown = {"epochs": stages, "iterations_per_epoch": iterations, "checkpoint_minutes": 0}
     drawn = {"epochs": 2, "iterations_per_epoch": stages * iterations // 2, "checkpoint_minutes": 0}
+    seldom = {**grown, "checkpoint_minutes": 10}
+    others = {"peer": (peer, seldom), "progressive_whole": (PROGRESSIVE, seldom)} if peer else {}
     return {
+        **others,
         "stock": (STOCK, flat),
         "constant": (CONSTANT, flat),
         "progressive": (PROGRESSIVE, grown),
@@ -55,22 +58,6 @@ def variants(stages: int, iterations: int) -> dict[str, tuple[str, dict[str, Any
         "deterministic": (CONSTANT, {**flat, "deterministic": True}),
         "fp32": (CONSTANT, {**flat, "precision": "fp32"}),
     }
-
-
-def steady(measured: dict[str, Any]) -> float:
-    """Median seconds of an iteration after the first epoch, in which kernels are chosen."""
-    return median(seconds for epoch, _, seconds, _ in measured["iterations"] if epoch > 0)
-
-
-def by_stage(measured: dict[str, Any]) -> pd.DataFrame:
-    """For each patch size: first and median of the later seconds of its iterations, and GFLOP."""
-    table = pd.DataFrame(measured["iterations"], columns=["epoch", "patch", "seconds", "gflop"])
-    groups = table.groupby(table["patch"].map(tuple), sort=False)
-    return groups.agg(
-        first=("seconds", "first"),
-        seconds=("seconds", lambda seconds: seconds.iloc[1:].median()),
-        gflop=("gflop", "first"),
-    )
 
 
 def over_flops(measured: Measured, arm: str) -> float:
@@ -90,9 +77,7 @@ def equal_compute_over_flops(measured: Measured) -> float:
 
     The mean counts here, since of the iterations that repeat a batch few load one.
     """
-    table = pd.DataFrame(
-        measured["low_frequency"]["iterations"], columns=["epoch", "patch", "seconds", "gflop"]
-    )
+    table = iterations_table(measured["low_frequency"])
     later = table[table.groupby("epoch").cumcount() > 0]
     constant = steady(measured["constant"]) / mean(
         row[3] for row in measured["constant"]["iterations"]
@@ -132,69 +117,92 @@ def epoch_seconds(measured: dict[str, Any]) -> float:
     return mean(train + val for _, train, val in measured["epochs"][1:])
 
 
+def network_rate(measured: Measured, precision: str) -> float | None:
+    """Return network FLOP/s over matrix-product FLOP/s of `constant` in a precision."""
+    for name in ("constant", "fp32"):
+        found = measured.get(name, {})
+        if found.get("precision") == precision and "rates" in found:
+            return found["rates"]["network"] / found["rates"]["matmul"]
+    return None
+
+
+def peer_ratio(measured: Measured) -> float | None:
+    """Return the peer's seconds from process start to final checkpoint over `progressive`'s."""
+    if "peer" not in measured:
+        return None
+    return measured["peer"]["whole_seconds"] / measured["progressive_whole"]["whole_seconds"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the bench.
+
+    Attributes:
+        compute: returns it from one repeat's measurements, None where it was not measured.
+        goal: the most that it should be.
+        at_least: `goal` is the least instead.
+    """
+
+    compute: Callable[[Measured], float | None]
+    goal: float | None = None
+    at_least: bool = False
+
+    def is_met(self, value: float) -> bool | None:
+        """Tell whether a value meets the goal, if there is one."""
+        if self.goal is None:
+            return None
+        return bool(value >= self.goal if self.at_least else value <= self.goal)
+
+
 BF16 = "bf16 / fp32 training time (goal: a processor with AMX)"
-FIGURES: dict[str, tuple[float | None, Callable[[Measured], float | None]]] = {
-    "epoch of constant / epoch of stock nnUNetTrainer": (
-        1.02,
-        lambda m: epoch_seconds(m["constant"]) / epoch_seconds(m["stock"]),
+FIGURES = {
+    "epoch of constant / epoch of stock nnUNetTrainer": Figure(
+        lambda m: epoch_seconds(m["constant"]) / epoch_seconds(m["stock"]), 1.00
     ),
-    "progressive / constant: training time over FLOPs": (
-        1.10,
-        lambda m: over_flops(m, "progressive"),
+    "progressive / constant: training time over FLOPs": Figure(
+        lambda m: over_flops(m, "progressive"), 1.02
     ),
-    "random / constant: training time over FLOPs": (1.10, lambda m: over_flops(m, "random")),
-    "low_frequency / constant: training time over FLOPs": (1.10, equal_compute_over_flops),
-    "low_frequency: share of the low-pass in the time of its iterations": (0.02, reducing_share),
-    "low_frequency: loaded batches an iteration": (None, loads_an_iteration),
-    BF16: (
-        0.5,
-        lambda m: steady(m["constant"]) / steady(m["fp32"]) if "fp32" in m else None,
+    "random / constant: training time over FLOPs": Figure(lambda m: over_flops(m, "random"), 1.02),
+    "low_frequency / constant: training time over FLOPs": Figure(equal_compute_over_flops, 1.10),
+    "low_frequency: share of the low-pass in the time of its iterations": Figure(
+        reducing_share, 0.02
     ),
-    "stage switch, seconds": (0.5, stage_switch),
-    "peak memory random / constant": (
-        1.2,
-        lambda m: m["random"]["peak_mb"] / m["constant"]["peak_mb"],
+    "low_frequency: loaded batches an iteration": Figure(loads_an_iteration),
+    "network FLOP/s / matrix-product FLOP/s, fp32": Figure(
+        lambda m: network_rate(m, "fp32"), 0.65, at_least=True
     ),
-    "deterministic / default training time": (
-        None,
-        lambda m: steady(m["deterministic"]) / steady(m["constant"]),
+    "network FLOP/s / matrix-product FLOP/s, bf16": Figure(
+        lambda m: network_rate(m, "bf16"), 0.45, at_least=True
     ),
-    "epoch outside its steps, seconds (goal: 2 % of 60 s)": (1.2, epoch_overhead),
+    BF16: Figure(lambda m: steady(m["constant"]) / steady(m["fp32"]) if "fp32" in m else None, 0.5),
+    "stage switch, seconds": Figure(stage_switch, 0.5),
+    "peak memory random / constant": Figure(
+        lambda m: m["random"]["peak_mb"] / m["constant"]["peak_mb"], 1.2
+    ),
+    "deterministic / default training time": Figure(
+        lambda m: steady(m["deterministic"]) / steady(m["constant"])
+    ),
+    "epoch outside its steps, seconds (goal: 2 % of 60 s)": Figure(epoch_overhead, 1.2),
+    "peer / progressive: process start to final checkpoint": Figure(
+        peer_ratio, 1.25, at_least=True
+    ),
 }
 
 
 def summarise(task: str, repeats: list[Measured]) -> pd.DataFrame:
     """One row per figure: median, least and greatest over the repeats, goal, whether it is met."""
     rows = []
-    for figure, (goal, compute) in FIGURES.items():
-        values = [value for m in repeats if (value := compute(m)) is not None]
+    for name, figure in FIGURES.items():
+        values = [value for m in repeats if (value := figure.compute(m)) is not None]
         if not values:
             continue
-        row = {"task": task, "figure": figure, "median": median(values), "min": min(values)}
-        if figure == BF16 and not repeats[0]["constant"]["amx"]:
-            goal = None
-        row |= {"max": max(values), "repeats": len(values), "goal": goal}
-        rows.append(row | {"met": None if goal is None else bool(median(values) <= goal)})
+        if name == BF16 and not repeats[0]["constant"]["amx"]:
+            figure = replace(figure, goal=None)
+        row = {"task": task, "figure": name, "median": median(values), "min": min(values)}
+        row |= {"max": max(values), "repeats": len(values), "goal": figure.goal}
+        row |= {"at_least": figure.at_least, "met": figure.is_met(median(values))}
+        rows.append(row)
     return pd.DataFrame(rows)
-
-
-def run_variant(
-    run: RunSpec, settings: RunSettings, plans_file: Path, folder: Path
-) -> dict[str, Any]:
-    """Measure one training in a fresh process. Raises UserError with the end of its output."""
-    with tempfile.TemporaryDirectory(dir=folder) as name:
-        path = Path(name) / "spec.json"
-        spec = {"run": asdict(run), "settings": asdict(settings), "folder": name}
-        path.write_text(json.dumps({**spec, "plans_file": str(plans_file.absolute())}))
-        done = subprocess.run(
-            [sys.executable, "-m", MODULE, path],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-    if done.returncode:
-        raise UserError(f"{run.trainer} failed:\n{(done.stdout + done.stderr)[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def bench_task(
@@ -205,6 +213,7 @@ def bench_task(
     *,
     repeats: int,
     iterations: int,
+    peer: str | None = None,
 ) -> tuple[pd.DataFrame, Measured]:
     """Measure all variants of one task in turn, `repeats` times; return figures and last repeat.
 
@@ -217,12 +226,13 @@ def bench_task(
         folder: where a folder is made for each training, and removed.
         repeats: of every variant.
         iterations: of each epoch (`variants`).
+        peer: name of a trainer of others, which nnU-Net finds in `nnUNet_extTrainer`.
     """
     plan = read_json(plans_file)["configurations"][run.configuration]
     strides = plan["architecture"]["arch_kwargs"]["strides"]
     planned = PatchPlan.from_strides(plan["patch_size"], strides, plan["batch_size"])
     stages = len(plan_stages(planned, CurriculumSettings("progressive")))
-    chosen = variants(stages, iterations)
+    chosen = variants(stages, iterations, peer)
     training = replace(settings.training, validation_iterations_per_epoch=2)
     if find_precision(training.precision, find_device(training.device)) != "bf16":
         del chosen["fp32"]
@@ -238,13 +248,28 @@ def bench_task(
                 replace(settings, training=replace(training, **changes)),
                 plans_file,
                 folder,
+                rates=name in ("constant", "fp32"),
             )
         every.append(measured)
     return summarise(run.task, every), every[-1]
 
 
-def to_markdown(table: pd.DataFrame, machine: str) -> str:
-    """Write the figures as a page."""
+def describe_profile(task: str, measured: Measured) -> str:
+    """One line: what takes the processor time of a step of `constant`."""
+    shares = measured["constant"]["rates"]["profile"]
+    listed = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
+    return f"{task}, processor time of a step of constant: {listed}."
+
+
+def describe_goal(row: Any) -> str:
+    """Return a figure's goal and whether it is met, for a row of `summarise`."""
+    if pd.isna(row.goal):
+        return "-"
+    return f"{'≥' if row.at_least else '≤'} {row.goal:g} {'met' if row.met else 'NOT met'}"
+
+
+def to_markdown(table: pd.DataFrame, *notes: str) -> str:
+    """Write the figures as a page, with paragraphs that tell of machine and profile."""
     rows = pd.DataFrame(
         {
             "task": table["task"],
@@ -252,13 +277,11 @@ def to_markdown(table: pd.DataFrame, machine: str) -> str:
             "median (min to max)": [
                 f"{row.median:.3f} ({row.min:.3f} to {row.max:.3f})" for row in table.itertuples()
             ],
-            "goal": [
-                "-" if pd.isna(row.goal) else f"≤ {row.goal:g} {'met' if row.met else 'NOT met'}"
-                for row in table.itertuples()
-            ],
+            "goal": [describe_goal(row) for row in table.itertuples()],
         }
     )
-    return f"{machine}\n\n{pipe_table(rows)}\n"
+    machine, *others = notes
+    return "\n\n".join([machine, pipe_table(rows), *others]) + "\n"
 
 
 def describe_machine(measured: dict[str, Any], threads: int, repeats: int) -> str:
@@ -291,10 +314,17 @@ if __name__ == "__main__":
             output.parent,
             repeats=params.repeats,
             iterations=params.iterations,
+            peer=params.peer,
         )
         for run, plans in zip(params.runs, snakemake.input.plans, strict=True)
     ]
     figures = pd.concat([table for table, _ in results], ignore_index=True)
     figures.to_csv(output, index=False)
     heading = describe_machine(results[0][1]["constant"], threads, params.repeats)
-    Path(snakemake.output.page).write_text(to_markdown(figures, heading), encoding="utf-8")
+    profiles = [
+        describe_profile(run["task"], last)
+        for run, (_, last) in zip(params.runs, results, strict=True)
+        if last["constant"]["rates"]["profile"]
+    ]
+    page = to_markdown(figures, heading, *profiles)
+    Path(snakemake.output.page).write_text(page, encoding="utf-8")

@@ -13,7 +13,9 @@ from typing import Any
 import psutil
 import torch
 
+from workflow_scripts.benchmark.compute_rate import measure_rates
 from workflow_scripts.common import hardware, nnunet_setup
+from workflow_scripts.common.trainer_protocol import as_curriculum_trainer
 from workflow_scripts.records.energy_meter import EnergyMeter
 from workflow_scripts.records.flop_counter import FlopTable
 from workflow_scripts.records.ledger import Ledger
@@ -23,12 +25,35 @@ from workflow_scripts.study.specification import RunSpec
 from workflow_scripts.training.trainer_factory import make_trainer
 
 
-def measure(run: RunSpec, settings: RunSettings, plans_file: Path, folder: Path) -> dict[str, Any]:
+def compute_in_full_precision(trainer: Any, network: Any) -> None:
+    """Let a trainer compute its network in fp32, on a GPU too, where nnU-Net would not."""
+    trainer.grad_scaler = None
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    forward, device = network.forward, trainer.device.type
+
+    def in_fp32(x: torch.Tensor) -> Any:
+        with torch.autocast(device, enabled=False):
+            return forward(x.float())
+
+    network.forward = in_fp32
+
+
+def measure(
+    run: RunSpec,
+    settings: RunSettings,
+    plans_file: Path,
+    folder: Path,
+    *,
+    rates: bool = False,
+    full_precision: bool = False,
+) -> dict[str, Any]:
     """Train as `train_fold` does, with its meter and ledger, and return what was measured.
 
     Args:
         run, settings, plans_file: as `fold_session.Fold` has them.
         folder: an empty one for nnU-Net's results.
+        rates: measure also how fast the network and matrix products are computed.
+        full_precision: compute in fp32, on a GPU too.
 
     Returns:
         `iterations`: for each training iteration [epoch, patch size, seconds, gflop], where seconds
@@ -36,7 +61,10 @@ def measure(run: RunSpec, settings: RunSettings, plans_file: Path, folder: Path)
         included; `epochs`: for each [seconds, train_seconds, val_seconds]; `peak_mb`: most memory
         of the GPU or, on a CPU, of this process and its workers; `precision`; `reduced` and
         `reduce_seconds`: batches whose frequencies a low-frequency arm reduced, and seconds (on a
-        CPU) that this took.
+        CPU) that this took; `losses` and `waits`: of each training iteration its loss, and the
+        seconds for which it waited for its batch; `load_seconds`: processor time of the workers;
+        `whole_seconds`: from the start of the process to the final checkpoint; `rates`:
+        `compute_rate.measure_rates`, if they are wanted.
     """
     found = hardware.prepare(settings.compute)
     nnunet_setup.configure(found.processes, found.augmentation_workers, folder)
@@ -48,13 +76,18 @@ def measure(run: RunSpec, settings: RunSettings, plans_file: Path, folder: Path)
     hardware.set_memory_format(network, found.memory_format, found.device)
     if found.precision == "bf16":
         hardware.autocast_network(network)
+    if full_precision:
+        compute_in_full_precision(trainer, network)
     ledger = Ledger(folder / "ledger.jsonl")
     meter = EnergyMeter(settings.energy, found.gpu)
     Recorder(ledger, meter, flops, 1, began, lambda _: None).attach(trainer)
+    curriculum = as_curriculum_trainer(trainer)
     iterations: list[list] = []
+    losses: list[float] = []
+    waits: list[float] = []
     clock = [0.0]
     step, start, end = trainer.train_step, trainer.on_train_epoch_start, trainer.on_train_end
-    memory = [0.0]
+    memory, loading = [0.0], [0.0]
     reducing: list[float] = []
 
     def time_reducing(batches: Any) -> None:
@@ -73,10 +106,13 @@ def measure(run: RunSpec, settings: RunSettings, plans_file: Path, folder: Path)
         clock[0] = time.monotonic()
 
     def timed_step(batch: dict) -> dict:
+        waits.append(time.monotonic() - clock[0])
+        scale = curriculum.scale_of_step("train") if curriculum else None
         output = step(batch)
         size = tuple(batch["data"].shape)
         now = time.monotonic()
-        gflop = flops.training_step(size[0], size[2:]) / 1e9
+        gflop = flops.training_step(size[0], size[2:], scale) / 1e9
+        losses.append(float(output["loss"]))
         iterations.append([trainer.current_epoch, list(size[2:]), now - clock[0], gflop])
         clock[0] = time.monotonic()
         return output
@@ -84,6 +120,7 @@ def measure(run: RunSpec, settings: RunSettings, plans_file: Path, folder: Path)
     def measured_end() -> None:
         children = psutil.Process().children(recursive=True)
         memory[0] = sum(child.memory_info().rss for child in children) / 2**20
+        loading[0] = sum(sum(child.cpu_times()[:2]) for child in children)
         end()
 
     prepare = trainer.on_train_start
@@ -97,12 +134,18 @@ def measure(run: RunSpec, settings: RunSettings, plans_file: Path, folder: Path)
     trainer.train_step, trainer.on_train_epoch_start = timed_step, timed_start
     trainer.on_train_end = measured_end
     trainer.run_training()
+    whole_seconds = time.time() - psutil.Process().create_time()
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     own_mb = own / 2**20 if sys.platform == "darwin" else own / 2**10
     on_gpu = found.device == "cuda"
     peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else own_mb + memory[0]
     epochs = [e for e in ledger.read() if e.get("phase") == "training"]
-    return {
+    measured = {"rates": measure_rates(trainer, found, flops)} if rates else {}
+    return measured | {
+        "losses": losses,
+        "waits": waits,
+        "load_seconds": loading[0],
+        "whole_seconds": whole_seconds,
         "iterations": iterations,
         "epochs": [[e["seconds"], e["train_seconds"], e["val_seconds"]] for e in epochs],
         "peak_mb": peak,
@@ -117,5 +160,6 @@ def measure(run: RunSpec, settings: RunSettings, plans_file: Path, folder: Path)
 if __name__ == "__main__":
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     run, settings = RunSpec(**spec["run"]), RunSettings.of(**spec["settings"])
-    found = measure(run, settings, Path(spec["plans_file"]), Path(spec["folder"]))
+    paths = Path(spec["plans_file"]), Path(spec["folder"])
+    found = measure(run, settings, *paths, **spec["options"])
     print("\n" + json.dumps(found))

@@ -77,10 +77,14 @@ class Crops:
         self, augmentation: BatchedAugmentation, device: torch.device | str = "cpu"
     ) -> tuple[torch.Tensor, Any]:
         """Return images and targets, made on a device. They are a function of seed and device."""
-        arrays = self.images, self.labels, self.wide_images, self.wide_labels
-        draws = Draws(self.numbers, torch.Generator(device).manual_seed(self.noise_seed))
-        moved = (array.to(device, non_blocking=True) for array in arrays)
-        return augmentation.augment(*moved, self.placement, draws)
+        return augmentation.augment(
+            self.images.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.wide_images.to(device, non_blocking=True),
+            self.wide_labels.to(device, non_blocking=True),
+            self.placement,
+            Draws(self.numbers, torch.Generator(device).manual_seed(self.noise_seed)),
+        )
 
 
 def samples_of_rank(batch_size: int, rank: int, ranks: int) -> range:
@@ -296,8 +300,15 @@ class ScheduledDataLoader(nnUNetDataLoader):
                 else:
                     lower = [start + margin for start, margin in zip(box, inset, strict=True)]
                     copy_crop(data, seg, lower, images[sample], labels[sample])
-        arrays = map(torch.from_numpy, (images, labels, wide_images, wide_labels))
-        return Crops(*arrays, placement, draws.numbers, draws.noise.initial_seed())
+        return Crops(
+            torch.from_numpy(images),
+            torch.from_numpy(labels),
+            torch.from_numpy(wide_images),
+            torch.from_numpy(wide_labels),
+            placement,
+            draws.numbers,
+            draws.noise.initial_seed(),
+        )
 
     def get_indices(self) -> Sequence[str]:
         """Draw the cases of a batch, one for each of its volumes."""
