@@ -46,7 +46,7 @@ def train(call):
     """Call `train_fold` with what `Folds.call` has returned, read from JSON or not."""
     from workflow_scripts.study.settings import RunSettings
     from workflow_scripts.study.specification import RunSpec
-    from workflow_scripts.training.train_fold import Files, train_fold
+    from workflow_scripts.training.fold_training import Files, train_fold
 
     files = Files(
         **{name: Path(call[name]) for name in ("results", "plans", "splits")},

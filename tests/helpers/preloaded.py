@@ -10,7 +10,7 @@ import cpuinfo
 import snakemake.cli  # noqa: F401
 
 import workflow_scripts.training.fold_session
-import workflow_scripts.training.train_fold  # noqa: F401
+import workflow_scripts.training.fold_training  # noqa: F401
 
 # codecarbon asks for it in every process, which takes a second.
 cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)

@@ -1,142 +1,18 @@
 """Train one arm on one fold of one task or resume it, and validate it.
 
-nnU-Net's own fold folder keeps all that must survive an interruption: checkpoints, the ledger and
-the identity of the training. It is no output of the rule, since Snakemake deletes the outputs of a
-failed job. The outputs are derived from it.
+nnU-Net's own fold folder is no output of the rule, since Snakemake deletes the outputs of a failed
+job.
 """
 
-import shutil
 import signal
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-import torch
-
-from workflow_scripts.common import hardware, nnunet_setup
 from workflow_scripts.common.console import redirect
-from workflow_scripts.common.files import json_hash, read_json, write_csv, write_json
-from workflow_scripts.study.settings import RunSettings, TrainingSettings
+from workflow_scripts.study.settings import RunSettings
 from workflow_scripts.study.specification import RunSpec
-from workflow_scripts.training import lease
-from workflow_scripts.training.preemption import Deadline, minutes_left
-from workflow_scripts.training.provenance import trainer_code_hash, versions
-
-
-@dataclass(frozen=True)
-class Files:
-    """Where the files of a fold are.
-
-    Attributes:
-        results: nnU-Net's results folder of the arm.
-        plans, splits: nnU-Net's, of the dataset.
-        outputs: where to write run, epochs, stages, energy and summary.
-    """
-
-    results: Path
-    plans: Path
-    splits: Path
-    outputs: Mapping[str, Path]
-
-
-def train_fold(
-    run: RunSpec, settings: RunSettings, files: Files, stop_after_minutes: float | None = None
-) -> None:
-    """Bring the training to its end and write the files of the run.
-
-    Args:
-        run: which training.
-        settings: how it is trained and validated.
-        files: what it reads and writes.
-        stop_after_minutes: time limit of this process, from its start; it ends by itself before.
-
-    Raises:
-        UserError: the folder holds a training of another kind, another process is training it, the
-            device cannot be used, or the time limit came first (the next run resumes from there).
-    """
-    deadline = Deadline(stop_after_minutes)
-    found = hardware.prepare(settings.compute)
-    nnunet_setup.configure(found.processes, found.augmentation_workers, files.results)
-    from workflow_scripts.records.run_tables import (
-        describe_run,
-        energy_table,
-        epochs_table,
-        stages_table,
-    )
-    from workflow_scripts.training.fold_session import Fold, resume
-
-    plans, outputs = read_json(files.plans), files.outputs
-    split = read_json(files.splits, kind=list)[run.fold]
-    identity = _identify(run, settings.training, plans, split, found)
-    folder = run.fold_folder(files.results)
-    fold = Fold(
-        run=run,
-        settings=settings,
-        plans_file=files.plans,
-        identity=identity,
-        cases=len(split["val"]),
-        folder=folder,
-        hardware=found,
-    )
-
-    def write_tables(entries: list[dict]) -> pd.DataFrame:
-        epochs = epochs_table(entries)
-        write_csv(epochs, outputs["epochs"])
-        write_csv(stages_table(epochs), outputs["stages"])
-        write_csv(energy_table(entries), outputs["energy"])
-        return epochs
-
-    fold.check_identity()
-    if not fold.is_done():
-        training = settings.training
-        wait_minutes = min(training.wait_minutes, deadline.seconds_left / 60)
-        with lease.hold(folder, training.lease_minutes, wait_minutes) as held:
-            if not fold.is_done():  # by the one that was waited for
-                resume(fold, held, deadline, write_tables)
-    entries = fold.ledger.read()
-    write_tables(entries)
-    shutil.copyfile(fold.summary, outputs["summary"])
-    dataset = read_json(files.plans.parent / "dataset.json")
-    plan = plans["configurations"][run.configuration]
-    scores = read_json(fold.summary)
-    record = describe_run({**asdict(run), **identity}, plan, dataset, entries, scores, folder)
-    write_json(record, outputs["run"])
-
-
-def _identify(
-    run: RunSpec,
-    training: TrainingSettings,
-    plans: dict[str, Any],
-    split: dict[str, list[str]],
-    found: hardware.Hardware,
-) -> dict[str, Any]:
-    """Return all that decides the weights: a training may only resume where none of it differs."""
-    length = ("epochs", "iterations_per_epoch", "validation_iterations_per_epoch")
-    identity = {
-        **{key: getattr(run, key) for key in ("task", "trainer", "fold", "configuration")},
-        "parameters": run.parameters,
-        "plans_hash": json_hash(plans),
-        "splits_hash": json_hash(split),
-        **{key: getattr(training, key) for key in (*length, "seed")},
-        "precision": found.precision,
-        "trainer_code": trainer_code_hash(),
-        **versions(),
-    }
-    del identity["codecarbon"]
-    if training.deterministic:
-        identity |= {"deterministic": True, "threads": found.threads}
-        identity["device"] = _device_name(found.device)
-    return identity
-
-
-def _device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return str(torch.cpu.get_capabilities().get("cpu_name", device))
-
+from workflow_scripts.training.fold_training import Files, train_fold
+from workflow_scripts.training.preemption import minutes_left
 
 if __name__ == "__main__":
     redirect(snakemake.log[0])
