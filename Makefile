@@ -2,11 +2,12 @@
 SHELL := bash
 CORES ?= all
 
-.PHONY: help demo test bench lint lock clean
+.PHONY: help demo test bench gpu-check lint lock clean
 help:
 	@echo 'make demo   run the study of config/demo.yaml on this machine (CORES=2 limits it), show its table and report'
 	@echo 'make test   the tests, four files at a time (ALL=1 takes the long ones too)'
 	@echo 'make bench  measure the trainers side by side (ARCHIVES=folder adds the real Task04; half an hour without a GPU)'
+	@echo 'make gpu-check  try every path of a GPU in a quarter of an hour (ARCHIVES=folder adds Task04; DEVICE=cpu tries it without)'
 	@echo 'make lint   formatting, linting and types only'
 	@echo 'make lock   resolve requirements*.in into the lock files (UPGRADE=--upgrade takes newer versions)'
 	@echo 'make clean  remove what the demo and the tools made; downloads and other studies stay'
@@ -98,6 +99,15 @@ bench: .venv/lock-installed
 	$(RUN) snakemake --cores $(CORES) --configfile config/bench.yaml $(if $(BENCH_CONFIG),--config $(BENCH_CONFIG)) \
 	  --forcerun bench_trainers bench_loading -- $(BENCH)
 	@cat $(BENCH)
+
+CHECK := results/gpu_check/gpu_check.md
+CHECK_CONFIG := $(strip $(TASK04) $(if $(DEVICE),'training={device: $(DEVICE)}'))
+
+gpu-check: .venv/lock-installed
+	$(RUN) snakemake --cores $(CORES) --configfile config/gpu_check.yaml $(if $(CHECK_CONFIG),--config $(CHECK_CONFIG)) \
+	  --forcerun gpu_check -- $(CHECK)
+	@cat $(CHECK)
+	@! grep -q '| failed ' $(CHECK)
 
 lint: .venv/lock-dev-installed
 	$(RUN) pytest tests/workflow/test_format_and_lint.py

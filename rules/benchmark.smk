@@ -9,6 +9,7 @@ OUTPUTS:
 
     results/{study}/bench.csv, bench.md       ratios, their goals, and the machine
     results/{study}/loading.csv, loading.md   loading of batches on the ten published plans
+    results/{study}/gpu_check.json, gpu_check.md   paths of the GPU, passed or failed: `make gpu-check`
 """
 
 
@@ -67,3 +68,40 @@ rule bench_loading:
         "Measuring the loading of batches on the published plans"
     script:
         "../workflow_scripts/benchmark/bench_loading.py"
+
+
+rule gpu_check:
+    input:
+        plans=[STUDY.plans(task) for task in STUDY.tasks],
+        manifests=[STUDY.manifest(task) for task in STUDY.tasks],
+        splits=[STUDY.splits(task) for task in STUDY.tasks],
+    output:
+        report=f"{RESULTS}/gpu_check.json",
+        page=f"{RESULTS}/gpu_check.md",
+    log:
+        f"logs/gpu_check/{STUDY.name}.log",
+    conda:
+        "../envs/nnunet.yaml"
+    threads: config["training"]["threads"]
+    resources:
+        **JOBS.of("gpu_check"),
+    params:
+        runs=[
+            {
+                "task": task,
+                "fold": config["folds"][0],
+                "configuration": STUDY.configuration,
+            }
+            for task in STUDY.tasks
+        ],
+        arms={
+            name: {key: arm[key] for key in ("trainer", "parameters")}
+            for name, arm in config["arms"].items()
+        },
+        training={key: value for key, value in config["training"].items() if key != "threads"},
+        energy=config["energy"],
+        iterations=config["bench"]["iterations"],
+    message:
+        "Checking the paths of the GPU on {params.runs}"
+    script:
+        "../workflow_scripts/benchmark/gpu_check.py"

@@ -8,9 +8,11 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -94,3 +96,22 @@ def _be_as_spawned():
     # OpenMP's other threads are not forked: whoever waits for them would wait for ever.
     torch.set_num_threads(1)
     torch.set_num_threads = lambda number: None
+
+
+def run_forked(command, env, capture_output, text):
+    """In the place of `subprocess.run` for `python -m MODULE SPEC`: a process with the imports."""
+    assert (capture_output, text, command[1]) == (True, True, "-m")
+    path = Path(command[-1])
+    outputs = path.with_suffix(".out"), path.with_suffix(".err")
+    process = Forked(run_module, command[2], path, Path.cwd(), dict(env), output=outputs)
+    process.wait(300)
+    said = [output.read_text() for output in outputs]
+    return subprocess.CompletedProcess(command, process.returncode, *said)
+
+
+def run_module(module, path, folder, environment):
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [module, str(path)]
+    with contextlib.chdir(folder):
+        runpy.run_module(module, run_name="__main__")

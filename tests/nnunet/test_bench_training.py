@@ -1,16 +1,9 @@
 """One measured training as `make bench` starts it."""
 
-import contextlib
-import os
-import runpy
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from helpers.processes import Forked
+from helpers.processes import run_forked
 from workflow_scripts.benchmark.bench_trainers import (
     epoch_overhead,
     loads_an_iteration,
@@ -118,25 +111,6 @@ def test_a_trainer_of_others_is_measured_too(tiny, tmp_path, monkeypatch, forked
     measured = call(tiny, "nnUNetTrainerTheirs", tmp_path, found, epochs=2)
     assert len(measured["iterations"]) == 6
     assert measured["whole_seconds"] > sum(seconds for *_, seconds, _ in measured["iterations"])
-
-
-def run_forked(command, env, capture_output, text):
-    """In the place of `subprocess.run` for `python -m MODULE SPEC`: a process with the imports."""
-    assert (capture_output, text, command[1]) == (True, True, "-m")
-    path = Path(command[-1])
-    outputs = path.with_suffix(".out"), path.with_suffix(".err")
-    process = Forked(run_module, command[2], path, Path.cwd(), dict(env), output=outputs)
-    process.wait(300)
-    said = [output.read_text() for output in outputs]
-    return subprocess.CompletedProcess(command, process.returncode, *said)
-
-
-def run_module(module, path, folder, environment):
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = [module, str(path)]
-    with contextlib.chdir(folder):
-        runpy.run_module(module, run_name="__main__")
 
 
 @pytest.fixture

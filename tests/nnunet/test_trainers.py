@@ -568,6 +568,7 @@ def test_every_config_is_tested():
         "budget_sweep",
         "config",
         "demo",
+        "gpu_check",
         "hippocampus",
         "learning_rates",
         "low_frequency",

@@ -109,6 +109,9 @@ def test_every_rule_is_reached_by_a_shipped_study(tree, plans, tmp_path):
             "--configfile",
             "config/bench.yaml",
         ),
+        "gpu": plan(
+            tree, "results/gpu_check/gpu_check.md", "--configfile", "config/gpu_check.yaml"
+        ),
         "sweep": plan(tree, "budget_sweep", "--configfile", "config/budget_sweep.yaml"),
         "scales": plan(tree, "scale_space", "--configfile", "config/scale_space.yaml"),
         "search": plan(tree, "search_curriculum"),

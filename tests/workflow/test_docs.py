@@ -81,7 +81,7 @@ def is_snakemake(words):
 SHELL_BLOCKS = [block for block in BLOCKS if block.language == "bash"]
 RUN = [block for block in SHELL_BLOCKS if not REASON.fullmatch(block.comment)]
 COMMANDS = [(block, words) for block in RUN for words in commands_of(block)]
-PLAIN = re.compile(r"\S*snakemake --|make \w+$")
+PLAIN = re.compile(r"\S*snakemake --|make [\w-]+$")
 """A command in a block that forgot to say that it is ```bash."""
 UNMARKED = [
     block
@@ -103,7 +103,7 @@ def test_what_no_test_runs_has_a_reason(block):
     if "not run" in block.comment:
         assert REASON.fullmatch(block.comment)
         return
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     for words in commands_of(block):
         if words[0] == "make":
             assert words[1] in targets, words
@@ -192,13 +192,13 @@ def test_files_targets_and_keys_that_are_named_exist(page):
     rules = set()
     for path in (ROOT / "Snakefile", *ROOT.glob("rules/*.smk")):
         rules |= set(re.findall(r"^(?:rule|checkpoint) (\w+):", path.read_text(), re.M))
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     tops = {path.name for path in ROOT.iterdir() if path.is_dir()} - set(MADE)
     for span in code_spans(page):
         first = span.partition("/")[0]
         if re.fullmatch(r"[\w./-]+", span) and "/" in span and first in tops:
             assert (ROOT / span).exists(), span
-        if make := re.match(r"make (\w+)", span):
+        if make := re.match(r"make ([\w-]+)", span):
             assert make[1] in targets, span
         if target := re.match(r"snakemake (?:-n )?([a-z]\w+)$", span):
             assert target[1] in rules, span

@@ -38,6 +38,7 @@ Without `--configfile` it is the demo, `config/demo.yaml`.
 | `scale_space.yaml` | one network for many scale factors: accuracy against the cost of inference |
 | `learning_rates.yaml` | learning rates of scale-space hypernetworks and their controls |
 | `bench.yaml` | what `make bench` measures |
+| `gpu_check.yaml` | what `make gpu-check` trains |
 | `config.yaml` | the full study of the paper |
 | `plotting.yaml` | order, labels and colours; changing it redraws figures and retrains nothing |
 | `datasets.tsv` | the register of the tasks: address, checksum, licence, tolerance of NSD |

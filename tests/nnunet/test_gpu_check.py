@@ -1,0 +1,132 @@
+"""`make gpu-check`, on the tiny task: on the CPU, and on a GPU where there is one (`-m gpu`)."""
+
+import json
+
+import pytest
+import torch
+
+from helpers.processes import run_forked
+from workflow_scripts.benchmark import gpu_check
+from workflow_scripts.benchmark.gpu_check import (
+    FAILED,
+    IMPOSSIBLE,
+    PASSED,
+    Arm,
+    Checks,
+    FailedError,
+    ImpossibleError,
+    _check_finite,
+    _compare,
+    describe_machine,
+    run_checks,
+    to_markdown,
+)
+from workflow_scripts.study.settings import RunSettings
+from workflow_scripts.study.specification import RunSpec
+
+ARMS = {
+    "constant": Arm("nnUNetTrainerConstantPatch"),
+    "progressive": Arm("nnUNetTrainerProgressivePatch"),
+    "random": Arm("nnUNetTrainerRandomPatch"),
+    "low_frequency": Arm("nnUNetTrainerLowFrequency"),
+    "scale_space": Arm("nnUNetTrainerScaleSpace"),
+}
+
+
+def checks_on(device, tiny, folder, arms):
+    """Return the checks of the tiny task on a device."""
+    names = {"study": "gpu_check", "task": "Task98_Tiny", "dataset": tiny.dataset, "arm": ""}
+    names |= {"configuration": tiny.configuration, "plans": tiny.plans_name, "trainer": ""}
+    training = {"epochs": 1, "iterations_per_epoch": 1, "validation_iterations_per_epoch": 1}
+    training |= {"seed": 1, "device": device}
+    energy = {"country": "DEU", "tracking_mode": "process", "pue": 1.0}
+    return Checks(
+        run=RunSpec(**names, fold=0),
+        settings=RunSettings.of(training, energy, mirroring=False, threads=1),
+        plans_file=tiny.folder / f"{tiny.plans_name}.json",
+        splits_file=tiny.folder / "splits_final.json",
+        folder=folder,
+        arms=arms,
+        iterations=2,
+    )
+
+
+@pytest.fixture
+def workdir(tiny, tmp_path, monkeypatch):
+    (tmp_path / "resources").mkdir()
+    (tmp_path / "resources/nnUNet_preprocessed").symlink_to(tiny.preprocessed)
+    (tmp_path / "resources/nnUNet_raw").symlink_to(tiny.raw)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.ci
+def test_on_a_cpu_everything_passes_that_needs_no_gpu(tiny, workdir, monkeypatch):
+    monkeypatch.setattr("workflow_scripts.benchmark.variants.subprocess.run", run_forked)
+    rows = run_checks(checks_on("cpu", tiny, workdir, ARMS))
+    outcomes = {row["check"]: row["outcome"] for row in rows}
+    impossible = {name for name, outcome in outcomes.items() if outcome == IMPOSSIBLE}
+    assert impossible == {"torch.compile", "energy of the GPU (NVML)"}
+    assert {name for name, outcome in outcomes.items() if outcome == FAILED} == set(), rows
+    detail = {row["check"]: row["detail"] for row in rows}
+    assert "losses differ by 0e+00" in detail["losses in fp32 as on a CPU"]
+    assert "bit by bit" in detail["deterministic resume after kill -9"]
+    assert detail["arm progressive"].startswith("15 iterations at 5 sizes, time over FLOPs ")
+    assert detail["arm low_frequency"].startswith("40 iterations at 3 sizes")
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_on_a_gpu_nothing_fails(tiny, workdir):
+    rows = run_checks(checks_on("cuda", tiny, workdir, ARMS))
+    assert [row for row in rows if row["outcome"] == FAILED] == []
+
+
+def test_a_check_that_fails_is_a_line_and_the_others_follow(tiny, workdir, monkeypatch):
+    def fail(self):
+        raise FailedError("weights differ | by much")
+
+    def break_down(self):
+        raise ZeroDivisionError("division by zero")
+
+    def impossible(self):
+        raise ImpossibleError("there is only one GPU")
+
+    checks = checks_on("cpu", tiny, workdir, {})
+    for name in [name for name in dir(Checks) if name.startswith("check_")]:
+        monkeypatch.setattr(Checks, name, lambda self: "well")
+    monkeypatch.setattr(Checks, "check_resume", fail)
+    monkeypatch.setattr(Checks, "check_memory", break_down)
+    monkeypatch.setattr(Checks, "check_sharing", impossible)
+    rows = run_checks(checks)
+    assert [row["outcome"] for row in rows] == [*[PASSED] * 5, *[FAILED] * 2, PASSED, IMPOSSIBLE]
+    page = to_markdown(rows, describe_machine())
+    assert page.startswith("GPU check: 6 passed, 2 failed, 1 not possible here.\n")
+    assert "ZeroDivisionError: division by zero" in page
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(rows)
+    assert {line.count("|") for line in lines} == {5}, "no detail breaks the table"
+    assert sum("| failed " in line for line in lines) == 2, "what `make gpu-check` looks for"
+    json.dumps(rows)
+
+
+def test_losses_are_compared():
+    one = {"losses": [1.0, 0.5, -0.2, 9.0]}
+    assert "3 losses" in _compare(one, {"losses": [1.0, 0.5, -0.2, 1.0]}, 1e-6)
+    with pytest.raises(FailedError, match=r"differ by 1\.1e-01, more than 0\.05"):
+        _compare(one, {"losses": [1.0, 0.5, -0.18]}, 0.05)
+    with pytest.raises(FailedError, match="not finite"):
+        _compare(one, {"losses": [1.0, float("nan"), 1.0]}, 1)
+    with pytest.raises(FailedError):
+        _check_finite([1.0, float("inf")])
+
+
+def test_weights_that_differ_after_a_kill_are_named(tiny, workdir, monkeypatch):
+    paths = {name: workdir / f"{name}.pth" for name in ("whole", "killed")}
+    weights = {"a": torch.ones(2), "b": torch.zeros(2)}
+    torch.save({"network_weights": weights}, paths["whole"])
+    torch.save({"network_weights": {**weights, "b": torch.ones(2)}}, paths["killed"])
+    monkeypatch.setattr(gpu_check.Checks, "_fold", lambda self, name, kill: paths[name])
+    with pytest.raises(FailedError, match="1 of 2 weights differ, b first"):
+        checks_on("cpu", tiny, workdir, ARMS).check_resume()

@@ -1,0 +1,505 @@
+"""Check on a GPU what was only tested on CPUs, one line a path: `make gpu-check`.
+
+Every training is a short one in a process of its own. Without a GPU the same code runs on the CPU.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from workflow_scripts.benchmark.variants import ROOT, iterations_table, run_variant, steady
+from workflow_scripts.common.console import announce, redirect
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.files import read_json, write_json
+from workflow_scripts.common.formatting import pipe_table
+from workflow_scripts.common.gpus import visible_gpus
+from workflow_scripts.common.hardware import find_device
+from workflow_scripts.common.nnunet_setup import find_trainer
+from workflow_scripts.common.trainer_protocol import CurriculumTrainer
+from workflow_scripts.records.ledger import Ledger
+from workflow_scripts.study.settings import RunSettings
+from workflow_scripts.study.specification import RunSpec
+from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
+from workflow_scripts.trainers.curricula.schedules.planner import plan_schedule
+from workflow_scripts.trainers.curricula.schedules.schedule import Schedule
+from workflow_scripts.trainers.curricula.schedules.settings import (
+    CurriculumSettings,
+    TrainingLength,
+)
+from workflow_scripts.training.provenance import git_commit, versions
+
+FOLD_MODULE = "workflow_scripts.benchmark.fold_process"
+SHARED_MODULE = "workflow_scripts.benchmark.shared_training"
+
+PASSED, FAILED, IMPOSSIBLE = "passed", "failed", "not possible here"
+EAGER, COMPILED = {"nnUNet_compile": "f"}, {"nnUNet_compile": "t"}
+"""torch.compile takes half a minute for each size, so that one check has it and the others not."""
+
+FIRST = 3
+"""Iterations whose losses are compared."""
+SAME, CLOSE = 1e-3, 5e-2
+"""Relative difference of losses in one precision on two devices; and in two precisions."""
+POWER = (10.0, 2000.0)
+"""Plausible watts of a GPU that trains, its idle power included."""
+MEMORY = 1.2
+"""Most memory of `random` relative to `constant`."""
+PATIENCE = 600
+"""Seconds for a training of a few iterations."""
+
+
+class ImpossibleError(Exception):
+    """What is to be checked cannot be here; says why."""
+
+
+class FailedError(Exception):
+    """A check failed; says with what."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm that is checked: its trainer and what it sets on it."""
+
+    trainer: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checks:
+    """The checks of one task.
+
+    Attributes:
+        run: whose arm and trainer are those of each check in turn.
+        settings: whose length and circumstances are those of each check.
+        plans_file, splits_file: nnU-Net's.
+        folder: where folders for trainings are made, and removed.
+        arms: those that are trained, `constant` among them.
+        iterations: of each epoch.
+    """
+
+    run: RunSpec
+    settings: RunSettings
+    plans_file: Path
+    splits_file: Path
+    folder: Path
+    arms: Mapping[str, Arm]
+    iterations: int
+    _kept: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def device(self) -> str:
+        """`cuda` or `cpu`."""
+        return find_device(self.settings.training.device)
+
+    @property
+    def all(self) -> dict[str, Callable[[], str]]:
+        """Every check by its name: it returns what it found, and raises one of the errors."""
+        return {
+            **{f"arm {name}": partial(self.check_arm, name) for name in self.arms},
+            "losses in fp32 as on a CPU": self.check_losses,
+            "mixed precision": self.check_mixed_precision,
+            "torch.compile": self.check_compile,
+            "channels last": self.check_channels_last,
+            "augmentation on the device": self.check_device_augmentation,
+            "memory of random / constant": self.check_memory,
+            "deterministic resume after kill -9": self.check_resume,
+            "energy of the GPU (NVML)": self.check_energy,
+            "one training on two GPUs (DDP)": self.check_sharing,
+        }
+
+    def check_arm(self, name: str) -> str:
+        """Train an arm through all of its stages."""
+        found, schedule = self._arm(name), self._schedule(self.arms[name])
+        _check_finite(found["losses"])
+        if schedule is None:
+            return self._describe(found)
+        seen = {tuple(size) for _, size, *_ in found["iterations"]}
+        planned = {tuple(stage.patch_size) for stage in schedule.stages}
+        drawn = schedule.stage_of_epoch(0) is None
+        if not (seen <= planned if drawn else seen == planned):
+            raise FailedError(f"trained at {sorted(seen)}, where {sorted(planned)} were planned")
+        return self._describe(found)
+
+    def check_losses(self) -> str:
+        """Compare the first losses in fp32 with those of the CPU."""
+        texts = []
+        for name in [arm for arm in ("constant", "progressive") if arm in self.arms]:
+            here = self._short(name, EAGER, full_precision=True)
+            there = self._short(name, EAGER, device="cpu", precision="fp32")
+            texts.append(f"{name} {_compare(here, there, SAME)}")
+        return "; ".join(texts)
+
+    def check_mixed_precision(self) -> str:
+        """Compare the first losses in mixed precision with those in fp32."""
+        precision = "auto" if self.device == "cuda" else "bf16"
+        mixed = self._short("constant", EAGER, precision=precision)
+        full = self._short("constant", EAGER, full_precision=True)
+        return f"{mixed['precision']}: {_compare(mixed, full, CLOSE)}"
+
+    def check_compile(self) -> str:
+        """Compare the first losses of a compiled network with those of an eager one."""
+        if self.device == "cpu":
+            raise ImpossibleError("nnU-Net does not compile on a CPU")
+        compiled = self._short("constant", COMPILED, epochs=2)
+        eager = self._short("constant", EAGER, epochs=2)
+        ratio = steady(compiled) / steady(eager)
+        return f"{_compare(compiled, eager, CLOSE)}; time of an iteration {ratio:.2f} of eager"
+
+    def check_channels_last(self) -> str:
+        """Compare the first losses in channels-last order with those in the contiguous one."""
+        last = self._short("constant", EAGER, epochs=2, memory_format="channels_last")
+        plain = self._short("constant", EAGER, epochs=2, memory_format="contiguous")
+        ratio = steady(last) / steady(plain)
+        tolerance = CLOSE if self.device == "cuda" else SAME
+        return f"{_compare(last, plain, tolerance)}; time of an iteration {ratio:.2f} of contiguous"
+
+    def check_device_augmentation(self) -> str:
+        """Train with the small patches augmented on the device of the training."""
+        name = "progressive_performance"
+        arm = self.arms.get(name, Arm("nnUNetTrainerProgressivePerformancePatch"))
+        parameters = {**arm.parameters, "augment_on_device": True}
+        found = self._train(f"{name} on the device", replace(arm, parameters=parameters))
+        _check_finite(found["losses"])
+        return self._describe(found)
+
+    def check_memory(self) -> str:
+        """Compare the peak memory of random sizes with that of constant ones."""
+        if "random" not in self.arms:
+            raise ImpossibleError("no arm random among those that are checked")
+        ratio = self._arm("random")["peak_mb"] / self._arm("constant")["peak_mb"]
+        if ratio > MEMORY:
+            raise FailedError(f"{ratio:.2f}, more than {MEMORY:g}")
+        return f"{ratio:.2f}"
+
+    def check_resume(self) -> str:
+        """Kill a deterministic training, resume it, and compare with one that ran through."""
+        whole = self._fold("whole", kill=False)
+        resumed = self._fold("killed", kill=True)
+        one, other = (_weights(path) for path in (whole, resumed))
+        differing = [name for name in one if not torch.equal(one[name], other[name])]
+        if differing:
+            raise FailedError(
+                f"{len(differing)} of {len(one)} weights differ, {differing[0]} first"
+            )
+        return f"all {len(one)} weights are equal bit by bit"
+
+    def check_energy(self) -> str:
+        """Read the energy of a training from the GPU's own meter."""
+        if self.device == "cpu":
+            raise ImpossibleError("there is no GPU")
+        entries = Ledger(self._fold("whole", kill=False).parent / "ledger.jsonl").read()
+        work = [entry for entry in entries if entry["entry"] == "work"]
+        if errors := {entry["error"] for entry in work if entry["error"]}:
+            raise FailedError("; ".join(sorted(errors)))
+        pue = self.settings.energy.pue
+        joules = sum(entry["gpu_kwh"] for entry in work) / pue * 3.6e6
+        watts = joules / sum(entry["seconds"] for entry in work)
+        if not POWER[0] < watts < POWER[1]:
+            raise FailedError(f"{watts:.0f} W in the mean, {joules:.0f} J in all")
+        return f"{watts:.0f} W in the mean of set-up, training and validation"
+
+    def check_sharing(self) -> str:
+        """Train with two processes on two GPUs, or on the CPU where there is no GPU."""
+        gpus = len(visible_gpus()) if self.device == "cuda" else 0
+        if self.device == "cuda" and gpus < 2:
+            raise ImpossibleError("there is only one GPU")
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            spec = self._spec(folder, "progressive", self._grown("progressive", epochs=2))
+            path = Path(folder, "spec.json")
+            path.write_text(json.dumps({**spec, "device": self.device}))
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            command = [sys.executable, "-m", SHARED_MODULE, str(path)]
+            logs = [Path(folder, f"{number}.log") for number in (0, 1)]
+            processes = []
+            for rank, log in enumerate(logs):
+                with log.open("w") as file:
+                    processes.append(
+                        subprocess.Popen(
+                            [*command, str(rank)], env=environment, stdout=file, stderr=file
+                        )
+                    )
+            try:
+                _wait_for_all(processes)
+            finally:
+                for process in processes:
+                    process.kill()
+                    process.wait()
+            if any(process.returncode for process in processes):
+                raise FailedError(" | ".join(log.read_text()[-1500:] for log in logs))
+            one, other = (json.loads(Path(folder, f"{n}.json").read_text()) for n in (0, 1))
+        _check_finite(one["losses"])
+        if one != other:
+            raise FailedError(f"the two processes ended with different weights: {one}, {other}")
+        return f"{len(one['losses'])} epochs; both processes have the same weights"
+
+    # --- trainings
+
+    def _schedule(self, arm: Arm, epochs: int = 1000) -> Schedule | None:
+        """Return the schedule of a long training; None of nnU-Net's own trainers."""
+        trainer = find_trainer(arm.trainer)
+        if not isinstance(trainer, CurriculumTrainer):  # its class has all that it has
+            return None
+        plans = PlansManager(read_json(self.plans_file))
+        length = TrainingLength(epochs, self.iterations, self.settings.training.seed)
+        plan = PatchPlan.of(plans.get_configuration(self.run.configuration))
+        return plan_schedule(plan, length, CurriculumSettings.of(trainer, arm.parameters))
+
+    def _arm(self, name: str) -> dict[str, Any]:
+        """Measure an arm's training, once."""
+        if name not in self._kept:
+            self._kept[name] = self._train(name, self.arms[name])
+        return self._kept[name]
+
+    def _train(self, name: str, arm: Arm) -> dict[str, Any]:
+        """Measure a training with an epoch for each stage."""
+        return self._measure(name, arm, self._grown(name, arm=arm), EAGER)
+
+    def _short(
+        self,
+        name: str,
+        environment: Mapping[str, str],
+        epochs: int = 1,
+        full_precision: bool = False,
+        **changes: Any,
+    ) -> dict[str, Any]:
+        """Measure the first iterations of an arm, once for the same settings."""
+        key = json.dumps([name, environment, epochs, full_precision, changes])
+        if key not in self._kept:
+            training = replace(self.settings.training, epochs=epochs, **self._few(), **changes)
+            if full_precision and self.device == "cpu":
+                training = replace(training, precision="fp32")
+            settings = replace(self.settings, training=training)
+            arm = self.arms[name]
+            self._kept[key] = self._measure(name, arm, settings, environment, full_precision)
+        return self._kept[key]
+
+    def _few(self) -> dict[str, Any]:
+        iterations = max(FIRST, self.iterations)
+        return {"iterations_per_epoch": iterations, "validation_iterations_per_epoch": 1}
+
+    def _grown(self, name: str, epochs: int | None = None, arm: Arm | None = None) -> RunSettings:
+        """Return settings with an epoch for each stage of an arm, three at least."""
+        schedule = self._schedule(arm or self.arms[name])
+        wanted = epochs or max(3, len(schedule.stages) if schedule else 0)
+        training = replace(self.settings.training, epochs=wanted, **self._few())
+        return replace(self.settings, training=training)
+
+    def _measure(
+        self,
+        name: str,
+        arm: Arm,
+        settings: RunSettings,
+        environment: Mapping[str, str],
+        full_precision: bool = False,
+    ) -> dict[str, Any]:
+        run = replace(self.run, arm=name, trainer=arm.trainer, parameters=dict(arm.parameters))
+        return run_variant(
+            run,
+            settings,
+            self.plans_file,
+            self.folder,
+            environment,
+            full_precision=full_precision,
+        )
+
+    def _spec(self, folder: str | Path, name: str, settings: RunSettings) -> dict[str, Any]:
+        """Return what a process of `fold_process` or `shared_training` reads."""
+        arm = self.arms[name]
+        run = replace(self.run, arm=name, trainer=arm.trainer, parameters=dict(arm.parameters))
+        spec = {"run": asdict(run), "settings": asdict(settings), "folder": str(folder)}
+        spec |= {"plans_file": str(self.plans_file.absolute())}
+        return spec | {"splits_file": str(self.splits_file.absolute())}
+
+    def _fold(self, name: str, kill: bool) -> Path:
+        """Train a fold to its end, once, killed in between or not; return its final checkpoint."""
+        folder = self.folder / f"{self.run.task}_{name}"
+        settings = self._grown("progressive", epochs=4)
+        training = replace(settings.training, deterministic=True, checkpoint_minutes=0)
+        spec = self._spec(folder, "progressive", replace(settings, training=training))
+        final = RunSpec(**spec["run"]).fold_folder(folder / "nnunet") / "checkpoint_final.pth"
+        if final.exists():
+            return final
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "spec.json"
+        path.write_text(json.dumps(spec))
+        if kill:
+            ledger = Ledger(final.parent / "ledger.jsonl")
+            self._run_fold(path, until=lambda: _epochs_done(ledger) >= 2)
+            if final.exists():
+                raise FailedError("the training ended before it could be killed")
+        self._run_fold(path)
+        return final
+
+    def _run_fold(self, path: Path, until: Callable[[], bool] = lambda: False) -> None:
+        """Run a fold's process to its end, or kill it as soon as `until` is true."""
+        environment = {**os.environ, **EAGER, "PYTHONPATH": str(ROOT)}
+        log = path.with_suffix(".log")
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", FOLD_MODULE, path],
+                env=environment,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + PATIENCE
+        try:
+            while process.poll() is None and not until() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            if process.poll() is None and time.monotonic() >= deadline:
+                raise FailedError(f"a training took more than {PATIENCE} s")
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if process.returncode not in (0, -signal.SIGKILL):
+            raise FailedError(log.read_text()[-1500:])
+
+    def _describe(self, found: Mapping[str, Any]) -> str:
+        """Return cost and speed of a measured training in one line."""
+        table = iterations_table(found)
+        later = table[table.groupby("patch").cumcount() > 0]
+        parts = [f"{len(table)} iterations at {table['patch'].nunique()} sizes"]
+        constant = iterations_table(self._arm("constant"))
+        constant = constant[constant["epoch"] > 0]
+        if len(later) and later["gflop"].sum() > 0:
+            cost = later["seconds"].sum() / later["gflop"].sum()
+            cost /= constant["seconds"].sum() / constant["gflop"].sum()
+            parts.append(f"time over FLOPs {cost:.2f} of constant's")
+        first = (
+            table.groupby("patch")
+            .head(1)
+            .iloc[1:]
+            .merge(later.groupby("patch")["seconds"].median().rename("median"), on="patch")
+        )
+        if len(first):
+            parts.append(f"stage switch {(first['seconds'] - first['median']).median():.3f} s")
+        step = median(table["seconds"]) - median(found["waits"])
+        parts.append(f"step {step:.3f} s, wait for a batch {median(found['waits']):.3f} s")
+        parts.append(f"{found['load_seconds'] / len(table):.2f} s of processor time to load it")
+        return ", ".join([*parts, f"{found['peak_mb']:.0f} MB"])
+
+
+def _check_finite(losses: Sequence[float]) -> None:
+    if not all(map(math.isfinite, losses)):
+        raise FailedError(f"losses that are not finite: {losses}")
+
+
+def _compare(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: float) -> str:
+    """Compare the first losses; raise FailedError where they differ by more than `tolerance`."""
+    pairs = list(zip(one["losses"][:FIRST], other["losses"][:FIRST], strict=True))
+    _check_finite([loss for pair in pairs for loss in pair])
+    largest = max(abs(a - b) / max(abs(b), 0.1) for a, b in pairs)
+    if largest > tolerance:
+        raise FailedError(f"losses differ by {largest:.1e}, more than {tolerance:g}: {pairs}")
+    return f"the first {len(pairs)} losses differ by {largest:.0e} at most"
+
+
+def _epochs_done(ledger: Ledger) -> int:
+    """Return how many epochs of a training have their line in its ledger."""
+    if not ledger.path.exists():
+        return 0
+    return sum(entry.get("phase") == "training" for entry in ledger.read())
+
+
+def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    found = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    return found["network_weights"]
+
+
+def _wait_for_all(processes: Sequence[subprocess.Popen]) -> None:
+    """Wait until all have ended, or one has failed: the other would wait for it."""
+    deadline = time.monotonic() + PATIENCE
+    while any(process.poll() is None for process in processes):
+        if any(process.poll() for process in processes) or time.monotonic() > deadline:
+            return
+        time.sleep(0.1)
+
+
+def run_checks(checks: Checks) -> list[dict[str, str]]:
+    """Run all checks of a task; return task, check, outcome and detail of each.
+
+    A check that fails in any way is an outcome; the others follow all the same.
+    """
+    rows = []
+    for name, check in checks.all.items():
+        announce(f"check: {checks.run.task}, {name}")
+        try:
+            outcome, detail = PASSED, check()
+        except ImpossibleError as error:
+            outcome, detail = IMPOSSIBLE, str(error)
+        except (FailedError, UserError) as error:
+            outcome, detail = FAILED, str(error)
+        except Exception as error:  # whatever it is, it belongs into the report
+            outcome, detail = FAILED, f"{type(error).__name__}: {error}"
+        row = {"task": checks.run.task, "check": name, "outcome": outcome, "detail": detail}
+        announce(f"check: {outcome}: {detail.splitlines()[-1] if detail else ''}")
+        rows.append(row)
+    return rows
+
+
+def describe_machine() -> dict[str, str]:
+    """Return what a report has to tell of machine and versions."""
+    gpus = ", ".join(gpu.name for gpu in visible_gpus())
+    found = {"gpus": gpus or "none", "cuda": str(torch.version.cuda)}
+    found["cudnn"] = str(torch.backends.cudnn.version() or "none")
+    found["processor"] = str(torch.cpu.get_capabilities().get("cpu_name", ""))
+    found["cores"] = str(os.cpu_count())
+    return found | {"commit": str(git_commit()), **versions()}
+
+
+def to_markdown(rows: Sequence[Mapping[str, str]], machine: Mapping[str, str]) -> str:
+    """Write the report as a page, ready to be pasted into an issue."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows)
+    table["detail"] = [" ".join(text.split()).replace("|", "/")[-600:] for text in table["detail"]]
+    counts = table["outcome"].value_counts()
+    summary = ", ".join(f"{counts.get(name, 0)} {name}" for name in (PASSED, FAILED, IMPOSSIBLE))
+    listed = ", ".join(f"{name} {value}" for name, value in machine.items())
+    return f"GPU check: {summary}.\n\n{listed}.\n\n{pipe_table(table)}\n"
+
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+    params, page = snakemake.params, Path(snakemake.output.page)
+    rows = []
+    with tempfile.TemporaryDirectory(dir=page.parent) as folder:
+        inputs = zip(params.runs, snakemake.input.plans, snakemake.input.splits, strict=True)
+        for run, plans, splits in inputs:
+            rows += run_checks(
+                Checks(
+                    run=RunSpec(
+                        study=page.parent.name,
+                        dataset=Path(plans).parent.name,
+                        plans=Path(plans).stem,
+                        arm="constant",
+                        trainer="",
+                        **run,
+                    ),
+                    settings=RunSettings.of(
+                        params.training, params.energy, mirroring=False, threads=snakemake.threads
+                    ),
+                    plans_file=Path(plans),
+                    splits_file=Path(splits),
+                    folder=Path(folder),
+                    arms={name: Arm(**arm) for name, arm in params.arms.items()},
+                    iterations=params.iterations,
+                )
+            )
+    machine = describe_machine()
+    write_json({"machine": machine, "checks": rows}, Path(snakemake.output.report))
+    page.write_text(to_markdown(rows, machine), encoding="utf-8")
