@@ -76,9 +76,12 @@ def seconds_of_children():
     return used.ru_utime + used.ru_stime
 
 
-def test_the_paper_is_planned_within_seconds_and_without_heavy_imports(tree, tmp_path):
+def test_the_paper_is_planned_in_little_time_and_without_heavy_imports(tree, tmp_path):
+    """In a few times what the demo's 36 jobs need, most of which is Snakemake's own start."""
     (tmp_path / "sitecustomize.py").write_text(PROBE)
     seen = tmp_path / "imports.txt"
+    start = seconds_of_children()
+    assert snakemake(tree, "-n", "--configfile", "config/demo.yaml").returncode == 0
     before = seconds_of_children()
     own = [str(ROOT / part) for part in ("Snakefile", "rules", "workflow_scripts")]
     run = snakemake(
@@ -86,7 +89,7 @@ def test_the_paper_is_planned_within_seconds_and_without_heavy_imports(tree, tmp
         *("-n", "--configfile", "config/config.yaml"),
         env={"PYTHONPATH": str(tmp_path), "PROBE": str(seen), "PROBED": ":".join(own)},
     )
-    assert seconds_of_children() - before < 10
+    assert seconds_of_children() - before < 5 * (before - start)
     assert re.search(r"^train_fold +450$", run.stdout, re.M)
     imported = set(seen.read_text().split())
     assert {"workflow_scripts", "jsonschema"} <= imported, "the probe does not see imports"
