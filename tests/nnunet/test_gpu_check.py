@@ -1,6 +1,7 @@
 """`make gpu-check`, on the tiny task: on the CPU, and on a GPU where there is one (`-m gpu`)."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,8 +57,9 @@ def workdir(tiny, tmp_path, monkeypatch):
     (tmp_path / "resources").mkdir()
     (tmp_path / "resources/nnUNet_preprocessed").symlink_to(tiny.preprocessed)
     (tmp_path / "resources/nnUNet_raw").symlink_to(tiny.raw)
+    (tmp_path / "results").mkdir()
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return Path("results")  # relative, as the rule's is
 
 
 @pytest.mark.ci
@@ -81,6 +83,12 @@ def test_on_a_cpu_everything_passes_that_needs_no_gpu(tiny, workdir, monkeypatch
 def test_on_a_gpu_nothing_fails(tiny, workdir):
     rows = run_checks(checks_on("cuda", tiny, workdir, ARMS))
     assert [row for row in rows if row["outcome"] == FAILED] == []
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_training(tiny, workdir):
+    checks = checks_on("cpu", tiny, workdir, ARMS)
+    assert checks.check_sharing() == "2 epochs; both processes have the same weights"
 
 
 def test_a_check_that_fails_is_a_line_and_the_others_follow(tiny, workdir, monkeypatch):

@@ -57,7 +57,7 @@ def train(spec: dict[str, Any], rank: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     spec, rank = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), int(sys.argv[2])
-    folder, on_gpus = Path(spec["folder"]), spec["device"] == "cuda"
+    folder, on_gpus = Path(spec["folder"]).absolute(), spec["device"] == "cuda"
     nnunet_setup.configure(1, 1, folder / "nnunet")
     os.environ["nnUNet_compile"] = "f"
     torch.set_num_threads(1)
