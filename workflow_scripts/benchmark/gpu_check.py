@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pandas as pd
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -57,6 +58,8 @@ POWER = (10.0, 2000.0)
 """Plausible watts of a GPU that trains, its idle power included."""
 MEMORY = 1.2
 """Most memory of `random` relative to `constant`."""
+LONG = 1000
+"""Epochs of a schedule that has all stages of its arm."""
 PATIENCE = 600
 """Seconds for a training of a few iterations."""
 
@@ -217,7 +220,7 @@ class Checks:
         if self.device == "cuda" and gpus < 2:
             raise ImpossibleError("there is only one GPU")
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            spec = self._spec(folder, "progressive", self._grown("progressive", epochs=2))
+            spec = self._spec(folder, "progressive", self._settings(2))
             path = Path(folder, "spec.json")
             path.write_text(json.dumps({**spec, "device": self.device}))
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -247,13 +250,17 @@ class Checks:
 
     # --- trainings
 
-    def _schedule(self, arm: Arm, epochs: int = 1000) -> Schedule | None:
+    def _run(self, name: str, arm: Arm) -> RunSpec:
+        """Return what identifies the training of an arm."""
+        return replace(self.run, arm=name, trainer=arm.trainer, parameters=dict(arm.parameters))
+
+    def _schedule(self, arm: Arm) -> Schedule | None:
         """Return the schedule of a long training; None of nnU-Net's own trainers."""
         trainer = find_trainer(arm.trainer)
         if not isinstance(trainer, CurriculumTrainer):  # its class has all that it has
             return None
         plans = PlansManager(read_json(self.plans_file))
-        length = TrainingLength(epochs, self.iterations, self.settings.training.seed)
+        length = TrainingLength(LONG, self.iterations, self.settings.training.seed)
         plan = PatchPlan.of(plans.get_configuration(self.run.configuration))
         return plan_schedule(plan, length, CurriculumSettings.of(trainer, arm.parameters))
 
@@ -264,8 +271,10 @@ class Checks:
         return self._kept[name]
 
     def _train(self, name: str, arm: Arm) -> dict[str, Any]:
-        """Measure a training with an epoch for each stage."""
-        return self._measure(name, arm, self._grown(name, arm=arm), EAGER)
+        """Measure a training with an epoch for each stage, three at least."""
+        schedule = self._schedule(arm)
+        epochs = max(3, len(schedule.stages) if schedule else 0)
+        return self._measure(name, arm, self._settings(epochs), EAGER)
 
     def _short(
         self,
@@ -278,23 +287,17 @@ class Checks:
         """Measure the first iterations of an arm, once for the same settings."""
         key = json.dumps([name, environment, epochs, full_precision, changes])
         if key not in self._kept:
-            training = replace(self.settings.training, epochs=epochs, **self._few(), **changes)
             if full_precision and self.device == "cpu":
-                training = replace(training, precision="fp32")
-            settings = replace(self.settings, training=training)
-            arm = self.arms[name]
+                changes["precision"] = "fp32"
+            settings, arm = self._settings(epochs, **changes), self.arms[name]
             self._kept[key] = self._measure(name, arm, settings, environment, full_precision)
         return self._kept[key]
 
-    def _few(self) -> dict[str, Any]:
-        iterations = max(FIRST, self.iterations)
-        return {"iterations_per_epoch": iterations, "validation_iterations_per_epoch": 1}
-
-    def _grown(self, name: str, epochs: int | None = None, arm: Arm | None = None) -> RunSettings:
-        """Return settings with an epoch for each stage of an arm, three at least."""
-        schedule = self._schedule(arm or self.arms[name])
-        wanted = epochs or max(3, len(schedule.stages) if schedule else 0)
-        training = replace(self.settings.training, epochs=wanted, **self._few())
+    def _settings(self, epochs: int, **changes: Any) -> RunSettings:
+        """Return settings of a training with so many epochs of few iterations."""
+        few: dict[str, Any] = {"iterations_per_epoch": max(FIRST, self.iterations)}
+        few |= {"validation_iterations_per_epoch": 1}
+        training = replace(self.settings.training, epochs=epochs, **few, **changes)
         return replace(self.settings, training=training)
 
     def _measure(
@@ -305,9 +308,8 @@ class Checks:
         environment: Mapping[str, str],
         full_precision: bool = False,
     ) -> dict[str, Any]:
-        run = replace(self.run, arm=name, trainer=arm.trainer, parameters=dict(arm.parameters))
         return run_variant(
-            run,
+            self._run(name, arm),
             settings,
             self.plans_file,
             self.folder,
@@ -317,8 +319,7 @@ class Checks:
 
     def _spec(self, folder: str | Path, name: str, settings: RunSettings) -> dict[str, Any]:
         """Return what a process of `fold_process` or `shared_training` reads."""
-        arm = self.arms[name]
-        run = replace(self.run, arm=name, trainer=arm.trainer, parameters=dict(arm.parameters))
+        run = self._run(name, self.arms[name])
         spec = {"run": asdict(run), "settings": asdict(settings), "folder": str(folder)}
         spec |= {"plans_file": str(self.plans_file.absolute())}
         return spec | {"splits_file": str(self.splits_file.absolute())}
@@ -326,9 +327,8 @@ class Checks:
     def _fold(self, name: str, kill: bool) -> Path:
         """Train a fold to its end, once, killed in between or not; return its final checkpoint."""
         folder = self.folder / f"{self.run.task}_{name}"
-        settings = self._grown("progressive", epochs=4)
-        training = replace(settings.training, deterministic=True, checkpoint_minutes=0)
-        spec = self._spec(folder, "progressive", replace(settings, training=training))
+        settings = self._settings(4, deterministic=True, checkpoint_minutes=0)
+        spec = self._spec(folder, "progressive", settings)
         final = RunSpec(**spec["run"]).fold_folder(folder / "nnunet") / "checkpoint_final.pth"
         if final.exists():
             return final
@@ -463,8 +463,6 @@ def describe_machine() -> dict[str, str]:
 
 def to_markdown(rows: Sequence[Mapping[str, str]], machine: Mapping[str, str]) -> str:
     """Write the report as a page, ready to be pasted into an issue."""
-    import pandas as pd
-
     table = pd.DataFrame(rows)
     table["detail"] = [" ".join(text.split()).replace("|", "/")[-600:] for text in table["detail"]]
     counts = table["outcome"].value_counts()
