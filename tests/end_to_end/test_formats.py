@@ -45,7 +45,7 @@ def study(tmp_path_factory):
         | {"scale_space": {"trainer": "nnUNetTrainerScaleSpace"}},
     }
     arguments = ["--configfile", write_config(folder, "formats", config)]
-    run = snakemake(folder, "--cores", 2, *arguments, timeout=1800, env={"HOME": str(data)})
+    run = snakemake(folder, "--cores", 2, *arguments, env={"HOME": str(data)})
     assert run.returncode == 0, run.stdout + run.stderr
     return SimpleNamespace(folder=folder, arguments=arguments, home=data)
 

@@ -70,7 +70,7 @@ def hostile(tmp_path_factory):
         "folds": [0, 1],
     }
     config = write_config(folder, "hostile", config)
-    run = snakemake(folder, "--cores", "2", "--configfile", config, timeout=1200)
+    run = snakemake(folder, "--cores", "2", "--configfile", config)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder / "results/hostile"
 

@@ -109,7 +109,7 @@ def run(own, *targets, **changes):
     arguments = own.arguments
     if changes:
         arguments = ["--configfile", write_config(own.tree, "changed", own.config, **changes)]
-    return snakemake(own.tree, "--cores", "2", *targets, *arguments, timeout=1800)
+    return snakemake(own.tree, "--cores", "2", *targets, *arguments)
 
 
 def forecast(own):
@@ -230,7 +230,7 @@ def test_another_clone_trains_on_linked_data_and_writes_nothing_there(own, tmp_p
     read_only(resources)
     try:
         triggers = ("--rerun-triggers", "mtime", "params", "input", "software-env")
-        done = snakemake(clone, "tables", "--cores", "2", *arguments, *triggers, timeout=1800)
+        done = snakemake(clone, "tables", "--cores", "2", *arguments, *triggers)
     finally:
         read_only(resources, writable=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -58,7 +58,7 @@ def results(tmp_path_factory):
     config = write_config(folder, "real", config)
     wanted = ["tables/comparison.md", "tables/significance.csv", "figures/predictions.svg"]
     targets = [f"results/real/{name}" for name in wanted]
-    run = snakemake(folder, *targets, "--cores", 2, "--configfile", config, timeout=1800)
+    run = snakemake(folder, *targets, "--cores", 2, "--configfile", config)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder / "results/real"
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from helpers.processes import PATIENCE
 from helpers.tree import ROOT, snakemake, write_config
 
 TASK = "Task04_Hippocampus"
@@ -53,7 +54,7 @@ def study(tmp_path_factory):
         validation={"mirroring": False},
     )
     arguments = ["--cores", 2, "--configfile", config, "--config", f"archives={ARCHIVES}"]
-    run = snakemake(folder, *arguments, timeout=900)
+    run = snakemake(folder, *arguments)
     assert run.returncode == 0, run.stdout + run.stderr
     return SimpleNamespace(
         folder=folder,
@@ -124,7 +125,7 @@ def test_stock_nnunet_predicts_a_case_with_a_baked_model(study, tmp_path):
         *("-i", tmp_path / "images", "-o", tmp_path / "predictions", "-npp", "1", "-nps", "1"),
     ]
     environment = {**os.environ, "nnUNet_extTrainer": str(model / "trainers")}
-    subprocess.run(predicting, env=environment, check=True, timeout=300)
+    subprocess.run(predicting, env=environment, check=True, timeout=PATIENCE)
     case = image.name.replace("_0000.nii.gz", ".nii.gz")
     assert (tmp_path / "predictions" / case).is_file()
 

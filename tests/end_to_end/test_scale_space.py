@@ -39,7 +39,7 @@ def scales(tmp_path_factory):
         "--configfile",
         write_config(folder, "scales", {**CONFIG, **CHANGES}),
     ]
-    run = snakemake(folder, "scale_space", *arguments, timeout=1200)
+    run = snakemake(folder, "scale_space", *arguments)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder, arguments
 

@@ -29,10 +29,10 @@ def search(tmp_path_factory):
     config = write_config(folder, "searched", {**CONFIG, **CHANGES})
     arguments = ["--cores", "2", "--configfile", config]
     one = f"results/searched/runs/{TASK}/{TRIAL}/fold_0/run.json"
-    first = snakemake(folder, one, *arguments, timeout=1200)
+    first = snakemake(folder, one, *arguments)
     assert first.returncode == 0, first.stdout + first.stderr
     assert trained(first) == [TRIAL]
-    run = snakemake(folder, "search_curriculum", *arguments, timeout=1200)
+    run = snakemake(folder, "search_curriculum", *arguments)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder, arguments, run
 

@@ -15,6 +15,7 @@ import nibabel
 import pytest
 from PIL import Image
 
+from helpers.processes import PATIENCE
 from helpers.tiny_study import ARMS, CONFIG, TASK, TRAINERS
 from helpers.tree import plan, snakemake, trainings, write_config
 
@@ -337,7 +338,7 @@ def test_stock_nnunet_predicts_with_the_model(study, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     label = nibabel.load(tmp_path / "out/brain_000.nii.gz")

@@ -28,6 +28,8 @@ WITH_POOLS = (
 )
 """Modules of nnU-Net that spawn pools of processes."""
 
+PATIENCE = 3600  # s; a timeout ends a run that hangs, not one on a slow machine
+
 
 class Forked:
     """A running function with what `subprocess.Popen` has; the leader of a process group."""
@@ -104,7 +106,7 @@ def run_forked(command, env, capture_output, text):
     path = Path(command[-1])
     outputs = path.with_suffix(".out"), path.with_suffix(".err")
     process = Forked(run_module, command[2], path, Path.cwd(), dict(env), output=outputs)
-    process.wait(300)
+    process.wait(PATIENCE)
     said = [output.read_text() for output in outputs]
     return subprocess.CompletedProcess(command, process.returncode, *said)
 

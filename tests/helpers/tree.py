@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from helpers.processes import Forked
+from helpers.processes import PATIENCE, Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 GREETING = "Using workflow specific profile "
@@ -55,10 +55,10 @@ def command(*arguments, python=sys.executable):
     return [python, "-m", "snakemake", *map(str, arguments)]
 
 
-def snakemake(folder, *arguments, env=None, timeout=600, python=sys.executable):
+def snakemake(folder, *arguments, env=None, timeout=PATIENCE, python=sys.executable):
     """Run Snakemake on a study in `folder`; the result has returncode, stdout and stderr.
 
-    At the timeout the jobs that it started end with it.
+    After `timeout` seconds it is killed, and the jobs that it started with it.
     """
     process = start(folder, *arguments, env=env, python=python)
     try:

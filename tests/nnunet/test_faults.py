@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from helpers.folds import PATHS, PYTHON, ROOT, Folds, kill_group
+from helpers.processes import PATIENCE
 
 pytestmark = pytest.mark.ci
 EPOCHS, ITERATIONS, VALIDATIONS = 15, 40, 2
@@ -40,7 +41,7 @@ def faults(prepared, tmp_path_factory):
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=600)
+        output, _ = process.communicate(timeout=PATIENCE)
     finally:
         kill_group(process)
     assert process.returncode == 0, output[-4000:]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.processes import PATIENCE
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.records.energy_meter import Reading
 from workflow_scripts.records.flop_counter import FlopTable
@@ -395,7 +396,7 @@ def test_stock_nnunet_predicts_with_a_baked_model(trained, tiny):
         cwd=tiny.results.parent,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

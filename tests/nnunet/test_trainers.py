@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from helpers.folds import kill_group
+from helpers.processes import PATIENCE
 from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
 from workflow_scripts.trainers.curricula.schedules.schedule import Schedule, plan_stages
 from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
@@ -514,7 +515,7 @@ def run_python(code, environment, *arguments, **options):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
         **options,
     )
