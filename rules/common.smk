@@ -66,7 +66,9 @@ if config["training"]["device"] != "cpu" and "gpu" not in workflow.global_resour
 
 HAS_BUDGET = set(config["budget"].values()) != {None}
 RESULTS = f"results/{STUDY.name}"
-RUN = f"{RESULTS}/runs/{{task}}/{{arm}}/fold_{{fold}}"
+# The suffix is empty for `training.seed`, and `_seed_2` for another.
+RUN = f"{RESULTS}/runs/{{task}}/{{arm}}/fold_{{fold}}{{seed_suffix}}"
+RUN_OF_FIRST_SEED = RUN.removesuffix("{seed_suffix}")
 
 TABLES = expand(
     f"{RESULTS}/tables/{{table}}",
@@ -75,12 +77,23 @@ TABLES = expand(
         *(f"comparison.{kind}" for kind in ("csv", "md", "tex")),
         "class_balance.csv",
         "significance.csv",
+        *("targets.csv", "targets.md", "variance.csv"),
         *("claims.csv", "claims.md", "reference_runs.csv"),
     ],
 )
 FIGURES = expand(
     f"{RESULTS}/figures/{{figure}}.{{kind}}",
-    figure=["dice", "cost", "convergence", "schedule", "patches", "class_balance", "predictions"],
+    figure=[
+        "differences",
+        "dice",
+        "cost",
+        "convergence",
+        "profiles",
+        "schedule",
+        "patches",
+        "class_balance",
+        "predictions",
+    ],
     kind=["svg", "png"],
 )
 NOTEBOOKS = expand(
@@ -95,6 +108,7 @@ wildcard_constraints:
     dataset="|".join(map(re.escape, STUDY.task_of)),
     arm="|".join([*map(re.escape, config["arms"]), TRIAL]),
     fold="[0-9]+",
+    seed_suffix="(_seed_[0-9]+)?",
 
 
 def code(script):
@@ -108,8 +122,10 @@ def code(script):
 
 def run_files(name):
     """Return the path of one file of every run of the study."""
-    runs = [{"task": task, "arm": arm, "fold": fold} for task, arm, fold in STUDY.runs]
-    return [f"{RUN}/{name}".format(**run) for run in runs]
+    return [
+        f"{RUN}/{name}".format(task=task, arm=arm, fold=fold, seed_suffix=STUDY.seed_suffix(seed))
+        for task, arm, fold, seed in STUDY.runs
+    ]
 
 
 def checked_first(wildcards):
@@ -128,7 +144,7 @@ def trials_of_part(wildcards):
     """Return the runs of the trials of a part, as listed when the previous part was decided."""
     before = checkpoints.choose_frequencies.get(task=wildcards.task, part=int(wildcards.part) - 1)
     return expand(
-        f"{RUN}/run.json",
+        f"{RUN_OF_FIRST_SEED}/run.json",
         task=wildcards.task,
         arm=json.loads(Path(before.output.part).read_text(encoding="utf-8"))["next"],
         fold=config["search"]["fold"],

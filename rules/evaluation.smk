@@ -4,7 +4,7 @@ sure the differences are, and what they mean for what was published.
 
 REQUIRED INPUTS:
 
-    results/{study}/runs/{task}/{arm}/fold_{fold}/{run.json,epochs.csv,stages.csv,energy.csv,summary.json},
+    results/{study}/runs/{task}/{arm}/fold_{fold}{seed_suffix}/{run.json,epochs.csv,stages.csv,energy.csv,summary.json},
     and the predictions of the validation cases in the nnU-Net folder that run.json names
     resources/nnUNet_raw/{dataset}/labelsTr/
     for the class balance, in resources/nnUNet_preprocessed/{dataset}/: plans, preprocessed cases
@@ -12,7 +12,7 @@ REQUIRED INPUTS:
 
 OUTPUTS:
 
-    results/{study}/runs/{task}/{arm}/fold_{fold}/surface.csv    NSD of each validation case and label
+    results/{study}/runs/{task}/{arm}/fold_{fold}{seed_suffix}/surface.csv    NSD of each validation case and label
 
 and in results/{study}/tables/:
 
@@ -21,6 +21,8 @@ and in results/{study}/tables/:
     epochs.csv, stages.csv, energy.csv    the runs' own tables, one below the other
     comparison.{csv,md,tex}   the arms against the reference arm, per task and overall
     significance.csv          every arm against the reference arm, paired over cases
+    targets.{csv,md}          what each arm needs until it is as good as the reference arm ends up
+    variance.csv              spread of Dice due to folds, to seeds, and to the rest
     claims.{csv,md}           each published claim, what was measured, and a verdict
     reference_runs.csv        the reference arm beside published nnU-Net, by task and fold
     class_balance.csv         foreground in patches of each curriculum size, as nnU-Net samples them
@@ -40,7 +42,7 @@ rule measure_surface_distance:
     output:
         surface=f"{RUN}/surface.csv",
     log:
-        f"logs/measure_surface_distance/{STUDY.name}_{{task}}_{{arm}}_{{fold}}.log",
+        f"logs/measure_surface_distance/{STUDY.name}_{{task}}_{{arm}}_{{fold}}{{seed_suffix}}.log",
     conda:
         "../envs/nnunet.yaml"
     resources:
@@ -48,7 +50,8 @@ rule measure_surface_distance:
     params:
         tolerance_mm=lambda wildcards: NSD_TOLERANCE_MM[wildcards.task],
     message:
-        "Measuring surface distances of {wildcards.task}, {wildcards.arm}, fold {wildcards.fold}"
+        "Measuring surface distances of {wildcards.task}, {wildcards.arm}, "
+        "fold {wildcards.fold}{wildcards.seed_suffix}"
     script:
         "../workflow_scripts/evaluation/measure_surface_distance.py"
 
@@ -135,6 +138,60 @@ rule assess_significance:
         f"Assessing the differences between the arms of the study {STUDY.name}"
     script:
         "../workflow_scripts/evaluation/assess_significance.py"
+
+
+rule measure_targets:
+    input:
+        epochs=f"{RESULTS}/tables/epochs.csv",
+        runs=f"{RESULTS}/tables/runs.csv",
+        code=code("evaluation/measure_targets.py"),
+    output:
+        csv=f"{RESULTS}/tables/targets.csv",
+        md=report(
+            f"{RESULTS}/tables/targets.md",
+            caption="report/targets.rst",
+            category="Tables",
+            labels={"table": "Time, energy and computation to target"},
+        ),
+    log:
+        f"logs/measure_targets/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        reference_arm=config["reference_arm"],
+        tasks=STUDY.tasks,
+        arms=list(config["arms"]),
+    message:
+        f"Measuring what each arm of the study {STUDY.name} needs to reach a target"
+    script:
+        "../workflow_scripts/evaluation/measure_targets.py"
+
+
+rule separate_variance:
+    input:
+        runs=f"{RESULTS}/tables/runs.csv",
+        code=code("evaluation/separate_variance.py"),
+    output:
+        table=report(
+            f"{RESULTS}/tables/variance.csv",
+            caption="report/variance.rst",
+            category="Tables",
+            labels={"table": "Spread due to folds and seeds"},
+        ),
+    log:
+        f"logs/separate_variance/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        reference_arm=config["reference_arm"],
+        tasks=STUDY.tasks,
+        arms=list(config["arms"]),
+    message:
+        f"Separating the spread of seeds and folds in the study {STUDY.name}"
+    script:
+        "../workflow_scripts/evaluation/separate_variance.py"
 
 
 rule check_claims:

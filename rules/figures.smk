@@ -3,7 +3,7 @@ This part of the workflow draws the figures, each as .svg and .png.
 
 REQUIRED INPUTS:
 
-    results/{study}/tables/{runs,cases,epochs,comparison,class_balance}.csv
+    results/{study}/tables/{runs,cases,epochs,comparison,significance,targets,class_balance}.csv
     config/plotting.yaml, all that is about looks: an edit redraws figures and nothing before them
     for patches, in resources/nnUNet_preprocessed/{dataset}/: plans and preprocessed cases
     for predictions, images and references in resources/nnUNet_raw/{dataset}/, and the predictions in
@@ -11,7 +11,7 @@ REQUIRED INPUTS:
 
 OUTPUTS, in results/{study}/figures/:
 
-    {dice,cost,convergence,schedule,class_balance}.{svg,png}
+    {differences,dice,cost,convergence,profiles,schedule,class_balance}.{svg,png}
     patches.{svg,png}       what the network sees of one patch, from beginning to end of a training
     predictions.{svg,png}   slices of the worst, median and best case
     budget.{svg,png}        Dice against energy, a line an arm, of a study whose arms differ in length
@@ -43,6 +43,46 @@ rule plot_dice:
         script="plot_dice.py",
     script:
         "../workflow_scripts/figures/{params.script}"
+
+
+use rule plot_dice as plot_differences with:
+    input:
+        significance=f"{RESULTS}/tables/significance.csv",
+        style=STYLE,
+        code=code("figures/plot_differences.py"),
+    output:
+        svg=f"{RESULTS}/figures/differences.svg",
+        png=report(
+            f"{RESULTS}/figures/differences.png",
+            caption="report/differences.rst",
+            category="Figures",
+            labels={"figure": "Difference from the reference arm"},
+        ),
+    log:
+        f"logs/plot_differences/{STUDY.name}.log",
+    localrule: True
+    params:
+        script="plot_differences.py",
+
+
+use rule plot_dice as plot_profiles with:
+    input:
+        targets=f"{RESULTS}/tables/targets.csv",
+        style=STYLE,
+        code=code("figures/plot_profiles.py"),
+    output:
+        svg=f"{RESULTS}/figures/profiles.svg",
+        png=report(
+            f"{RESULTS}/figures/profiles.png",
+            caption="report/profiles.rst",
+            category="Figures",
+            labels={"figure": "Cost to target, over tasks"},
+        ),
+    log:
+        f"logs/plot_profiles/{STUDY.name}.log",
+    localrule: True
+    params:
+        script="plot_profiles.py",
 
 
 use rule plot_dice as plot_cost with:

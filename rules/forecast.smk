@@ -36,6 +36,7 @@ FORECASTED = {
     "study": STUDY.name,
     "tasks": STUDY.tasks,
     "folds": config["folds"],
+    "seeds": len(STUDY.seeds),
     "arms": config["arms"],
     "reference_arm": config["reference_arm"],
     "configuration": STUDY.configuration,
@@ -133,7 +134,7 @@ checkpoint check_needs:
     params:
         **{
             key: FORECASTED[key]
-            for key in ("study", "tasks", "folds", "arms", "configuration", "overrides")
+            for key in ("study", "tasks", "folds", "seeds", "arms", "configuration", "overrides")
             + ("training", "mirroring", "own_plans", "published")
         },
         records=[

@@ -8,7 +8,7 @@ REQUIRED INPUTS, in resources/nnUNet_preprocessed/{dataset}/:
 No training starts before results/{study}/forecast/needs.json exists. With a budget it also waits for
 within_budget.json, and with `cluster.max_runtime_minutes` for the forecast, which sets the run time of the job.
 
-OUTPUTS, in results/{study}/runs/{task}/{arm}/fold_{fold}/:
+OUTPUTS, in results/{study}/runs/{task}/{arm}/fold_{fold}{seed_suffix}/:
 
     run.json      one record: versions, seed, plans hash, hardware, Dice, seconds, energy
     epochs.csv    one row per kept epoch, growing while it trains
@@ -34,7 +34,7 @@ rule train_fold:
         energy=f"{RUN}/energy.csv",
         summary=f"{RUN}/summary.json",
     log:
-        f"logs/train_fold/{STUDY.name}_{{task}}_{{arm}}_{{fold}}.log",
+        f"logs/train_fold/{STUDY.name}_{{task}}_{{arm}}_{{fold}}{{seed_suffix}}.log",
     conda:
         "../envs/nnunet.yaml"
     threads: config["training"]["threads"]
@@ -43,11 +43,11 @@ rule train_fold:
     params:
         run=lambda wildcards: STUDY.run(wildcards.task, wildcards.arm, int(wildcards.fold)),
         parameters=lambda wildcards: STUDY.arm(wildcards.arm)["parameters"],
-        training=lambda wildcards: STUDY.training(wildcards.arm),
+        training=lambda wildcards: STUDY.training(wildcards.arm, wildcards.seed_suffix),
         energy=config["energy"],
         mirroring=config["validation"]["mirroring"],
-        results=lambda wildcards: STUDY.results(wildcards.arm),
+        results=lambda wildcards: STUDY.results(wildcards.arm, wildcards.seed_suffix),
     message:
-        "Training {wildcards.task}, {wildcards.arm}, fold {wildcards.fold}"
+        "Training {wildcards.task}, {wildcards.arm}, fold {wildcards.fold}, seed {params.training[seed]}"
     script:
         "../workflow_scripts/training/train_fold.py"

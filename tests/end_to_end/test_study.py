@@ -23,9 +23,20 @@ RUN_FILES = ["run.json", "epochs.csv", "stages.csv", "energy.csv", "summary.json
 TABLES = [
     *(f"{name}.csv" for name in ("runs", "cases", "epochs", "stages", "energy", "class_balance")),
     *(f"comparison.{kind}" for kind in ("csv", "md", "tex")),
-    *("significance.csv", "claims.csv", "claims.md", "reference_runs.csv"),
+    *("significance.csv", "variance.csv", "targets.csv", "targets.md"),
+    *("claims.csv", "claims.md", "reference_runs.csv"),
 ]
-FIGURES = ["dice", "cost", "convergence", "schedule", "patches", "class_balance", "predictions"]
+FIGURES = [
+    "differences",
+    "dice",
+    "cost",
+    "convergence",
+    "profiles",
+    "schedule",
+    "patches",
+    "class_balance",
+    "predictions",
+]
 NOTEBOOKS = ["results", "curricula"]
 PREPARED = {"make_demo_task", "extract_task", "convert_task", "fingerprint_task", "plan_task"}
 PREPARED |= {"override_plans", "preprocess_task", "write_splits"}
@@ -243,6 +254,34 @@ def test_other_overrides_change_the_plans_but_preprocess_nothing(study):
     config = write_config(study.folder, "batch", study.config, study="batch", planning=overrides)
     jobs, _ = plan(study.folder, *study.workflow, "--configfile", config)
     assert PREPARED & set(jobs) == {"override_plans"}
+
+
+@pytest.mark.ci
+def test_a_second_seed_is_trained_beside_the_first(study):
+    """The first seed's training stays; tables, figures and pages are made of both."""
+    short = {**study.config, "arms": {arm: study.config["arms"][arm] for arm in ARMS[:2]}}
+    short["training"] = {**study.config["training"], "epochs": 1}
+    alone = write_config(study.folder, "seeds", short, study="seeds")
+    run = snakemake(study.folder, *study.workflow, "tables", "--cores", 2, "--configfile", alone)
+    assert run.returncode == 0, run.stderr
+    seeds = {"seeds": [short["training"]["seed"], 7]}
+    both = write_config(study.folder, "seeds", short, study="seeds", **seeds)
+    arguments = [*study.workflow, "--cores", 2, "--configfile", both]
+    assert plan(study.folder, *arguments)[0]["train_fold"] == 2
+    run = snakemake(study.folder, *arguments)
+    assert run.returncode == 0, run.stderr
+    assert plan(study.folder, *arguments)[0] == {}
+    results = study.folder / "results/seeds"
+    assert {path.name for path in (results / f"runs/{TASK}/{ARMS[0]}").iterdir()} == {
+        *("fold_0", "fold_0_seed_7")
+    }
+    runs = rows(results / "tables/runs.csv")
+    assert [row["seed"] for row in runs] == [str(seed) for seed in seeds["seeds"]] * 2
+    assert runs[0]["dice_foreground_mean"] != runs[1]["dice_foreground_mean"]
+    assert len({row["results_folder"] for row in runs}) == 4
+    variance = rows(results / "tables/variance.csv")
+    assert all(float(row["std_retraining"]) >= 0 for row in variance)
+    assert "1 fold, 2 validation cases, 2 seeds" in (results / "tables/comparison.md").read_text()
 
 
 @pytest.mark.ci

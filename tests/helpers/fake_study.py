@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workflow_scripts.records.run_reader import RunKey
+
 PATCH = (16, 16, 16)
 STAGES = ((8, 8, 8), (8, 16, 16), (16, 16, 16))
 SPEED = {"constant": 1.0, "progressive": 0.4, "random": 0.5}
@@ -17,29 +19,31 @@ SPEED = {"constant": 1.0, "progressive": 0.4, "random": 0.5}
 
 @dataclass
 class FakeStudy:
-    """What to make up. `dice` overrides the Dice of (task, arm, fold): case -> label -> value."""
+    """What to make up. `dice` overrides the Dice of a run: case -> label -> value."""
 
     root: Path
     tasks: tuple[str, ...] = ("Task98_Fake",)
     arms: tuple[str, ...] = ("constant", "progressive", "random")
     folds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (1,)
     epochs: int = 6
     iterations: int = 2
     plans: str = "fakePlans"
     cases: int = 3
     labels: tuple[str, ...] = ("inner", "outer & rim")
-    dice: dict[tuple[str, str, int], dict[str, dict[str, float]]] | None = None
+    dice: dict[RunKey, dict[str, dict[str, float]]] | None = None
 
-    def keys(self) -> list[tuple[str, str, int]]:
+    def keys(self) -> list[RunKey]:
         """All runs, in the order of the workflow."""
-        return list(product(self.tasks, self.arms, self.folds))
+        return list(product(self.tasks, self.arms, self.folds, self.seeds))
 
-    def folder(self, key: tuple[str, str, int]) -> Path:
+    def folder(self, key: RunKey) -> Path:
         """Where the files of a run are."""
-        task, arm, fold = key
-        return self.root / "results" / "fake" / "runs" / task / arm / f"fold_{fold}"
+        task, arm, fold, seed = key
+        suffix = "" if seed == 1 else f"_seed_{seed}"
+        return self.root / "results/fake/runs" / task / arm / f"fold_{fold}{suffix}"
 
-    def folders(self) -> dict[tuple[str, str, int], Path]:
+    def folders(self) -> dict[RunKey, Path]:
         """The folder of every run."""
         return {key: self.folder(key) for key in self.keys()}
 
@@ -55,11 +59,18 @@ def stage_of(arm: str, epoch: int, epochs: int) -> int:
     return min(epoch * len(STAGES) // epochs, 2) if arm.startswith("progressive") else 0
 
 
-def made_up_epochs(study: FakeStudy, key: tuple[str, str, int]) -> pd.DataFrame:
+def generator(study: FakeStudy, key: RunKey, *more: int) -> np.random.Generator:
+    """Return a generator of random numbers for a run."""
+    task, arm, fold, seed = key
+    numbers = [*more, study.tasks.index(task), study.arms.index(arm), fold]
+    return np.random.default_rng(numbers + ([seed] if seed != 1 else []))
+
+
+def made_up_epochs(study: FakeStudy, key: RunKey) -> pd.DataFrame:
     """epochs.csv of a run: the costs follow the patch size, Dice saturates."""
-    task, arm, fold = key
+    task, arm, _, _ = key
     size = 1 + study.tasks.index(task)
-    rng = np.random.default_rng([study.tasks.index(task), study.arms.index(arm), fold])
+    rng = generator(study, key)
     rows = []
     for epoch in range(study.epochs):
         stage = stage_of(arm, epoch, study.epochs)
@@ -92,10 +103,9 @@ def made_up_epochs(study: FakeStudy, key: tuple[str, str, int]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def made_up_summary(study: FakeStudy, key: tuple[str, str, int]) -> dict[str, Any]:
+def made_up_summary(study: FakeStudy, key: RunKey) -> dict[str, Any]:
     """summary.json of a run, in nnU-Net's layout."""
-    task, arm, fold = key
-    rng = np.random.default_rng([7, study.tasks.index(task), study.arms.index(arm), fold])
+    fold, rng = key[2], generator(study, key, 7)
     given = (study.dice or {}).get(key)
     if given is None:
         given = {
@@ -137,9 +147,9 @@ def made_up_surface(summary: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_run(study: FakeStudy, key: tuple[str, str, int]) -> None:
+def write_run(study: FakeStudy, key: RunKey) -> None:
     """Write the files of one run."""
-    task, arm, fold = key
+    task, arm, fold, seed = key
     folder = study.folder(key)
     folder.mkdir(parents=True, exist_ok=True)
     epochs = made_up_epochs(study, key)
@@ -187,7 +197,7 @@ def write_run(study: FakeStudy, key: tuple[str, str, int]) -> None:
         "trainer": f"nnUNetTrainer{arm.title().replace('_', '')}Patch",
         "parameters": {},
         "fold": fold,
-        "seed": 1,
+        "seed": seed,
         "epochs": study.epochs,
         "iterations_per_epoch": study.iterations,
         "validation_iterations_per_epoch": 1,
@@ -225,7 +235,7 @@ def write_run(study: FakeStudy, key: tuple[str, str, int]) -> None:
         "label_names": {str(number + 1): name for number, name in enumerate(study.labels)},
         "cases": len(summary["metric_per_case"]),
         "nan_dice": sum(math.isnan(value) for value in dice),
-        "results_folder": f"results/fake/nnunet/{task}/{arm}/fold_{fold}",
+        "results_folder": f"results/fake/nnunet/{task}/{arm}/{folder.name}",
     }
     (folder / "run.json").write_text(json.dumps(record))
     (folder / "summary.json").write_text(json.dumps(summary))

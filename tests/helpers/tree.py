@@ -120,5 +120,5 @@ def plan(folder, *arguments):
 
 def trainings(text):
     """Return the set of (task, arm, fold) that a dry-run's text would train."""
-    found = re.findall(r"Training (\w+), (\w+), fold (\d)$", text, re.M)
+    found = re.findall(r"Training (\w+), (\w+), fold (\d), seed \d+$", text, re.M)
     return {(task, arm, int(fold)) for task, arm, fold in found}

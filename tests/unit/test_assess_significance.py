@@ -24,11 +24,11 @@ def assessed(study, reference="constant"):
 def better(study, gain):
     """Dice of `progressive`, label 1, is that of `constant` and `gain`(case) more."""
     study.dice = {
-        (task, arm, fold): {
+        (task, arm, fold, seed): {
             f"case_{fold}{n:02d}": {"1": 0.5 + (gain(n) if arm == "progressive" else 0), "2": 0.4}
             for n in range(study.cases)
         }
-        for task, arm, fold in study.folders()
+        for task, arm, fold, seed in study.folders()
     }
     return study
 
@@ -70,8 +70,8 @@ def test_few_cases_give_a_note_and_no_p_value(tmp_path):
 def test_a_label_that_one_arm_made_up_counts_against_it(tmp_path):
     study = FakeStudy(tmp_path, arms=("constant", "progressive"), folds=(0,), cases=1)
     study.dice = {
-        (TASK, "constant", 0): {"a": {"1": 0.8, "2": NAN}},
-        (TASK, "progressive", 0): {"a": {"1": 0.8, "2": 0.0}},
+        (TASK, "constant", 0, 1): {"a": {"1": 0.8, "2": NAN}},
+        (TASK, "progressive", 0, 1): {"a": {"1": 0.8, "2": 0.0}},
     }
     table = assessed(study)
     assert table.loc[0, "difference"] == pytest.approx(-0.4)
@@ -101,3 +101,20 @@ def test_the_reference_arm_alone_gives_an_empty_table(tmp_path):
 def test_reference_arm_must_exist(tmp_path):
     with pytest.raises(UserError, match="scale_space"):
         assessed(FakeStudy(tmp_path), reference="scale_space")
+
+
+def test_seeds_are_averaged_for_each_case(tmp_path):
+    study = FakeStudy(tmp_path, arms=("constant", "progressive"), seeds=(1, 2, 3), cases=5)
+    gains = {1: 0.01, 2: 0.02, 3: 0.06}
+    study.dice = {}
+    for key in study.folders():
+        _, arm, fold, seed = key
+        gain = gains[seed] if arm == "progressive" else 0.0
+        values = {f"case_{fold}{n:02d}": 0.5 + gain * (1 + n / 10) for n in range(5)}
+        study.dice[key] = {case: {"1": dice, "2": dice} for case, dice in values.items()}
+    row = assessed(study).iloc[0]
+    assert (row["folds"], row["seeds"], row["pairs"]) == (2, 3, 10)
+    assert row["difference"] == pytest.approx(0.03 * 1.2)
+    assert row["ci_low"] < 0.02 < row["difference"] < row["ci_high"], "seeds widen it"
+    # Three seeds: mean 0.03, standard deviation 0.026; t with 2 degrees of freedom at 0.982.
+    assert row["new_seed_agrees"] == pytest.approx(0.785, abs=0.002)

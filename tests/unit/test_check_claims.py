@@ -275,7 +275,7 @@ def test_reference_runs_are_compared_by_task_and_fold(full):
     liver = table[(table["task"] == "Task03_Liver") & (table["fold"] == 1)].iloc[0]
     assert liver["dice_published"] == 0.7716
     assert liver["difference"] == pytest.approx(0.8 - 0.7716)
-    assert "over 50 folds" in reference_sentence(table)
+    assert "over 50 trainings" in reference_sentence(table)
 
 
 def test_reference_runs_of_another_length_have_no_difference(full):
@@ -283,7 +283,7 @@ def test_reference_runs_of_another_length_have_no_difference(full):
     assert table["difference"].isna().all()
     assert set(table["comparable"]) == {"no"}
     assert "250,000 iterations a run (here 750,000); the plans" in table["note"].iloc[0]
-    assert "none was trained under the same conditions" in reference_sentence(table)
+    assert "none was made under the same conditions" in reference_sentence(table)
 
 
 def test_markdown_tells_evidence_and_what_is_missing(full):
@@ -291,7 +291,7 @@ def test_markdown_tells_evidence_and_what_is_missing(full):
     text = to_markdown(claims, reference_sentence(beside))
     assert text.count("| supported ") == 4, "PGPS, the time of PGPS+, EfficientTrain++"
     assert text.count("| contradicted ") == 1, "PGPS+ is better on no task"
-    assert "10 tasks, 5 folds, 50 cases, 250,000 iterations a run" in " ".join(text.split())
+    assert "10 tasks, 5 folds, 1 seed, 50 cases, 250,000 iterations a run" in " ".join(text.split())
     for claim in CONTENT["claims"]:
         assert f"**{claim['id']}**" in text
 

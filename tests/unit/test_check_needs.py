@@ -41,6 +41,7 @@ def study(root, arms=ARMS, overrides=None, tasks=(TASK,)):
         study="s",
         tasks=list(tasks),
         folds=[0, 1],
+        seeds=1,
         arms=arms,
         configuration="3d_fullres",
         overrides={task: overrides or {} for task in tasks},

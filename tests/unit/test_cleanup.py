@@ -53,14 +53,17 @@ def test_arrays_go_and_plans_stay(folder):
     assert clean(folder) == {TASK: 0}
 
 
-def fold_of(folder, *files, plans="nnUNetPlans_31abc177", configuration="3d_fullres"):
+def fold_of(
+    folder, *files, plans="nnUNetPlans_31abc177", configuration="3d_fullres", arm="constant"
+):
     trainer = f"nnUNetTrainerConstantPatch__{plans}__{configuration}"
-    fold = folder.parents[2] / "results/mine/nnunet/constant" / DATASET / trainer / "fold_0"
+    fold = folder.parents[2] / "results/mine/nnunet" / arm / DATASET / trainer / "fold_0"
     for name in files:
         write(fold / name)
     return fold
 
 
+@pytest.mark.parametrize("arm", ["constant", "constant/seed_2"])
 @pytest.mark.parametrize(
     "files",
     [
@@ -70,8 +73,8 @@ def fold_of(folder, *files, plans="nnUNetPlans_31abc177", configuration="3d_full
         ("identity.json", "checkpoint_final.pth", "checkpoint_latest.pth"),
     ],
 )
-def test_a_training_that_is_not_finished_keeps_its_data(folder, files):
-    fold = fold_of(folder, *files)
+def test_a_training_that_is_not_finished_keeps_its_data(folder, files, arm):
+    fold = fold_of(folder, *files, arm=arm)
     with pytest.raises(UserError) as error:
         clean(folder)
     assert str(error.value).startswith(f"{fold} is not finished")

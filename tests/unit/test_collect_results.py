@@ -12,6 +12,7 @@ from workflow_scripts.common.errors import UserError
 from workflow_scripts.evaluation.collect_results import collect_results
 from workflow_scripts.records.run_columns import ADDED_LATER, STAGES, TABLES
 from workflow_scripts.records.run_reader import (
+    KEYS,
     count_steps,
     foreground_mean,
     read_run,
@@ -19,7 +20,7 @@ from workflow_scripts.records.run_reader import (
     tidy_tables,
 )
 
-KEY = ("Task98_Fake", "progressive", 1)
+KEY = ("Task98_Fake", "progressive", 1, 1)
 NAN = math.nan
 
 
@@ -42,14 +43,14 @@ def test_tables_have_a_row_for_everything(study):
     assert len(tables["epochs"]) == 6 * 6
     assert len(tables["stages"]) == 2 * (1 + 3 + 1)
     for table in tables.values():
-        assert {"task", "arm", "fold"} <= set(table)
+        assert set(KEYS) <= set(table)
     assert tables["runs"].notna()["version_torch"].all()
     assert tables["runs"]["patch_size"].unique().tolist() == ["16x16x16"]
 
 
 def test_columns_of_cases(study):
     cases = tidy_tables(read_study(study.folders()))["cases"]
-    expected = "task arm fold case label label_name dice iou tp fp fn n_ref n_pred"
+    expected = "task arm fold seed case label label_name dice iou tp fp fn n_ref n_pred"
     expected += " nsd nsd_tolerance_mm"
     assert cases.columns.tolist() == expected.split()
     assert cases["label_name"].unique().tolist() == ["inner", "outer & rim"]
@@ -78,7 +79,7 @@ def test_nan_dice_is_left_out_of_the_mean_and_counted(tmp_path):
 
 def test_missing_folds_are_all_named(study):
     for fold in (0, 1):
-        (study.folder(("Task98_Fake", "random", fold)) / "run.json").unlink()
+        (study.folder(("Task98_Fake", "random", fold, 1)) / "run.json").unlink()
     refused(study, "arm random, fold 0", "arm random, fold 1", "run.json")
 
 
@@ -123,13 +124,13 @@ def test_text_in_a_column_of_numbers_is_named(study, column):
 
 def test_runs_of_earlier_versions_are_read(study):
     """And beside runs of this one, whose tables have more columns."""
-    newer = study.folder(("Task98_Fake", "random", 1))
+    newer = study.folder(("Task98_Fake", "random", 1, 1))
     for name, columns in TABLES.items():
         older = pd.read_csv(study.folder(KEY) / name)
         assert set(columns) - set(older) <= ADDED_LATER
         pd.read_csv(newer / name).reindex(columns=columns).to_csv(newer / name, index=False)
     tables = tidy_tables(read_study(study.folders()))
-    assert tables["stages"].columns.tolist()[3:] == STAGES
+    assert tables["stages"].columns.tolist()[len(KEYS) :] == STAGES
 
 
 def test_column_of_a_silent_meter_stays_empty(study):
@@ -148,21 +149,35 @@ def test_missing_or_doubled_epoch_is_named(study, rows):
 
 
 def test_a_copied_fold_is_named(study):
-    source, target = study.folder(("Task98_Fake", "progressive", 0)), study.folder(KEY)
+    source, target = study.folder(("Task98_Fake", "progressive", 0, 1)), study.folder(KEY)
     for path in source.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
     refused(study, str(target / "run.json"), "fold 0", "fold 1")
 
 
+def test_a_seed_of_another_folder_is_named(tmp_path):
+    study = FakeStudy(tmp_path, arms=("constant",), folds=(0,), seeds=(1, 2)).write()
+    first, second = study.folders().values()
+    assert second.name == "fold_0_seed_2"
+    (second / "run.json").write_bytes((first / "run.json").read_bytes())
+    refused(study, str(second / "run.json"), "seed 1", "seed 2")
+
+
+def test_every_table_has_the_seeds(tmp_path):
+    tables = tidy_tables(read_study(FakeStudy(tmp_path, seeds=(1, 5)).write().folders()))
+    for table in tables.values():
+        assert set(table["seed"]) == {1, 5}
+
+
 def test_one_folder_for_two_runs_is_refused(study):
-    folders = study.folders() | {("Task98_Fake", "random", 3): study.folder(KEY)}
+    folders = study.folders() | {("Task98_Fake", "random", 3, 1): study.folder(KEY)}
     with pytest.raises(UserError, match="two runs"):
         read_study(folders)
 
 
 def test_summary_of_another_training_is_named(study):
     path = study.folder(KEY) / "summary.json"
-    path.write_bytes((study.folder(("Task98_Fake", "random", 1)) / "summary.json").read_bytes())
+    path.write_bytes((study.folder(("Task98_Fake", "random", 1, 1)) / "summary.json").read_bytes())
     refused(study, str(path), "dice_foreground_mean")
 
 

@@ -51,14 +51,14 @@ def by_hand(tmp_path):
     """Two tasks, two arms, two folds of one case with two labels; costs are set afterwards."""
     study = FakeStudy(tmp_path, tasks=(A, B), arms=("constant", "progressive"), folds=(0, 1))
     values = {
-        (A, "constant", 0): (0.8, 0.6),
-        (A, "constant", 1): (0.9, 0.7),
-        (A, "progressive", 0): (0.9, 0.7),
-        (A, "progressive", 1): (0.8, 0.6),
-        (B, "constant", 0): (0.5, 0.5),
-        (B, "constant", 1): (0.5, 0.5),
-        (B, "progressive", 0): (0.4, 0.5),
-        (B, "progressive", 1): (0.4, 0.4),
+        (A, "constant", 0, 1): (0.8, 0.6),
+        (A, "constant", 1, 1): (0.9, 0.7),
+        (A, "progressive", 0, 1): (0.9, 0.7),
+        (A, "progressive", 1, 1): (0.8, 0.6),
+        (B, "constant", 0, 1): (0.5, 0.5),
+        (B, "constant", 1, 1): (0.5, 0.5),
+        (B, "progressive", 0, 1): (0.4, 0.5),
+        (B, "progressive", 1, 1): (0.4, 0.4),
     }
     study.dice = {key: {"x": {"1": a, "2": b}} for key, (a, b) in values.items()}
     runs, cases = tables(study)
@@ -127,7 +127,9 @@ def test_nan_dice_is_left_out_and_counted(tmp_path):
 
 def test_cases_without_foreground_and_a_single_case_are_said_in_words(tmp_path):
     study = FakeStudy(tmp_path, folds=(0,))
-    study.dice = {run: {"x": {"1": NAN, "2": NAN}} for run in product(study.tasks, study.arms, [0])}
+    study.dice = {
+        run: {"x": {"1": NAN, "2": NAN}} for run in product(study.tasks, study.arms, [0], [1])
+    }
     page = to_markdown(compared(study))
     assert "1 fold, 1 validation case**" in page
     assert "nan" not in page.lower()

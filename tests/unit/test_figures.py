@@ -15,16 +15,20 @@ import yaml
 from helpers.fake_study import FakeStudy
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.figure_style import load_style, read_tables
+from workflow_scripts.evaluation.assess_significance import assess
 from workflow_scripts.evaluation.collect_results import collect_results
 from workflow_scripts.evaluation.compare_arms import compare_arms
 from workflow_scripts.evaluation.measure_class_balance import label_shares, summarise
+from workflow_scripts.evaluation.measure_targets import measure_targets
 from workflow_scripts.figures.plot_budget_sweep import budgets, plot_budget_sweep
 from workflow_scripts.figures.plot_class_balance import plot_class_balance
 from workflow_scripts.figures.plot_convergence import POINTS, blocks, plot_convergence
 from workflow_scripts.figures.plot_cost import plot_cost
 from workflow_scripts.figures.plot_dice import plot_dice
+from workflow_scripts.figures.plot_differences import differences, plot_differences
 from workflow_scripts.figures.plot_patches import plot_patches, seen, stages_of
 from workflow_scripts.figures.plot_predictions import pick_cases, plot_predictions, window
+from workflow_scripts.figures.plot_profiles import plot_profiles
 from workflow_scripts.figures.plot_schedule import plot_schedule, schedule
 from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
 from workflow_scripts.trainers.curricula.schedules.planner import plan_schedule
@@ -36,11 +40,12 @@ from workflow_scripts.trainers.curricula.schedules.settings import (
 STYLE = Path(__file__).parents[2] / "config" / "plotting.yaml"
 SMALL = {"arms": ("constant",), "folds": (0,), "epochs": 2, "cases": 1}
 LARGER = {"tasks": ("Task97_A", "Task98_B"), "arms": ("constant", "progressive", "random", "new")}
+LARGER |= {"seeds": (1, 2), "cases": 6}
 
 
 NO_FOREGROUND = {
     key: {"case_000": {"1": math.nan, "2": math.nan}}
-    for key in product(("Task98_Fake",), ("constant", "progressive", "random"), (0, 1))
+    for key in product(("Task98_Fake",), ("constant", "progressive", "random"), (0, 1), (1,))
 }
 
 
@@ -61,6 +66,11 @@ def study(request, tmp_path_factory):
         "constant",
         list(study.tasks),
         list(study.arms),
+    )
+    of_arms = {"reference_arm": "constant", "tasks": list(study.tasks), "arms": list(study.arms)}
+    assess(table(study, "cases"), **of_arms, seed=1).to_csv(study.root / "significance.csv")
+    measure_targets(table(study, "epochs"), table(study, "runs"), **of_arms).to_csv(
+        study.root / "targets.csv"
     )
     return study
 
@@ -95,6 +105,8 @@ def outputs(study, name):
         ("budget", plot_budget_sweep, ["runs"]),
         ("dice", plot_dice, ["runs"]),
         ("cost", plot_cost, ["comparison"]),
+        ("differences", plot_differences, ["significance"]),
+        ("profiles", plot_profiles, ["targets"]),
         ("convergence", plot_convergence, ["epochs"]),
         ("schedule", plot_schedule, ["epochs", "runs"]),
     ],
@@ -106,6 +118,27 @@ def test_figures_are_written(study, style, name, draw, tables):
     before = [path.read_bytes() for path in paths]
     draw(*(table(study, wanted) for wanted in tables), style, paths)
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_the_mean_of_the_tasks_combines_their_intervals():
+    significance = pd.DataFrame(
+        {
+            "measure": ["dice", "dice", "nsd", "dice"],
+            "label": [np.nan, np.nan, np.nan, "1"],
+            "arm": "a",
+            "task": ["A", "B", "A", "A"],
+            "difference": [0.01, 0.03, 9.0, 9.0],
+            "ci_low": [-0.02, -0.01, 9.0, 9.0],
+            "ci_high": [0.04, 0.07, 9.0, 9.0],
+        }
+    )
+    table = differences(significance)
+    assert table["task"].tolist() == ["A", "B", "overall"]
+    # Half-widths 0.03 and 0.04: 0.05 / 2 for the mean of two.
+    assert table.iloc[2][["difference", "low", "high"]].tolist() == pytest.approx(
+        [0.02, -0.005, 0.045]
+    )
+    assert len(differences(significance[significance["task"] == "A"])) == 1
 
 
 def test_missing_energy_does_not_stop_the_figures(study, style):
@@ -270,7 +303,7 @@ def test_patches_are_those_of_the_training(tmp_path, style):
 
 
 def test_long_trainings_are_averaged_in_blocks():
-    epochs = pd.DataFrame({"epoch": range(1000), "task": "t", "arm": "a", "fold": 0})
+    epochs = pd.DataFrame({"epoch": range(1000), "task": "t", "arm": "a", "fold": 0, "seed": 1})
     epochs = epochs.assign(seconds=2.0, kwh=1.0, pseudo_dice=epochs["epoch"] / 1000)
     result = blocks(epochs)
     assert len(result) <= POINTS
@@ -280,8 +313,8 @@ def test_long_trainings_are_averaged_in_blocks():
 
 
 def test_an_epoch_without_a_reading_makes_the_sum_unknown():
-    epochs = pd.DataFrame({"epoch": range(4), "task": "t", "arm": "a", "fold": 0, "seconds": 1.0})
-    result = blocks(epochs.assign(kwh=[1.0, np.nan, 1.0, 1.0], pseudo_dice=0.5))
+    epochs = pd.DataFrame({"epoch": range(4), "task": "t", "arm": "a", "fold": 0, "seed": 1})
+    result = blocks(epochs.assign(seconds=1.0, kwh=[1.0, np.nan, 1.0, 1.0], pseudo_dice=0.5))
     assert result["kwh"].tolist()[0] == 1.0
     assert result["kwh"].iloc[1:].isna().all()
 
@@ -328,6 +361,7 @@ def test_a_sweep_joins_the_lengths_of_an_arm():
     runs = pd.DataFrame(
         {
             "task": "Task98_B",
+            "seed": 1,
             "arm": ["constant_4", "constant_8", "constant_8", "progressive_plus_4"],
             "fold": [0, 0, 1, 0],
             "epochs": [4, 8, 8, 4],

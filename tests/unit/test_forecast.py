@@ -472,6 +472,17 @@ def test_a_row_is_a_task_and_arm_and_sums_its_folds(table):
     )
 
 
+def test_seeds_multiply_everything_that_a_fold_costs(small):
+    trainer = find_trainer("nnUNetTrainerConstantPatch")
+    one, three = (
+        count_work(small[TASK], trainer, {}, replace(DESIGN, seeds=seeds)) for seeds in (1, 3)
+    )
+    for name in ("epochs", "iterations", "val_iterations", "predictions"):
+        assert getattr(three, name) == 3 * getattr(one, name), name
+    assert three.tflop == pytest.approx(3 * one.tflop)
+    assert three.stages == one.stages
+
+
 def test_a_task_without_a_plan_has_rows_without_numbers_and_a_note(table):
     rows, page = table
     unplanned = rows[rows["task"] == "Task99_BrainTissue"]

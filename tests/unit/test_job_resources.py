@@ -55,13 +55,13 @@ def requests(tmp_path, monkeypatch):
 
 
 def job(**wildcards):
-    return SimpleNamespace(**wildcards)
+    return SimpleNamespace(seed_suffix="", **wildcards)
 
 
 def write_forecast(hours=20.0):
     path = Path("results/s/forecast/forecast.csv")
     path.parent.mkdir(parents=True)
-    path.write_text(f"task,arm,folds,hours\n{LIVER},a,5,{hours}\n{FAKE},a,5,\n")
+    path.write_text(f"task,arm,folds,seeds,hours\n{LIVER},a,5,1,{hours}\n{FAKE},a,5,1,\n")
 
 
 def test_every_rule_asks_for_memory_and_time_or_runs_where_snakemake_does():

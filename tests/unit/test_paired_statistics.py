@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from workflow_scripts.common.paired_statistics import compare_pairs, holm, interval, rank_biserial
+from workflow_scripts.common.paired_statistics import (
+    agreement_of_new_seed,
+    compare_pairs,
+    holm,
+    interval,
+    interval_over_seeds,
+    rank_biserial,
+)
 
 NAN = math.nan
 
@@ -97,3 +104,54 @@ def test_holm_counts_planned_tests_that_could_not_be_made():
     assert corrected[0] == pytest.approx(0.03)
     assert math.isnan(corrected[1])
     assert corrected[2] == pytest.approx(0.06)
+
+
+def made_up_differences(rng, cases, seeds, mean, of_seed, of_case):
+    return mean + of_seed * rng.normal(size=seeds) + of_case * rng.normal(size=(cases, seeds))
+
+
+def test_an_interval_over_seeds_holds_the_true_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    alone, seeded = 0, 0
+    for number in range(200):
+        values = made_up_differences(rng, 30, 8, 0.02, 0.01, 0.02)
+        low, high = interval(values.mean(axis=1), number)
+        alone += low <= 0.02 <= high
+        low, high = interval_over_seeds(values, np.zeros(30, int), number)
+        seeded += low <= 0.02 <= high
+    assert 0.86 < seeded / 200 < 0.98
+    assert alone / 200 < 0.8, "cases alone leave out what seeds do"
+
+
+def test_an_interval_over_seeds_leaves_out_what_is_missing():
+    values = made_up_differences(np.random.default_rng(1), 20, 3, 0.02, 0.01, 0.02)
+    folds = np.repeat([0, 1], 10)
+    whole = interval_over_seeds(values, folds, 1)
+    assert whole == interval_over_seeds(values, folds, 1)
+    values[3, 1] = NAN
+    low, high = interval_over_seeds(values, folds, 1)
+    assert (low, high) == pytest.approx(whole, abs=0.01)
+    assert (low, high) != whole
+    assert np.isnan(interval_over_seeds(values[:5], folds[:5], 1)).all()
+
+
+def test_a_case_counts_with_the_seeds_that_have_a_value():
+    arm = [[0.6, 0.8], [NAN, 0.7], [NAN, NAN]]
+    row = compare_pairs(arm, [[0.5, 0.5]] * 3, tests=1, seed=1, folds=[0, 0, 0])
+    assert (row["pairs"], row["left_out"]) == (2, 1)
+    assert row["difference"] == pytest.approx(0.2)
+    assert row["mean"] == pytest.approx(0.7)
+
+
+def test_agreement_of_a_new_seed_is_the_predictive_probability():
+    rng = np.random.default_rng(2)
+    agreed = expected = 0.0
+    for _ in range(4000):
+        values = rng.normal(0.5, 1.0, size=5)
+        expected += agreement_of_new_seed(values[np.newaxis, :4])
+        agreed += (values[4] > 0) == (values[:4].mean() > 0)
+    assert agreement_of_new_seed(np.array([[0.1, 0.1, 0.1]])) == 1.0
+    assert agreement_of_new_seed(np.array([[-1.0, 1.0, 1e-9]])) == pytest.approx(0.5, abs=1e-6)
+    assert math.isnan(agreement_of_new_seed(np.array([[0.1, 0.2]])))
+    assert math.isnan(agreement_of_new_seed(np.array([[0.1, 0.2, NAN]])))
+    assert expected / 4000 > agreed / 4000 - 0.03, "not far too sure"

@@ -13,6 +13,8 @@ from workflow_scripts.evaluation.check_claims import check_claims, reference_sen
 from workflow_scripts.evaluation.claims import read_claims
 from workflow_scripts.evaluation.collect_results import collect_results
 from workflow_scripts.evaluation.compare_arms import compare_arms
+from workflow_scripts.evaluation.measure_targets import measure_targets
+from workflow_scripts.evaluation.measure_targets import to_markdown as targets_markdown
 from workflow_scripts.report.run_notebook import execute, render
 
 ROOT = Path(__file__).parents[2]
@@ -27,10 +29,14 @@ def page_of(study, without_nsd=()):
         if key[0] in without_nsd:
             path = folder / "surface.csv"
             pd.read_csv(path).assign(nsd=None, tolerance_mm=None).to_csv(path, index=False)
-    names = ("runs", "cases", "energy", "comparison", "significance")
+    names = ("runs", "cases", "energy", "epochs", "comparison", "significance")
     paths = {name: study.root / f"{name}.csv" for name in names}
-    collect_results(study.folders(), {name: paths[name] for name in ("runs", "cases", "energy")})
-    paths |= {f"{name}_md": study.root / f"{name}.md" for name in ("comparison", "claims")}
+    collect_results(
+        study.folders(), {name: paths[name] for name in ("runs", "cases", "energy", "epochs")}
+    )
+    paths |= {
+        f"{name}_md": study.root / f"{name}.md" for name in ("comparison", "claims", "targets")
+    }
     outputs = {"csv": paths["comparison"], "md": paths["comparison_md"], "tex": study.root / "tex"}
     arms, tasks = list(study.arms), list(study.tasks)
     compare_arms(paths["runs"], paths["cases"], outputs, "constant", tasks, arms)
@@ -40,7 +46,10 @@ def page_of(study, without_nsd=()):
     published = pd.read_csv(CONFIG / "published/nnunet_runs.tsv", sep="\t")
     claims, beside = check_claims(pd.read_csv(paths["runs"]), published, content)
     paths["claims_md"].write_text(to_markdown(claims, reference_sentence(beside)))
-    for figure in ("dice", "cost", "convergence", "predictions"):
+    runs, epochs = pd.read_csv(paths["runs"]), pd.read_csv(paths.pop("epochs"))
+    targets = measure_targets(epochs, runs, "constant", tasks, arms)
+    paths["targets_md"].write_text(targets_markdown(targets))
+    for figure in ("differences", "dice", "cost", "convergence", "profiles", "predictions"):
         paths[figure] = study.root / f"{figure}.png"
         Image.new("RGB", (8, 8), "white").save(paths[figure])
     done, page = study.root / "results.ipynb", study.root / "results.html"

@@ -129,6 +129,13 @@ MISTAKES = {
         "Cross-validation folds to train: nnU-Net's five (0 to 4), or those that come with an own "
         "task.",
     ),
+    "training.seed is not among the seeds": (
+        {"seeds": [1, 2]},
+        "config: seeds: training.seed, 12345, is not among them. Add it, or set training.seed to "
+        "one of them: the search and the evaluation of scale factors use it",
+    ),
+    "seed twice": ({"seeds": [12345, 12345]}, "config: seeds: 12345 is listed twice"),
+    "no seeds": ({"seeds": []}, "config: seeds: [] should be non-empty"),
     "fold twice": ({"folds": [1, 1]}, "config: folds: 1 is listed twice"),
     "fold that names a folder 1.0": (
         {"folds": [1.0]},

@@ -63,6 +63,25 @@ def test_every_run_is_measured_and_every_study_judged(plans, name):
     assert (jobs["assess_significance"], jobs["check_claims"]) == (1, 1)
 
 
+def test_seeds_are_trainings_of_their_own_and_leave_those_of_the_first(tree, plans):
+    jobs, text = plan(tree, "--config", "seeds=[3, 12345, 7]")
+    alone = trainings(plans["demo"][1])
+    assert jobs["train_fold"] == 3 * len(alone)
+    found = re.findall(r"Training (\w+), (\w+), fold (\d), seed (\d+)$", text, re.M)
+    assert {(task, arm, int(fold)) for task, arm, fold, _ in found} == alone
+    assert len(set(found)) == len(found) == jobs["train_fold"]
+    assert {seed for *_, seed in found} == {"3", "12345", "7"}
+    task, arm, fold = min(alone)
+    for suffix, seed in (("", 12345), ("_seed_3", 3)):
+        path = f"results/demo/runs/{task}/{arm}/fold_{fold}{suffix}/run.json"
+        _, text = plan(tree, path, "--config", "seeds=[3, 12345, 7]")
+        assert re.findall(r"Training .*, seed (\d+)$", text, re.M) == [str(seed)]
+    prepared = set(plans["demo"][0]) - {"all", "train_fold", "measure_surface_distance"}
+    assert {rule: jobs[rule] for rule in prepared} == {
+        rule: plans["demo"][0][rule] for rule in prepared
+    }
+
+
 def test_data_are_prepared_once_for_all_arms_and_folds(plans):
     jobs, _ = plans["config"]
     shared = ["download_task", "extract_task", "convert_task", "fingerprint_task", "plan_task"]

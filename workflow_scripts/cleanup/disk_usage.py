@@ -52,10 +52,11 @@ def unfinished_trainings(results: Path, dataset: str, plans: str, configuration:
         plans: name of nnU-Net's plans; those with overrides begin with it and use the same data.
         configuration: of the plans.
     """
-    pattern = f"*/nnunet/*/{dataset}/*__{plans}*__{configuration}/fold_*"
+    model = f"{dataset}/*__{plans}*__{configuration}/fold_*"
+    folders = [*results.glob(f"*/nnunet/*/{model}"), *results.glob(f"*/nnunet/*/seed_*/{model}")]
     return [
         fold
-        for fold in sorted(results.glob(pattern))
+        for fold in sorted(folders)
         if ((fold / "identity.json").exists() or (fold / "checkpoint_latest.pth").exists())
         and not (
             (fold / "checkpoint_final.pth").exists()

@@ -46,6 +46,12 @@ def counted(number: float, noun: str) -> str:
     return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"
 
 
+def repeats(folds: int, seeds: int) -> str:
+    """Return what a mean is over: `5 folds`, `3 seeds`, `5 folds × 3 seeds`; empty for one each."""
+    counts = ((folds, "fold"), (seeds, "seed"))
+    return " × ".join(counted(number, noun) for number, noun in counts if number > 1)
+
+
 def markdown_text(text: str) -> str:
     """Escape what Markdown, HTML or math in a notebook would interpret."""
     return re.sub(r"([\\`*\[\]<>|$~])", r"\\\1", text)

@@ -9,14 +9,15 @@ from workflow_scripts.common.console import redirect
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import read_csv
 from workflow_scripts.common.paired_statistics import LEVEL, compare_pairs, holm
-from workflow_scripts.records.run_reader import label_values
+from workflow_scripts.records.run_reader import KEYS, label_values
 
 MEASURES = ("dice", "nsd")
 FOREGROUND = ""
 """Label of the mean over a case's foreground labels, as in comparison.csv."""
 COLUMNS = [
-    *("measure", "task", "arm", "reference_arm", "label", "label_name", "folds", "pairs"),
-    *("left_out", "zeros", "mean", "mean_reference", "difference", "ci_low", "ci_high", "p"),
+    *("measure", "task", "arm", "reference_arm", "label", "label_name", "folds", "seeds", "pairs"),
+    *("left_out", "zeros", "mean", "mean_reference", "difference", "ci_low", "ci_high"),
+    *("new_seed_agrees", "p"),
     *("tests", "p_holm", "significant", "rank_biserial", "cohen_dz", "note"),
 ]
 
@@ -27,7 +28,7 @@ def with_foreground(cases: pd.DataFrame) -> pd.DataFrame:
     A label that is in neither image has no value; one that an arm made up counts with its Dice of
     0, as in nnU-Net's own summary.
     """
-    keys = ["task", "arm", "fold", "case"]
+    keys = [*KEYS, "case"]
     mean = cases.groupby(keys, as_index=False, sort=False)[list(MEASURES)].mean()
     mean = mean.assign(label=FOREGROUND, label_name="foreground")
     return pd.concat([mean, cases[[*keys, "label", "label_name", *MEASURES]]], ignore_index=True)
@@ -38,9 +39,9 @@ def assess(
 ) -> pd.DataFrame:
     """One row per measure, task, arm and label (columns `COLUMNS`), every arm but the reference.
 
-    Pairs are the cases of all folds. P-values are corrected by Holm over arms and tasks, for each
-    measure, and for the labels apart from the foreground means; a comparison without any value (a
-    task without a tolerance has no NSD) is none of them.
+    Pairs are the cases of all folds, with every seed (`compare_pairs`). P-values are corrected by
+    Holm over arms and tasks, for each measure, and for the labels apart from the foreground means;
+    a comparison without any value (a task without a tolerance has no NSD) is none of them.
     `UserError` if the reference arm has no case.
     """
     if reference_arm not in set(cases["arm"]):
@@ -53,7 +54,9 @@ def assess(
     names = names.sort_values(["task", "value"]).drop(columns="value")
     rows: list[dict[str, Any]] = []
     for measure in MEASURES:
-        wide = table.pivot(index=["task", "label", "fold", "case"], columns="arm", values=measure)
+        wide = table.pivot(
+            index=["task", "label", "fold", "seed", "case"], columns="arm", values=measure
+        )
         for of_labels in (False, True):
             chosen = names[(names["label"] != FOREGROUND) == of_labels]
             groups = [(name, wide.loc[name[:2]]) for name in chosen.itertuples(index=False)]
@@ -62,7 +65,8 @@ def assess(
                 {"measure": measure, "task": task, "arm": arm, "reference_arm": reference_arm}
                 | {"label": label, "label_name": label_name, "tests": tests}
                 | {"folds": values.index.unique("fold").size}
-                | compare_pairs(values[arm], values[reference_arm], tests, seed)
+                | {"seeds": values.index.unique("seed").size}
+                | _compare(values[arm], values[reference_arm], tests, seed)
                 for (task, label, label_name), values in groups
                 for arm in others
             ]
@@ -71,6 +75,13 @@ def assess(
                 row["significant"] = "" if pd.isna(p) else ("yes" if p < LEVEL else "no")
             rows += family
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _compare(arm: pd.Series, reference: pd.Series, tests: int, seed: int) -> dict[str, Any]:
+    """Compare two arms by values with the index levels fold, seed and case."""
+    tables = [values.unstack("seed") for values in (arm, reference)]
+    folds = tables[0].index.get_level_values("fold").to_list()
+    return compare_pairs(tables[0], tables[1], tests, seed, folds)
 
 
 if __name__ == "__main__":

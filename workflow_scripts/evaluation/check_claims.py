@@ -14,10 +14,10 @@ from workflow_scripts.evaluation.claims import Finding, departures, find, read_c
 
 COLUMNS = [
     *("claim", "statement", "source", "arm", "reference_arm", "published", "measured", "verdict"),
-    *("missing", "tasks", "folds", "cases", "iterations"),
+    *("missing", "tasks", "folds", "seeds", "cases", "iterations"),
 ]
 RUN_COLUMNS = [
-    *("task", "arm", "fold", "cases", "iterations", "plans", "dice", "dice_published"),
+    *("task", "arm", "fold", "seed", "cases", "iterations", "plans", "dice", "dice_published"),
     *("difference", "comparable", "note"),
 ]
 
@@ -62,6 +62,7 @@ def row(finding: Finding) -> dict[str, Any]:
         "missing": "; ".join(finding.missing),
         "tasks": " ".join(finding.tasks),
         "folds": " ".join(map(str, finding.folds)),
+        "seeds": " ".join(map(str, finding.seeds)),
         "cases": finding.cases,
         "iterations": " ".join(map(str, finding.iterations)),
     }
@@ -99,13 +100,14 @@ def reference_sentence(table: pd.DataFrame) -> str:
         return "No run of the arm constant has a published counterpart (same MSD task and fold)."
     if comparable.empty:
         return (
-            f"Published nnU-Net runs exist for {len(table)} fold(s) of the arm constant, but none "
-            "was trained under the same conditions (reference_runs.csv says what differs)."
+            f"Published nnU-Net runs exist for {counted(len(table), 'training')} of the arm "
+            "constant, but none was made under the same conditions (reference_runs.csv says what "
+            "differs)."
         )
     mean, most = comparable["difference"].mean(), comparable["difference"].abs().max()
     return (
         f"The arm constant against published nnU-Net runs: mean difference of Dice {mean:+.4f}, at "
-        f"most {most:.4f}, over {len(comparable)} folds trained under the same conditions."
+        f"most {most:.4f}, over {counted(len(comparable), 'training')} under the same conditions."
     )
 
 
@@ -115,12 +117,12 @@ def to_markdown(table: pd.DataFrame, sentence: str) -> str:
     short = short.rename(columns={"measured": "measured here"})
     notes = []
     for claim in table.to_dict("records"):
-        tasks, folds = claim["tasks"].split(), claim["folds"].split()
+        tasks, folds, seeds = (claim[key].split() for key in ("tasks", "folds", "seeds"))
         lengths = " or ".join(f"{int(count):,}" for count in claim["iterations"].split())
         names = f" ({', '.join(tasks)})" if len(tasks) < 4 else ""
         evidence = (
             f"{counted(len(tasks), 'task')}{names}, {counted(len(folds), 'fold')}, "
-            f"{counted(claim['cases'], 'case')}, "
+            f"{counted(len(seeds), 'seed')}, {counted(claim['cases'], 'case')}, "
             f"{lengths} iterations a run"
             if tasks
             else "none"

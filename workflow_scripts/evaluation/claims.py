@@ -27,6 +27,7 @@ class Finding:
     values: list[float]
     tasks: list[str]
     folds: list[int]
+    seeds: list[int]
     cases: int
     iterations: list[int]
     missing: list[str]
@@ -242,7 +243,8 @@ def find(
         values=values,
         tasks=list(pairs["task"].unique()),
         folds=sorted(pairs["fold"].unique().tolist()),
-        cases=int(pairs["cases_arm"].sum()),
+        seeds=sorted(pairs["seed"].unique().tolist()),
+        cases=int(pairs.drop_duplicates(["task", "fold"])["cases_arm"].sum()),
         iterations=sorted({*pairs["iterations_arm"], *pairs["iterations_reference"]}),
         missing=missing,
         verdict=verdict,

@@ -9,7 +9,7 @@ from workflow_scripts.records.run_reader import RunKey, read_study, tidy_tables
 def collect_results(folders: dict[RunKey, Path], outputs: dict[str, Path]) -> None:
     """Read the runs and write one CSV a table.
 
-    `folders`: folder of each run's files by (task, arm, fold); `outputs`: path by table name.
+    `folders`: folder of each run's files by (task, arm, fold, seed); `outputs`: path by table name.
     Nothing is written unless every run is whole (`UserError` otherwise).
     """
     tables = tidy_tables(read_study(folders))
@@ -21,8 +21,8 @@ if __name__ == "__main__":
     redirect(snakemake.log[0])
     collect_results(
         folders={
-            (task, arm, int(fold)): Path(record).parent
-            for (task, arm, fold), record in zip(
+            (task, arm, int(fold), int(seed)): Path(record).parent
+            for (task, arm, fold, seed), record in zip(
                 snakemake.params.runs, snakemake.input.run, strict=True
             )
         },

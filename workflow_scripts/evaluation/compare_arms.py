@@ -19,9 +19,10 @@ from workflow_scripts.common.formatting import (
     markdown_text,
     number,
     pipe_table,
+    repeats,
     unit,
 )
-from workflow_scripts.records.run_reader import OVERALL, label_values
+from workflow_scripts.records.run_reader import KEYS, OVERALL, label_values
 
 COSTS = (
     "training_steps",
@@ -32,7 +33,7 @@ COSTS = (
     "validation_seconds",
 )
 COLUMNS = [
-    *("task", "arm", "reference_arm", "label", "label_name", "folds", "cases", "nan_dice"),
+    *("task", "arm", "reference_arm", "label", "label_name", "folds", "seeds", "cases", "nan_dice"),
     *("dice_mean", "dice_std", "dice_relative", "dice_difference"),
     *(column for cost in COSTS for column in (cost, f"{cost}_relative")),
     *("tasks", "at_least_as_good"),
@@ -56,16 +57,15 @@ SMALL = [
 """Commands above each table, so that it fits the width of a page."""
 
 
-def fold_dice(runs: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
-    """Dice of every fold: task, arm, fold, label, label_name, dice, nan_dice, cases.
+def training_dice(runs: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
+    """Dice of every training: `KEYS`, label, label_name, dice, nan_dice, cases.
 
     `label` is empty for the foreground mean (nnU-Net's own, from run.json); for a label it is the
     nanmean over the fold's cases.
     """
-    whole = runs[["task", "arm", "fold", "dice_foreground_mean", "nan_dice", "cases"]]
+    whole = runs[[*KEYS, "dice_foreground_mean", "nan_dice", "cases"]]
     whole = whole.rename(columns={"dice_foreground_mean": "dice"})
-    keys = ["task", "arm", "fold", "label", "label_name"]
-    by_label = cases.groupby(keys, as_index=False, sort=False).agg(
+    by_label = cases.groupby([*KEYS, "label", "label_name"], as_index=False, sort=False).agg(
         dice=("dice", "mean"),
         nan_dice=("dice", lambda dice: int(dice.isna().sum())),
         cases=("case", "nunique"),
@@ -83,27 +83,30 @@ def compare(
 ) -> pd.DataFrame:
     """One row per task (or overall), arm and label, with the columns `COLUMNS`.
 
-    Costs are means over folds and stand in the foreground row (empty label). `overall` averages
-    the tasks: Dice per fold first (so its std is that over folds), costs after. `*_relative` is
-    the value divided by the reference arm's. One fold has no std. `at_least_as_good` counts,
+    Means and std are over the trainings: every fold with every seed. Costs stand in the foreground
+    row (empty label). `overall` averages the tasks: Dice by fold and seed first (so its std is that
+    over these), costs after. `*_relative` is the value divided by the reference arm's. One training
+    has no std. `cases` counts those of one seed. `at_least_as_good` counts,
     among `tasks` tasks, those whose mean Dice is not below the reference arm's.
     `UserError` if the reference arm has no run.
     """
     if reference_arm not in set(runs["arm"]):
         raise UserError(f"reference_arm is {reference_arm}, which has no run in this study")
-    dice = fold_dice(runs, cases)
+    dice = training_dice(runs, cases)
     foreground = dice[dice["label"] == ""]
-    over_tasks = foreground.groupby(["arm", "fold", "label", "label_name"], as_index=False).agg(
-        dice=("dice", "mean"), nan_dice=("nan_dice", "sum"), cases=("cases", "sum")
-    )
+    over_tasks = foreground.groupby(
+        ["arm", "fold", "seed", "label", "label_name"], as_index=False
+    ).agg(dice=("dice", "mean"), nan_dice=("nan_dice", "sum"), cases=("cases", "sum"))
     dice = pd.concat([dice, over_tasks.assign(task=OVERALL)], ignore_index=True)
     table = dice.groupby(["task", "arm", "label", "label_name"], as_index=False).agg(
         folds=("fold", "nunique"),
+        seeds=("seed", "nunique"),
         cases=("cases", "sum"),
         nan_dice=("nan_dice", "sum"),
         dice_mean=("dice", "mean"),
         dice_std=("dice", "std"),
     )
+    table["cases"] //= table["seeds"]
     costs = runs.groupby(["task", "arm"], as_index=False)[list(COSTS)].mean()
     totals = costs.groupby("arm", as_index=False)[list(COSTS)].mean().assign(task=OVERALL)
     costs = pd.concat([costs, totals], ignore_index=True).assign(label="")
@@ -120,7 +123,7 @@ def compare(
 
     per_task = table[(table["task"] != OVERALL) & (table["label"] == "")]
     per_task = per_task.dropna(subset=["dice_difference"])
-    # A sum over folds in another order differs in the last bit: that is no loss of Dice.
+    # A sum over trainings in another order differs in the last bit: that is no loss of Dice.
     as_good = (per_task["dice_difference"] >= -1e-12).groupby(per_task["arm"])
     is_overall = table["task"] == OVERALL
     table.loc[is_overall, "tasks"] = table["arm"].map(as_good.count())
@@ -142,7 +145,7 @@ def cost(row: pd.Series, column: str, scale: float) -> str:
 
 
 def dice_text(row: pd.Series) -> str:
-    """Mean ± std over folds; the mean alone where there is no std."""
+    """Mean ± std over folds and seeds; the mean alone where there is no std."""
     if pd.isna(row["dice_mean"]):
         return "–"
     spread = "" if pd.isna(row["dice_std"]) else f" ± {row['dice_std']:.3f}"
@@ -185,8 +188,9 @@ def sections(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     printed = []
     for heading, task in [*overall, *((task, task) for task in tasks)]:
         rows = table[(table["task"] == task) & (table["label"] == "")]
-        folds, cases = rows["folds"].max(), rows["cases"].max()
+        folds, seeds, cases = rows[["folds", "seeds", "cases"]].max()
         words = f"{counted(folds, 'fold')}, {counted(cases, 'validation case')}"
+        words += f", {counted(seeds, 'seed')}" if seeds > 1 else ""
         printed.append((f"{heading}: {words}", summary_rows(table, task)))
         by_label = label_rows(table, task)
         if task != OVERALL and by_label.shape[1] > 2:
@@ -197,7 +201,7 @@ def sections(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 def notes(table: pd.DataFrame) -> list[str]:
     """What the numbers are relative to, and on how many tasks each arm keeps the Dice."""
     reference = table["reference_arm"].iloc[0]
-    several = table["folds"].max() > 1
+    trained = repeats(table["folds"].max(), table["seeds"].max())
     overall = table[(table["task"] == OVERALL) & (table["label"] == "")]
     kept = [
         f"{row.arm} {row.at_least_as_good} of {row.tasks}"
@@ -206,11 +210,15 @@ def notes(table: pd.DataFrame) -> list[str]:
     ]
     missing = int(overall["nan_dice"].sum())
     return [
-        f"In brackets: relative to the arm {reference}. Costs are those of one fold, the mean "
-        "over the folds: training with the validation patches after each epoch, without set-up and "
+        f"In brackets: relative to the arm {reference}. Costs are those of one training (mean "
+        "over folds and seeds), with the validation patches after each epoch, without set-up and "
         "final validation. FLOP are those of the training iterations alone.",
-        "Dice: the fold's foreground mean"
-        + (", mean ± standard deviation over the folds." if several else " (one fold: no spread)."),
+        "Dice: the foreground mean over a fold's cases, "
+        + (
+            f"mean ± standard deviation over {trained}."
+            if trained
+            else "of one training: no spread."
+        ),
         *([f"Tasks with a mean Dice not below {reference}: {', '.join(kept)}."] if kept else []),
         *(
             [f"Dice values left out, as the label is in neither image: {missing}."]

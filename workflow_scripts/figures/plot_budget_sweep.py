@@ -17,7 +17,7 @@ from workflow_scripts.common.figure_style import (
     save,
     wrapped_grid,
 )
-from workflow_scripts.common.formatting import ENERGY, unit
+from workflow_scripts.common.formatting import ENERGY, repeats, unit
 
 PLACES: tuple[dict[str, Any], ...] = (
     {"xytext": (0, 5), "ha": "center", "va": "bottom"},
@@ -29,7 +29,7 @@ PLACES: tuple[dict[str, Any], ...] = (
 
 
 def budgets(runs: pd.DataFrame) -> pd.DataFrame:
-    """task, arm (without its number of epochs), epochs, dice, low, high, kwh; means over folds.
+    """task, arm (without its number of epochs), epochs, dice, low, high, kwh: of all trainings.
 
     An arm of a sweep is named after what it trains and its number of epochs: `constant_42`.
     """
@@ -73,8 +73,8 @@ def plot_budget_sweep(runs: pd.DataFrame, style: Style, outputs: Iterable[Path])
         axis.set_title(style.task(task))
         axis.set_xlabel(f"energy of training, {name}")
         axis.set_ylabel("foreground Dice")
-    folds = runs["fold"].nunique()
-    spread = f"mean and range of {folds} folds" if folds > 1 else "one fold"
+    trained = repeats(runs["fold"].nunique(), runs["seed"].nunique())
+    spread = f"mean and range of {trained}" if trained else "one fold"
     figure.suptitle(f"Dice by energy; numbers are epochs; {spread}")
     add_legend(figure, style, arms)
     save(figure, style, outputs)

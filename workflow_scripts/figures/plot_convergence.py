@@ -15,7 +15,8 @@ from workflow_scripts.common.figure_style import (
     read_tables,
     save,
 )
-from workflow_scripts.common.formatting import ENERGY, TIME, unit
+from workflow_scripts.common.formatting import ENERGY, TIME, repeats, unit
+from workflow_scripts.records.run_reader import KEYS
 
 POINTS = 150
 """A line has at most about this many points: longer trainings are averaged in blocks of epochs."""
@@ -23,8 +24,8 @@ POINTS = 150
 
 def blocks(epochs: pd.DataFrame) -> pd.DataFrame:
     """epochs.csv with the costs summed up from each run's start, averaged in blocks of epochs."""
-    table = epochs.sort_values(["task", "arm", "fold", "epoch"]).copy()
-    runs = table.groupby(["task", "arm", "fold"])
+    table = epochs.sort_values([*KEYS, "epoch"]).copy()
+    runs = table.groupby(KEYS)
     # skipna=False: past an epoch without a reading the sum is unknown, not smaller.
     table["seconds"] = runs["seconds"].cumsum()
     table["kwh"] = runs["kwh"].transform(lambda kwh: kwh.cumsum(skipna=False))
@@ -32,19 +33,19 @@ def blocks(epochs: pd.DataFrame) -> pd.DataFrame:
     size = max(1, int(np.ceil(table["epoch"].max() / POINTS)))
     table["block"] = (table["epoch"] - 1) // size
     columns = {name: (name, "last") for name in ("epoch", "seconds", "kwh")}
-    return table.groupby(["task", "arm", "fold", "block"], as_index=False).agg(
+    return table.groupby([*KEYS, "block"], as_index=False).agg(
         **columns, pseudo_dice=("pseudo_dice", "mean")
     )
 
 
 def plot_convergence(epochs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw epochs.csv: a row of panels per task; line = mean, band = range of the folds."""
+    """Draw epochs.csv: a row of panels per task; line = mean, band = range of the trainings."""
     table = blocks(epochs)
     tasks, arms = list(epochs["task"].unique()), style.order(epochs["arm"])
     figure, axes = grid(style, len(tasks), 3, height=1.0 if len(tasks) == 1 else 0.7, sharey="row")
     for row, task in zip(axes, tasks, strict=True):
         chosen = table[table["task"] == task]
-        ends = chosen.groupby(["arm", "fold"])[["seconds", "kwh"]].max()
+        ends = chosen.groupby(KEYS)[["seconds", "kwh"]].max()
         time = unit(ends["seconds"], TIME)
         energy = unit(ends["kwh"], ENERGY)
         panels = [("epoch", "epochs", 1.0), ("seconds", f"training time, {time[0]}", time[1])]
@@ -60,8 +61,8 @@ def plot_convergence(epochs: pd.DataFrame, style: Style, outputs: Iterable[Path]
             axis.set_xlim(left=0)
             axis.set_xlabel(label)
         row[0].set_ylabel("pseudo Dice" if len(tasks) == 1 else f"{style.task(task)}\npseudo Dice")
-    folds = epochs["fold"].nunique()
-    spread = f"mean and range of {folds} folds" if folds > 1 else "one fold"
+    trained = repeats(epochs["fold"].nunique(), epochs["seed"].nunique())
+    spread = f"mean and range of {trained}" if trained else "one fold"
     figure.suptitle(f"Pseudo Dice on validation patches while training; {spread}")
     add_legend(figure, style, arms)
     save(figure, style, outputs)

@@ -1,4 +1,4 @@
-"""Figure: foreground Dice by task and arm; folds as points, mean and standard deviation."""
+"""Figure: foreground Dice by task and arm; trainings as points, mean and standard deviation."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +16,7 @@ from workflow_scripts.common.figure_style import (
     save,
     wrapped_grid,
 )
+from workflow_scripts.common.formatting import repeats
 
 COLUMNS = 5
 
@@ -27,7 +28,9 @@ def plot_dice(runs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None
     for number, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
         for place, arm in enumerate(arms):
             looks = style.arm(arm)
-            chosen = runs[(runs["task"] == task) & (runs["arm"] == arm)].sort_values("fold")
+            chosen = runs[(runs["task"] == task) & (runs["arm"] == arm)].sort_values(
+                ["fold", "seed"]
+            )
             dice = chosen["dice_foreground_mean"].dropna()
             if dice.empty:
                 continue
@@ -52,9 +55,8 @@ def plot_dice(runs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None
         if number % COLUMNS == 0:
             axis.set_ylabel("foreground Dice")
     add_legend(figure, style, arms, markers=True)
-    folds = runs["fold"].nunique()
-    if folds > 1:
-        figure.suptitle(f"Dice of {folds} folds; larger: mean ± standard deviation over the folds")
+    if trained := repeats(runs["fold"].nunique(), runs["seed"].nunique()):
+        figure.suptitle(f"Dice of {trained}; larger: mean ± standard deviation over them")
     else:
         figure.suptitle(f"Dice of fold {runs['fold'].iloc[0]}, mean over cases and labels")
     save(figure, style, outputs)

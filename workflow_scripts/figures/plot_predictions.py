@@ -22,7 +22,7 @@ from workflow_scripts.common.figure_style import (
 )
 from workflow_scripts.common.files import read_json
 from workflow_scripts.common.images import Image, load_image, load_label, reader_of
-from workflow_scripts.records.run_reader import label_values
+from workflow_scripts.records.run_reader import KEYS, label_values
 
 MARGIN = 0.3
 """Of the reference's extent, shown around it on each side."""
@@ -136,7 +136,8 @@ def plot_predictions(
     looks = {row.numbers: style.outline(number) for number, row in enumerate(named.itertuples(), 1)}
     for row, (task, name, case) in zip(axes, shown, strict=True):
         dice = cases[(cases["task"] == task) & (cases["case"] == case)]
-        chosen = runs[(runs["task"] == task) & (runs["fold"] == dice["fold"].iloc[0])]
+        dice = dice[dice["seed"] == dice["seed"].iloc[0]]
+        chosen = runs.merge(dice[KEYS].drop_duplicates(), on=KEYS)
         folder = raw / chosen["dataset"].iloc[0]
         ending = read_json(folder / "dataset.json")["file_ending"]
         reader = reader_of(folder)

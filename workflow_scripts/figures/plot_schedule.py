@@ -15,25 +15,26 @@ from workflow_scripts.common.figure_style import (
     read_tables,
     save,
 )
+from workflow_scripts.records.run_reader import KEYS
 
 
 def schedule(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per epoch of each arm's first fold.
+    """Return one row per epoch of each arm's first fold and seed.
 
     Columns: task, arm, epoch (from 1), relative, axis_0, axis_1, axis_2, bandwidth, augmentation.
     `relative` is voxels per iteration over those of the planned patch and batch. The axes are NaN
     where the sizes of an epoch differ ("random"). `bandwidth` is the share of an axis' frequencies
     that a low-pass left, the geometric mean over the axes; 1 without one.
     """
-    table = epochs[epochs["fold"] == epochs.groupby(["task", "arm"])["fold"].transform("min")]
+    first = epochs.sort_values("fold", kind="stable").drop_duplicates(["task", "arm"])[KEYS]
+    table = epochs.merge(first, on=KEYS)
     planned = runs.assign(
         planned=[
             batch * np.prod([int(size) for size in patch.split("x")])
             for patch, batch in zip(runs["patch_size"], runs["batch_size"], strict=True)
         ]
     )
-    keys = ["task", "arm", "fold"]
-    table = table.merge(planned[[*keys, "planned"]], on=keys)
+    table = table.merge(planned[[*KEYS, "planned"]], on=KEYS)
     axes = _axes(table["patch_size"]).rename(columns="axis_{}".format)
     # Tables of before there was a low-pass lack both columns.
     known = table.reindex(columns=[*table.columns.union(["field_of_view", "augmentation"])])

@@ -150,6 +150,7 @@ def check_needs(params: Any, published: Mapping[str, Plan], results: Path) -> di
         training=TrainingSettings(**params.training),
         folds=params.folds,
         mirroring=params.mirroring,
+        seeds=params.seeds,
     )
     arms = {name: Arm(**arm) for name, arm in params.arms.items()}
     sizes, misfits = check_plans(plans, arms, design)

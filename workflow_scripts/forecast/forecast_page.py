@@ -43,7 +43,9 @@ def to_markdown(
             (table["task"].nunique(), "task"),
             (table["arm"].nunique(), "arm"),
             (int(table["folds"].max()), "fold"),
+            (int(table["seeds"].max()), "seed"),
         )
+        if word != "seed" or n > 1
     ]
     lines = [
         f"**Forecast of the study {study}: {' × '.join(counts)}, "
@@ -79,7 +81,7 @@ def to_markdown(
         "(windows of the median case). Not included: preprocessing, set-up, lost work.",
         f"kg CO2eq: {number(1000 * kg_per_kwh)} g/kWh ({country}, codecarbon); power usage "
         f"effectiveness {pue:g}.",
-        "Sums over the folds. Relative: hours against the arm "
+        "Sums over the folds and seeds. Relative: hours against the arm "
         f"{reference_arm}; in brackets the range over the tasks.",
     ]
     lines.append(bullets(notes))
@@ -98,7 +100,7 @@ def loading_note(known: Any, workers: int) -> str:
 
 
 def arm_rows(known: Any, reference_arm: str) -> Any:
-    """Return the printed table: one row per arm, sums over tasks and folds, all cells text."""
+    """Return the printed table: one row per arm, summed over all trainings, as text."""
     totals = known.groupby("arm", sort=False)[SUMS].sum(min_count=1)
     ranges = known.groupby("arm", sort=False)["relative_to_reference"].agg(["min", "max"])
     relative = totals["hours"] / totals.loc[reference_arm, "hours"]

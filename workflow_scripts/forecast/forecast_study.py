@@ -30,7 +30,7 @@ PUBLISHED_RUN = StudyDesign(
     "3d_fullres", TrainingSettings(1000, 250, 50, seed=0), folds=[0], mirroring=True
 )
 COLUMNS = [
-    *("task", "arm", "plan", "calibration", "patch_size", "batch_size", "folds", "stages"),
+    *("task", "arm", "plan", "calibration", "patch_size", "batch_size", "folds", "seeds", "stages"),
     *("iterations", *SUMS, "relative_to_reference"),
 ]
 
@@ -46,7 +46,7 @@ def forecast_rows(
     loading: Loading | None = None,
     workers: int = 1,
 ) -> pd.DataFrame:
-    """Return one row per task and arm with the columns `COLUMNS`, all sums over the folds.
+    """Return one row per task and arm with the columns `COLUMNS`, summed over folds and seeds.
 
     A task without a plan has rows without numbers. `kg_per_kwh` is that of the meter's kWh: carbon
     intensity; energies are multiplied by the power usage effectiveness before. `loading` by so many
@@ -55,7 +55,8 @@ def forecast_rows(
     rows = []
     for task, plan in plans.items():
         for name, arm in arms.items():
-            row: dict[str, Any] = {"task": task, "arm": name, "folds": len(design.folds)}
+            row: dict[str, Any] = {"task": task, "arm": name}
+            row |= {"folds": len(design.folds), "seeds": design.seeds}
             rows.append(row | {"plan": "not planned yet"})
             if plan is None:
                 continue
@@ -83,7 +84,7 @@ def forecast_rows(
                 "kg_co2eq": kwh * kg_per_kwh,
             }
     table = pd.DataFrame(rows, columns=COLUMNS)
-    whole = ["batch_size", "folds", "stages", "iterations"]
+    whole = ["batch_size", "folds", "seeds", "stages", "iterations"]
     table = table.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(SUMS, float))
     reference = table[table["arm"] == reference_arm].set_index("task")["hours"]
     table["relative_to_reference"] = table["hours"] / table["task"].map(reference)
@@ -137,6 +138,7 @@ if __name__ == "__main__":
             training=TrainingSettings(**params.training),
             folds=params.folds,
             mirroring=params.mirroring,
+            seeds=params.seeds,
         ),
         fitted,
         reference_arm=params.reference_arm,

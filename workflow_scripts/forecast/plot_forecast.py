@@ -7,7 +7,7 @@ import pandas as pd
 
 from workflow_scripts.common.console import redirect
 from workflow_scripts.common.figure_style import Style, grid, load_style, read_tables, save
-from workflow_scripts.common.formatting import CARBON, TIME, counted, number, unit
+from workflow_scripts.common.formatting import CARBON, TIME, counted, number, repeats, unit
 
 PANELS = {
     "hours": ("time of all trainings", tuple((name, 3600 * scale) for name, scale in TIME)),
@@ -19,7 +19,7 @@ PANELS = {
 def plot_forecast(
     forecast: pd.DataFrame, reference_arm: str, style: Style, outputs: Iterable[Path]
 ) -> None:
-    """Draw forecast.csv: a bar an arm, the sum of its tasks and folds; tasks without a plan out."""
+    """Draw forecast.csv: a bar for each arm, the sum of its trainings whose plan is known."""
     known = forecast.dropna(subset=["hours"])
     totals = known.groupby("arm")[list(PANELS)].sum(min_count=1)
     arms = style.order(totals.index)
@@ -49,9 +49,9 @@ def plot_forecast(
     axes[0, 0].invert_yaxis()
     left_out = forecast.loc[forecast["hours"].isna(), "task"].nunique()
     missing = f", {left_out} left out: not planned yet" if left_out else ""
-    tasks, folds = known["task"].nunique(), forecast["folds"].max()
+    trained = repeats(forecast["folds"].max(), forecast["seeds"].max()) or "one fold"
     figure.suptitle(
-        f"Forecast: {counted(tasks, 'task')}{missing}, {counted(folds, 'fold')}; in brackets: "
+        f"Forecast: {counted(known['task'].nunique(), 'task')}{missing}, {trained}; in brackets: "
         f"relative to {style.arm(reference_arm)['label']}"
     )
     save(figure, style, outputs)

@@ -199,18 +199,25 @@ class StudyDesign:
         training: length and seed.
         folds: numbers of nnU-Net's five folds.
         mirroring: of the final validation.
+        seeds: how many trainings each fold has.
     """
 
     configuration: str
     training: TrainingSettings
     folds: Sequence[int]
     mirroring: bool
+    seeds: int = 1
+
+    @property
+    def trainings(self) -> int:
+        """How many trainings a task has in each arm."""
+        return len(self.folds) * self.seeds
 
 
 def count_work(
     plan: Plan, trainer: Any, parameters: Mapping[str, Any], design: StudyDesign
 ) -> Work:
-    """Return the work of an arm on the folds of a task.
+    """Return the work of an arm on the folds and seeds of a task.
 
     Args:
         plan: with the study's overrides.
@@ -220,7 +227,7 @@ def count_work(
 
     Raises UserError where the arm's settings do not fit the plan.
     """
-    training, folds = design.training, design.folds
+    training, trainings = design.training, design.trainings
     chosen = PlansManager(plan.plans).get_configuration(design.configuration)
     planned, schedule, network = fit_arm(plan, trainer, parameters, design)
     content = json.dumps([plan.plans, plan.dataset])
@@ -244,7 +251,7 @@ def count_work(
     channels = len(plan.dataset["channel_names"])
     of_stages = [
         StageWork(
-            iterations=n * len(folds),
+            iterations=n * trainings,
             tflop=flop[stage] / 1e12,
             loads=1 / stage.replay,
             samples=stage.batch_size,
@@ -254,17 +261,17 @@ def count_work(
         for n, stage in zip(each, schedule.stages, strict=True)
     ]
     val_iterations = training.epochs * training.validation_iterations_per_epoch
-    cases = sum(plan.validation_cases(fold) for fold in folds)
+    cases = design.seeds * sum(plan.validation_cases(fold) for fold in design.folds)
     predictions = windows(chosen.median_image_size_in_voxels, planned.patch_size) * cases
     predictions *= MIRRORINGS if design.mirroring and mirrors(trainer, parameters) else 1
     return Work(
         stages=len(schedule.stages),
-        epochs=training.epochs * len(folds),
-        iterations=round(sum(each)) * len(folds),
-        val_iterations=val_iterations * len(folds),
+        epochs=training.epochs * trainings,
+        iterations=round(sum(each)) * trainings,
+        val_iterations=val_iterations * trainings,
         predictions=predictions,
-        train_tflop=train * len(folds) / 1e12,
-        val_tflop=val * val_iterations * len(folds) / 1e12,
+        train_tflop=train * trainings / 1e12,
+        val_tflop=val * val_iterations * trainings / 1e12,
         final_tflop=final / planned.batch_size * predictions / 1e12,
         of_stages=tuple(of_stages),
     )

@@ -1,7 +1,7 @@
 """Read what finished trainings left behind, check it strictly, and lay it out as tidy tables.
 
-A run is one (task, arm, fold). Nothing is filled in: a run that is missing, half-written, twice
-there or at odds with itself stops the tables with a message that names the file.
+A run is one (task, arm, fold, seed). Nothing is filled in: a run that is missing, half-written,
+there twice or at odds with itself stops the tables with a message that names the file.
 """
 
 import csv
@@ -20,8 +20,11 @@ from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import read_csv, read_json
 from workflow_scripts.records.run_columns import ADDED_LATER, TABLES, TEXTS
 
-RunKey = tuple[str, str, int]
-"""Task, arm and fold of a run."""
+RunKey = tuple[str, str, int, int]
+"""Task, arm, fold and seed of a run."""
+
+KEYS = ["task", "arm", "fold", "seed"]
+"""Columns of every table that tell the run, as in a `RunKey`."""
 
 OVERALL = "overall"
 """Stands for all tasks together in the column `task` of comparison.csv."""
@@ -68,8 +71,8 @@ class Run:
 
 def name_of(key: RunKey) -> str:
     """A run in words, for messages."""
-    task, arm, fold = key
-    return f"{task}, arm {arm}, fold {fold}"
+    task, arm, fold, seed = key
+    return f"{task}, arm {arm}, fold {fold}, seed {seed}"
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -186,7 +189,7 @@ def read_run(folder: Path, key: RunKey) -> Run:
     missing = [field for field in (*FLAT, *NESTED, *NUMBERS, *OTHER) if field not in record]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; train this fold again")
-    found = (record["task"], record["arm"], int(record["fold"]))
+    found = (record["task"], record["arm"], int(record["fold"]), int(record["seed"]))
     if found != key:
         raise UserError(
             f"{path} is the record of {name_of(found)}, but its folder is that of {name_of(key)}: "
@@ -276,7 +279,7 @@ def tidy_tables(runs: list[Run]) -> dict[str, pd.DataFrame]:
         frames = []
         for run in runs:
             frame = getattr(run, name).astype(object)
-            for column, value in zip(("fold", "arm", "task"), reversed(run.key), strict=True):
+            for column, value in zip(reversed(KEYS), reversed(run.key), strict=True):
                 frame.insert(0, column, value)
             frames.append(frame)
         return pd.concat(frames, ignore_index=True)

@@ -44,6 +44,7 @@ def check_config(config: dict[str, Any], schema_path: str | Path) -> None:
     problems = problems or list(_cross_check(config, shipped))
     if problems:
         raise ConfigError("\n".join(f"config: {line}" for line in dict.fromkeys(problems)))
+    config["seeds"] = config["seeds"] or [config["training"]["seed"]]
 
 
 def resolve(subschema: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -202,6 +203,12 @@ def _cross_check(config: dict[str, Any], shipped: list[str]) -> Iterator[str]:
             )
         if re.fullmatch(TRIAL, name):
             yield f"arms.{name}: trials of the search have such names; choose another"
+    if config["seeds"] and config["training"]["seed"] not in config["seeds"]:
+        seed = config["training"]["seed"]
+        yield (
+            f"seeds: training.seed, {seed}, is not among them. Add it, or set training.seed to one "
+            "of them: the search and the evaluation of scale factors use it"
+        )
     search = config["search"]
     if search["stages"] % search["parts"]:
         yield f"search.stages is {search['stages']}, no multiple of search.parts, {search['parts']}"

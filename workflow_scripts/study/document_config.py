@@ -21,7 +21,7 @@ INTRODUCTION = """\
 
 # Configuration
 
-One file describes one study: tasks × arms × folds. A study is run by
+One file describes one study: tasks × arms × folds × seeds. A study is run by
 
 ```bash
 snakemake --cores all --configfile config/hippocampus.yaml

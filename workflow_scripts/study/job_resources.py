@@ -197,7 +197,8 @@ class JobResources:
 
     def _ledger(self, wildcards: Any) -> Path:
         run = RunSpec(**self._study.run(wildcards.task, wildcards.arm, int(wildcards.fold)))
-        return run.fold_folder(self._study.results(wildcards.arm)) / "ledger.jsonl"
+        results = self._study.results(wildcards.arm, wildcards.seed_suffix)
+        return run.fold_folder(results) / "ledger.jsonl"
 
 
 def image_sizes(fingerprint: Path, published: Mapping[str, str] | None) -> Images:
@@ -220,13 +221,13 @@ def image_sizes(fingerprint: Path, published: Mapping[str, str] | None) -> Image
 
 
 def forecast_hours(table: Path, task: str, arm: str) -> float | None:
-    """Return the forecast hours of one fold; None where nothing is forecast (yet)."""
+    """Return the forecast hours of one training; None where nothing is forecast (yet)."""
     if not table.is_file():
         return None
     with table.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if (row["task"], row["arm"]) == (task, arm) and row["hours"]:
-                return float(row["hours"]) / int(row["folds"])
+                return float(row["hours"]) / (int(row["folds"]) * int(row.get("seeds", 1)))
     return None
 
 

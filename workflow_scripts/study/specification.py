@@ -99,10 +99,26 @@ class Study:
         """The task of every dataset."""
         return {dataset: task for task, dataset in self.dataset_of.items()}
 
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds that every fold is trained with."""
+        return list(self.config["seeds"])
+
     @cached_property
-    def runs(self) -> list[tuple[str, str, int]]:
-        """Task, arm and fold of every training."""
-        return list(product(self.tasks, self.config["arms"], self.config["folds"]))
+    def runs(self) -> list[tuple[str, str, int, int]]:
+        """Task, arm, fold and seed of every training."""
+        return list(product(self.tasks, self.config["arms"], self.config["folds"], self.seeds))
+
+    def seed_suffix(self, seed: int) -> str:
+        """Return what the folder of a fold's training ends in: nothing for `training.seed`.
+
+        Thus the trainings of a study with one seed stay where they are when seeds are added.
+        """
+        return "" if seed == self.config["training"]["seed"] else f"_seed_{seed}"
+
+    def seed_of(self, suffix: str) -> int:
+        """Return the seed whose `seed_suffix` is given."""
+        return int(suffix.removeprefix("_seed_") or self.config["training"]["seed"])
 
     @property
     def configuration(self) -> str:
@@ -162,8 +178,8 @@ class Study:
         found: Mapping[str, Any] = self.config["arms"].get(name) or trial_arm(name, self.config)
         return found
 
-    def training(self, arm: str) -> dict[str, Any]:
-        """Return what decides a training of the arm: the section `training`, with its own length.
+    def training(self, arm: str, seed_suffix: str = "") -> dict[str, Any]:
+        """Return what decides a training of the arm: the section `training`, its length and seed.
 
         Without the number of threads, which decides nothing, and without the order in memory where
         it is automatic, so that trainings of earlier versions stay finished.
@@ -172,6 +188,7 @@ class Study:
         del settings["threads"]
         if settings.get("memory_format") == "auto":
             del settings["memory_format"]
+        settings["seed"] = self.seed_of(seed_suffix)
         return settings | {"epochs": self.arm(arm)["epochs"] or settings["epochs"]}
 
     def run(self, task: str, arm: str, fold: int) -> dict[str, Any]:
@@ -187,9 +204,9 @@ class Study:
             "plans": self.plans_name(task),
         }
 
-    def results(self, arm: str) -> str:
-        """Return nnU-Net's results folder of an arm."""
-        return f"results/{self.name}/nnunet/{arm}"
+    def results(self, arm: str, seed_suffix: str = "") -> str:
+        """Return nnU-Net's results folder of an arm, and of a seed but `training.seed`."""
+        return f"results/{self.name}/nnunet/{arm}" + seed_suffix.replace("_", "/", 1)
 
 
 def file_digests(patterns: Iterable[str]) -> dict[str, str]:

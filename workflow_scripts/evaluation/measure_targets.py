@@ -1,0 +1,176 @@
+"""What does each arm need until it is as good as the reference arm ends up? Time to target.
+
+As in AlgoPerf (Dahl et al., 2023, arXiv 2306.07179, section 4), the reference sets the target and a
+training method is judged by what it takes to get there. The target is one of nnU-Net's smoothed
+pseudo Dice, which every training has after each epoch.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workflow_scripts.common.console import redirect
+from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.files import read_csv
+from workflow_scripts.common.formatting import (
+    COMPUTATION,
+    ENERGY,
+    TIME,
+    Choices,
+    bullets,
+    in_unit,
+    markdown_text,
+    pipe_table,
+    repeats,
+)
+from workflow_scripts.records.run_reader import KEYS
+
+LEVELS = (0.90, 0.95, 0.99, 1.00)
+"""Shares of the pseudo Dice that the reference arm ends with."""
+SMOOTHING = 0.9
+"""Share of the former value in nnU-Net's moving average (2.8.1, `nnunet_logger.py`)."""
+COSTS = ("steps", "seconds", "kwh", "gflop")
+COLUMNS = [
+    *("task", "arm", "reference_arm", "level", "folds", "seeds", "reached", "target"),
+    *(column for cost in COSTS for column in (cost, f"{cost}_relative")),
+]
+PRINTED: Mapping[str, tuple[str, Choices]] = {
+    "seconds": ("Time", TIME),
+    "kwh": ("Energy", ENERGY),
+    "gflop": ("Computation", COMPUTATION),
+}
+
+
+def smoothed(pseudo_dice: pd.Series) -> pd.Series:
+    """Return nnU-Net's exponential moving average of the pseudo Dice, epoch by epoch."""
+    return pseudo_dice.ewm(alpha=1 - SMOOTHING, adjust=False).mean()
+
+
+def progress(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return epochs.csv with the smoothed pseudo Dice and the costs since the training began.
+
+    Columns: `KEYS`, epoch, dice and `COSTS`. `gflop` are those of the training and its validation
+    after each epoch; `steps` are the optimiser's.
+    """
+    table = epochs.sort_values([*KEYS, "epoch"], ignore_index=True)
+    table = table.merge(runs[[*KEYS, "iterations_per_epoch"]], on=KEYS)
+    planned = table["iterations_per_epoch"]
+    counted_steps = table.reindex(columns=["iterations"])["iterations"].astype(float)
+    table["steps"] = counted_steps.fillna(planned)  # not counted where all epochs are as planned
+    trainings = table.groupby(KEYS, sort=False)
+    table["dice"] = trainings["pseudo_dice"].transform(smoothed)
+    for cost in COSTS:
+        # skipna=False: past an epoch without a reading the sum is unknown, not smaller.
+        table[cost] = trainings[cost].transform(lambda values: values.cumsum(skipna=False))
+    return table[[*KEYS, "epoch", "dice", *COSTS]]
+
+
+def cost_until(training: pd.DataFrame, target: float) -> dict[str, float]:
+    """Return the costs until the Dice of a training (`progress`) reaches the target and stays.
+
+    It stays if no later epoch falls below the target. Infinite if the training never does, that
+    is, if it ends below it.
+    """
+    below = np.flatnonzero(~(training["dice"].to_numpy() >= target * (1 - 1e-12)))
+    first = below[-1] + 1 if len(below) else 0
+    if first == len(training):
+        return dict.fromkeys(COSTS, np.inf)
+    return training.iloc[first][list(COSTS)].astype(float).to_dict()
+
+
+def measure_targets(
+    epochs: pd.DataFrame,
+    runs: pd.DataFrame,
+    reference_arm: str,
+    tasks: list[str],
+    arms: list[str],
+) -> pd.DataFrame:
+    """Return one row per task, arm and level with the columns `COLUMNS`.
+
+    Each training is measured against the reference arm's of the same fold and seed. Costs are
+    medians over these trainings, and so are their ratios to the reference's; `reached` counts the
+    trainings that reach the target and stay. Where half of them or fewer do, the costs are infinite
+    ("never").
+    `UserError` if the reference arm has no run.
+    """
+    if reference_arm not in set(runs["arm"]):
+        raise UserError(f"reference_arm is {reference_arm}, which has no run in this study")
+    table = progress(epochs, runs)
+    trainings = dict(iter(table.groupby(KEYS)))
+    rows = []
+    for (task, arm, fold, seed), training in trainings.items():
+        reference = trainings[task, reference_arm, fold, seed]
+        for level in LEVELS:
+            target = level * reference["dice"].iloc[-1]
+            cost, base = cost_until(training, target), cost_until(reference, target)
+            row: dict[str, Any] = {"task": task, "arm": arm, "fold": fold, "seed": seed}
+            row |= {"level": level, "target": target, "reached": np.isfinite(cost["steps"])}
+            rows.append(row | cost | {f"{name}_relative": cost[name] / base[name] for name in cost})
+    found = pd.DataFrame(rows)
+    costs = [column for cost in COSTS for column in (cost, f"{cost}_relative")]
+    result = found.groupby(["task", "arm", "level"], as_index=False).agg(
+        folds=("fold", "nunique"),
+        seeds=("seed", "nunique"),
+        reached=("reached", "sum"),
+        target=("target", "mean"),
+        **{column: (column, lambda values: values.median(skipna=False)) for column in costs},
+    )
+    never = result["reached"] <= result["folds"] * result["seeds"] / 2
+    result.loc[never, costs] = np.inf
+    result["reference_arm"] = reference_arm
+    for column, names in {"task": tasks, "arm": arms}.items():
+        result[column] = pd.Categorical(result[column], names)
+    result = result.sort_values(["task", "arm", "level"], ignore_index=True)[COLUMNS]
+    return result.astype({"task": str, "arm": str})
+
+
+def cost_text(row: pd.Series, cost: str, choices: Choices) -> str:
+    """Return a cost with its ratio to the reference arm's; `never` where it is infinite."""
+    if np.isinf(row[cost]):
+        return "never"
+    if pd.isna(row[cost]):
+        return "–"
+    number, name = in_unit(row[cost], choices).split(" ", 1)
+    return f"{number} {name} ({row[f'{cost}_relative']:.2f})"
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """Return targets.csv as Markdown: a table for each task and kind of cost, arms by levels."""
+    reference = table["reference_arm"].iloc[0]
+    parts = []
+    for task, of_task in table.groupby("task", sort=False):
+        for cost, (title, choices) in PRINTED.items():
+            texts = of_task.assign(
+                text=of_task.apply(cost_text, axis=1, cost=cost, choices=choices),
+                level=of_task["level"].map("{:.0%}".format),
+            )
+            wide = texts.pivot(index="arm", columns="level", values="text")
+            wide = wide.reindex(texts["arm"].unique())[texts["level"].unique()].reset_index()
+            heading = markdown_text(f"{title} to target: {task}")
+            parts.append(f"**{heading}**\n\n{pipe_table(wide.rename(columns=markdown_text))}")
+    trained = repeats(table["folds"].max(), table["seeds"].max())
+    notes = [
+        f"Targets: shares of the smoothed pseudo Dice with which the arm {reference} ends on the "
+        "same fold and seed. A training is there once it no longer falls below the target.",
+        f"In brackets: relative to the arm {reference}. `never`: the training ends below the "
+        "target" + (f", or so do at least half of the {trained}." if trained else "."),
+        "The pseudo Dice is that of validation patches, noisier than the final Dice and not the "
+        "same: an arm that is as good here may be better or worse after the final validation.",
+    ]
+    return "\n\n".join([*parts, bullets(notes)]) + "\n"
+
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+    measured = measure_targets(
+        epochs=read_csv(snakemake.input.epochs),
+        runs=read_csv(snakemake.input.runs),
+        reference_arm=snakemake.params.reference_arm,
+        tasks=list(snakemake.params.tasks),
+        arms=list(snakemake.params.arms),
+    )
+    measured.to_csv(snakemake.output.csv, index=False)
+    Path(snakemake.output.md).write_text(to_markdown(measured), encoding="utf-8")

@@ -1,0 +1,98 @@
+"""Figure: the answer of a study. Difference of Dice from the reference arm, by arm and task."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from workflow_scripts.common.console import redirect
+from workflow_scripts.common.figure_style import Style, grid, load_style, read_tables, save
+from workflow_scripts.common.formatting import repeats
+from workflow_scripts.records.run_reader import OVERALL
+
+COLUMNS = 4
+TEXT = "mean of the tasks"
+
+
+def differences(significance: pd.DataFrame) -> pd.DataFrame:
+    """Return arm, task, difference, low and high: foreground Dice, and the mean of the tasks last.
+
+    The interval of the mean is that of these tasks: their intervals are taken as independent and
+    normal, so its half-width is the root of the sum of their squares over the number of tasks. It
+    is NaN where a task has none. With one task there is no mean.
+    """
+    chosen = significance[(significance["measure"] == "dice") & significance["label"].isna()]
+    table = chosen[["arm", "task", "difference", "ci_low", "ci_high"]]
+    table = table.rename(columns={"ci_low": "low", "ci_high": "high"})
+    if table["task"].nunique() < 2:
+        return table.reset_index(drop=True)
+    rows = []
+    for arm, of_arm in table.groupby("arm", sort=False):
+        half = (of_arm["high"] - of_arm["low"]).to_numpy() / 2
+        mean, width = of_arm["difference"].mean(), math.sqrt((half**2).sum()) / len(half)
+        rows.append((arm, OVERALL, mean, mean - width, mean + width))
+    return pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True)
+
+
+def plot_differences(significance: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
+    """Draw significance.csv as a forest plot: a panel an arm, a line a task, their mean below."""
+    table = differences(significance)
+    arms, tasks = style.order(table["arm"]), list(table["task"].unique())
+    columns = min(COLUMNS, max(1, len(arms)))
+    rows = max(1, math.ceil(len(arms) / columns))
+    height = 0.3 + 0.11 * len(tasks)
+    figure, axes = grid(style, rows, columns, height=height, sharex=True, sharey=True)
+    for axis in axes.flat[len(arms) :]:
+        axis.set_visible(False)
+    places = {task: place + 0.4 * (task == OVERALL) for place, task in enumerate(tasks)}
+    for number, (axis, arm) in enumerate(zip(axes.flat, arms, strict=False)):
+        looks = style.arm(arm)
+        for row in table[table["arm"] == arm].itertuples():
+            overall = row.task == OVERALL
+            axis.plot(
+                [row.low, row.high],
+                [places[row.task]] * 2,
+                color=looks["color"],
+                linewidth=2.2 if overall else 1.3,
+                solid_capstyle="butt",
+            )
+            axis.plot(
+                row.difference,
+                places[row.task],
+                marker="D" if overall else looks["marker"],
+                markersize=6 if overall else 5,
+                color=looks["color"],
+                markeredgecolor="white",
+            )
+        axis.axvline(0, color="#444444", linewidth=0.8, linestyle="dotted")
+        axis.set_title(looks["label"])
+        axis.grid(axis="y", visible=False)
+        if number + columns >= len(arms):
+            axis.set_xlabel("difference of Dice")
+            axis.tick_params(labelbottom=True)
+    names = [TEXT if task == OVERALL else style.task(task) for task in tasks]
+    axes[0, 0].set_yticks(list(places.values()), names)
+    axes[0, 0].set_ylim(max(places.values(), default=0) + 0.6, -0.6)
+    bounds = np.abs(table[["low", "high", "difference"]].to_numpy(dtype=float))
+    if np.isfinite(bounds).any() and np.nanmax(bounds) > 0:
+        axes[0, 0].set_xlim(-1.08 * np.nanmax(bounds), 1.08 * np.nanmax(bounds))
+    if significance.empty:
+        figure.suptitle("Only the reference arm was trained: nothing to compare")
+    else:
+        reference = style.arm(significance["reference_arm"].iloc[0])["label"]
+        trained = repeats(significance["folds"].max(), significance["seeds"].max())
+        trained = trained or "one fold, one seed"
+        figure.suptitle(f"Dice compared with {reference}, 95 % interval; {trained}")
+    save(figure, style, outputs)
+
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+    (table,) = read_tables(Path(snakemake.input.significance))
+    plot_differences(
+        significance=table,
+        style=load_style(Path(snakemake.input.style)),
+        outputs=[Path(path) for path in snakemake.output],
+    )
