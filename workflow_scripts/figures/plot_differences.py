@@ -55,16 +55,17 @@ def plot_differences(significance: pd.DataFrame, style: Style, outputs: Iterable
                 [row.low, row.high],
                 [places[row.task]] * 2,
                 color=looks["color"],
-                linewidth=2.2 if overall else 1.3,
+                linewidth=2.6 if overall else 1.3,
                 solid_capstyle="butt",
             )
             axis.plot(
                 row.difference,
                 places[row.task],
-                marker="D" if overall else looks["marker"],
-                markersize=6 if overall else 5,
+                marker="D" if overall else "o",
+                markersize=5,
                 color=looks["color"],
                 markeredgecolor="white",
+                markeredgewidth=0.6,
             )
         axis.axvline(0, color="#444444", linewidth=0.8, linestyle="dotted")
         axis.set_title(looks["label"])
