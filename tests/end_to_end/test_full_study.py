@@ -30,6 +30,7 @@ from workflow_scripts.trainers.curricula.schedules.settings import (
 )
 
 CONFIG = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+SEED = CONFIG["training"].setdefault("seed", 1)
 del CONFIG["arms"]["constant_short"]
 del CONFIG["cluster"]  # with it a training's time comes from a forecast, which nobody makes here
 AFTER_TRAINING = ["collect_results", "compare_arms", "assess_significance", "check_claims"]
@@ -98,6 +99,7 @@ def full(tmp_path_factory):
         tasks=tuple(CONFIG["tasks"]),
         arms=tuple(TRAINERS),
         folds=tuple(CONFIG["folds"]),
+        seeds=(SEED,),
         epochs=10,
         iterations=25_000,
         plans="nnUNetPlans",

@@ -40,7 +40,7 @@ class FakeStudy:
     def folder(self, key: RunKey) -> Path:
         """Where the files of a run are."""
         task, arm, fold, seed = key
-        suffix = "" if seed == 1 else f"_seed_{seed}"
+        suffix = "" if seed == self.seeds[0] else f"_seed_{seed}"
         return self.root / "results/fake/runs" / task / arm / f"fold_{fold}{suffix}"
 
     def folders(self) -> dict[RunKey, Path]:
@@ -63,7 +63,7 @@ def generator(study: FakeStudy, key: RunKey, *more: int) -> np.random.Generator:
     """Return a generator of random numbers for a run."""
     task, arm, fold, seed = key
     numbers = [*more, study.tasks.index(task), study.arms.index(arm), fold]
-    return np.random.default_rng(numbers + ([seed] if seed != 1 else []))
+    return np.random.default_rng(numbers + ([seed] if seed != study.seeds[0] else []))
 
 
 def made_up_epochs(study: FakeStudy, key: RunKey) -> pd.DataFrame:
