@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,20 @@ def interval(differences: NDArray[np.float64], seed: int) -> tuple[float, float]
     return float(found.low), float(found.high)
 
 
+@lru_cache(maxsize=4)
+def _resamples(
+    cases: int, seeds: int, folds: int, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How often each resample draws each case, and each seed of each fold.
+
+    Kept, since all comparisons of a task draw alike and the draws take most of the time.
+    """
+    rng = np.random.default_rng(seed)
+    of_cases = rng.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES)
+    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=(folds, RESAMPLES))
+    return of_cases.astype(float), of_seeds.astype(float)
+
+
 def interval_over_seeds(
     differences: NDArray[np.float64], folds: NDArray[np.int64], seed: int
 ) -> tuple[float, float]:
@@ -59,16 +74,15 @@ def interval_over_seeds(
     cases, seeds = differences.shape
     if cases < FEWEST:
         return math.nan, math.nan
-    rng = np.random.default_rng(seed)
     known = ~np.isnan(differences)
     values = np.where(known, differences, 0.0)
-    times_of_case = rng.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES)
+    numbers = np.unique(folds)
+    times_of_case, times_of_seed = _resamples(cases, seeds, len(numbers), seed)
     total, weight = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
-    for fold in np.unique(folds):
-        times_of_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
+    for fold, times in zip(numbers, times_of_seed, strict=True):
         drawn = times_of_case[:, folds == fold]
-        total += ((drawn @ values[folds == fold]) * times_of_seed).sum(axis=1)
-        weight += ((drawn @ known[folds == fold].astype(float)) * times_of_seed).sum(axis=1)
+        total += ((drawn @ values[folds == fold]) * times).sum(axis=1)
+        weight += ((drawn @ known[folds == fold].astype(float)) * times).sum(axis=1)
     means = total[weight > 0] / weight[weight > 0]
     low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
     return float(low), float(high)

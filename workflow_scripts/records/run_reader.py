@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,7 +250,7 @@ def read_study(folders: Mapping[RunKey, Path]) -> list[Run]:
             "no record of "
             + "; ".join(f"{name_of(key)} ({folders[key]}/run.json)" for key in missing)
         )
-    doubled = [folder for folder in folders.values() if list(folders.values()).count(folder) > 1]
+    doubled = [folder for folder, runs in Counter(folders.values()).items() if runs > 1]
     if doubled:
         raise UserError(f"{doubled[0]} is given for two runs; every run needs its own folder")
     return [read_run(folder, key) for key, folder in folders.items()]
