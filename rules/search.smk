@@ -49,6 +49,7 @@ use rule forecast_study as forecast_search_study with:
         | {
             "study": f"{STUDY.name}, search_curriculum",
             "folds": [config["search"]["fold"]],
+            "seeds": 1,
             "arms": MOST_TRIALS,
             "reference_arm": next(iter(MOST_TRIALS)),
             "training": FORECASTED["training"]

@@ -130,6 +130,19 @@ def test_the_paper_is_forecast(forecast):
 
 
 @pytest.mark.slow
+def test_a_search_is_forecast_with_the_one_seed_that_it_trains(tree):
+    study = ["--configfile", "config/hippocampus.yaml", "--config", "seeds=[12345, 7]"]
+    both = ["results/hippocampus/forecast/forecast.csv", "results/hippocampus/search/forecast.csv"]
+    try:
+        run = snakemake(tree, "--cores", "1", *both, *study)
+        assert run.returncode == 0, run.stdout + run.stderr
+        tables = [pd.read_csv(tree / path) for path in both]
+    finally:
+        shutil.rmtree(tree / "results/hippocampus", ignore_errors=True)
+    assert [table["seeds"].unique().tolist() for table in tables] == [[2], [1]]
+
+
+@pytest.mark.slow
 def test_a_forecast_is_made_once_and_anew_when_a_plan_or_the_study_changes(tree, forecast):
     assert plan(tree, "forecast", *PAPER)[0] == {}
     assert plan(tree, "forecast", *PAPER, "--config", "folds=[0]")[0] == JOBS
