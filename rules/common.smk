@@ -68,7 +68,7 @@ HAS_BUDGET = set(config["budget"].values()) != {None}
 RESULTS = f"results/{STUDY.name}"
 # The suffix is empty for `training.seed`, and `_seed_2` for another.
 RUN = f"{RESULTS}/runs/{{task}}/{{arm}}/fold_{{fold}}{{seed_suffix}}"
-RUN_OF_FIRST_SEED = RUN.removesuffix("{seed_suffix}")
+RUN_OF_TRAINING_SEED = RUN.removesuffix("{seed_suffix}")
 
 TABLES = expand(
     f"{RESULTS}/tables/{{table}}",
@@ -120,11 +120,12 @@ def code(script):
     return [shipped(str(path.relative_to(BASE))) for path in modules]
 
 
-def run_files(name):
-    """Return the path of one file of every run of the study."""
+def run_files(name, seeds=STUDY.seeds):
+    """Return the path of one file of every run of the study with these seeds."""
     return [
         f"{RUN}/{name}".format(task=task, arm=arm, fold=fold, seed_suffix=STUDY.seed_suffix(seed))
         for task, arm, fold, seed in STUDY.runs
+        if seed in seeds
     ]
 
 
@@ -144,7 +145,7 @@ def trials_of_part(wildcards):
     """Return the runs of the trials of a part, as listed when the previous part was decided."""
     before = checkpoints.choose_frequencies.get(task=wildcards.task, part=int(wildcards.part) - 1)
     return expand(
-        f"{RUN_OF_FIRST_SEED}/run.json",
+        f"{RUN_OF_TRAINING_SEED}/run.json",
         task=wildcards.task,
         arm=json.loads(Path(before.output.part).read_text(encoding="utf-8"))["next"],
         fold=config["search"]["fold"],

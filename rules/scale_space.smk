@@ -45,7 +45,7 @@ BAKED_MODEL = (
 rule bake_model:
     input:
         runs=lambda wildcards: expand(
-            f"{RUN_OF_FIRST_SEED}/run.json",
+            f"{RUN_OF_TRAINING_SEED}/run.json",
             task=STUDY.task_of[wildcards.dataset],
             arm=wildcards.arm,
             fold=config["folds"],
@@ -86,7 +86,7 @@ rule bake_model:
 
 rule evaluate_scale:
     input:
-        run=f"{RUN_OF_FIRST_SEED}/run.json",
+        run=f"{RUN_OF_TRAINING_SEED}/run.json",
         model=lambda wildcards: baked_plans(
             BAKED_MODEL,
             STUDY.dataset_of[wildcards.task],
@@ -119,7 +119,7 @@ rule evaluate_scale:
 
 rule evaluate_transfer:
     input:
-        run=f"{RUN_OF_FIRST_SEED}/run.json",
+        run=f"{RUN_OF_TRAINING_SEED}/run.json",
         manifest=lambda wildcards: STUDY.manifest(wildcards.task),
         splits=lambda wildcards: STUDY.splits(wildcards.task),
     output:
@@ -147,11 +147,6 @@ rule evaluate_transfer:
         "../workflow_scripts/scale_space/evaluate_transfer.py"
 
 
-RUNS_OF_FIRST_SEED = [
-    f"{RUN_OF_FIRST_SEED}/run.json".format(task=task, arm=arm, fold=fold)
-    for task, arm, fold, seed in STUDY.runs
-    if seed == config["training"]["seed"]
-]
 EVALUATIONS = [
     f"{RESULTS}/scales/{task}/{arm}/fold_{fold}/scale_{scale}"
     for task, arm, fold, scale in evaluations(config)
@@ -161,7 +156,7 @@ EVALUATIONS = [
 rule tabulate_scales:
     input:
         evaluations=expand("{model}.json", model=EVALUATIONS),
-        runs=RUNS_OF_FIRST_SEED,
+        runs=run_files("run.json", seeds=[config["training"]["seed"]]),
         code=code("scale_space/tabulate_scales.py"),
     output:
         csv=f"{RESULTS}/tables/scale_space.csv",
@@ -191,7 +186,7 @@ rule compare_scales:
     input:
         evaluations=expand("{model}.json", model=EVALUATIONS),
         summaries=expand("{model}.summary.json", model=EVALUATIONS),
-        runs=RUNS_OF_FIRST_SEED,
+        runs=run_files("run.json", seeds=[config["training"]["seed"]]),
         code=code("scale_space/compare_scales.py"),
     output:
         csv=f"{RESULTS}/tables/scale_comparisons.csv",

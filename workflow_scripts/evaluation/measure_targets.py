@@ -26,7 +26,7 @@ from workflow_scripts.common.formatting import (
     pipe_table,
     repeats,
 )
-from workflow_scripts.records.run_reader import KEYS
+from workflow_scripts.records.run_reader import KEYS, running_totals, steps_of_epochs
 
 LEVELS = (0.90, 0.95, 0.99, 1.00)
 """Shares of the pseudo Dice that the reference arm ends with."""
@@ -53,18 +53,12 @@ def progress(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Return epochs.csv with the smoothed pseudo Dice and the costs since the training began.
 
     Columns: `KEYS`, epoch, dice and `COSTS`. `gflop` are those of the training and its validation
-    after each epoch; `steps` are the optimiser's.
+    after each epoch; `steps` are the optimiser's, seconds and kWh those of epochs.csv.
     """
-    table = epochs.sort_values([*KEYS, "epoch"], ignore_index=True)
-    table = table.merge(runs[[*KEYS, "iterations_per_epoch"]], on=KEYS)
-    planned = table["iterations_per_epoch"]
-    counted_steps = table.reindex(columns=["iterations"])["iterations"].astype(float)
-    table["steps"] = counted_steps.fillna(planned)  # not counted where all epochs are as planned
-    trainings = table.groupby(KEYS, sort=False)
-    table["dice"] = trainings["pseudo_dice"].transform(smoothed)
-    for cost in COSTS:
-        # skipna=False: past an epoch without a reading the sum is unknown, not smaller.
-        table[cost] = trainings[cost].transform(lambda values: values.cumsum(skipna=False))
+    table = epochs.merge(runs[[*KEYS, "iterations_per_epoch"]], on=KEYS)
+    table["steps"] = steps_of_epochs(table, table["iterations_per_epoch"])
+    table = running_totals(table, COSTS)
+    table["dice"] = table.groupby(KEYS)["pseudo_dice"].transform(smoothed)
     return table[[*KEYS, "epoch", "dice", *COSTS]]
 
 
@@ -72,7 +66,7 @@ def cost_until(training: pd.DataFrame, target: float) -> dict[str, float]:
     """Return the costs until the Dice of a training (`progress`) reaches the target and stays.
 
     It stays if no later epoch falls below the target. Infinite if the training never does, that
-    is, if it ends below it.
+    is, if it ends below it. A difference that is one of rounding counts as none.
     """
     below = np.flatnonzero(~(training["dice"].to_numpy() >= target * (1 - 1e-12)))
     first = below[-1] + 1 if len(below) else 0

@@ -16,7 +16,7 @@ from workflow_scripts.common.figure_style import (
     save,
 )
 from workflow_scripts.common.formatting import ENERGY, TIME, repeats, unit
-from workflow_scripts.records.run_reader import KEYS
+from workflow_scripts.records.run_reader import KEYS, running_totals
 
 POINTS = 150
 """A line has at most about this many points: longer trainings are averaged in blocks of epochs."""
@@ -24,11 +24,7 @@ POINTS = 150
 
 def blocks(epochs: pd.DataFrame) -> pd.DataFrame:
     """epochs.csv with the costs summed up from each run's start, averaged in blocks of epochs."""
-    table = epochs.sort_values([*KEYS, "epoch"]).copy()
-    runs = table.groupby(KEYS)
-    # skipna=False: past an epoch without a reading the sum is unknown, not smaller.
-    table["seconds"] = runs["seconds"].cumsum()
-    table["kwh"] = runs["kwh"].transform(lambda kwh: kwh.cumsum(skipna=False))
+    table = running_totals(epochs, ["seconds", "kwh"])
     table["epoch"] += 1
     size = max(1, int(np.ceil(table["epoch"].max() / POINTS)))
     table["block"] = (table["epoch"] - 1) // size

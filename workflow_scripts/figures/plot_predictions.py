@@ -118,7 +118,7 @@ def plot_predictions(
     """Draw up to three cases per task, one row each: image, reference, then each arm's prediction.
 
     Images and references are read from `raw`/{dataset} in nnU-Net's layout (first channel),
-    predictions from each run's results_folder.
+    predictions from the results_folder of each run with the study's first seed.
     """
     arms = style.order(runs["arm"])
     shown = [

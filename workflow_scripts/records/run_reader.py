@@ -265,12 +265,32 @@ def flat_record(record: Mapping[str, Any]) -> dict[str, Any]:
     return row | {field: record[field] for field in (*NUMBERS, *OTHER)}
 
 
+def steps_of_epochs(epochs: pd.DataFrame, planned: int | pd.Series) -> pd.Series:
+    """Return the optimiser steps of each epoch, of which those of equal computation have more.
+
+    Args:
+        epochs: rows of epochs.csv; runs of earlier versions lack the column `iterations`.
+        planned: iterations of the other epochs.
+    """
+    counted = epochs.reindex(columns=["iterations"])["iterations"]
+    return counted.astype(float).fillna(planned)
+
+
 def count_steps(run: Run) -> int:
-    """Return the optimiser steps of a training, which epochs of equal computation have more of."""
-    planned = run.record["iterations_per_epoch"]
-    if "iterations" not in run.epochs:  # of before there were such epochs
-        return int(planned * len(run.epochs))
-    return int(run.epochs["iterations"].fillna(planned).sum())
+    """Return the optimiser steps of a training."""
+    return int(steps_of_epochs(run.epochs, run.record["iterations_per_epoch"]).sum())
+
+
+def running_totals(epochs: pd.DataFrame, costs: Iterable[str]) -> pd.DataFrame:
+    """Return epochs.csv in order, with each cost summed up from the beginning of its training.
+
+    Past an epoch without a reading the sum is unknown (NaN), not smaller.
+    """
+    table = epochs.sort_values([*KEYS, "epoch"], ignore_index=True)
+    trainings = table.groupby(KEYS)
+    for cost in costs:
+        table[cost] = trainings[cost].transform(lambda values: values.cumsum(skipna=False))
+    return table
 
 
 def tidy_tables(runs: list[Run]) -> dict[str, pd.DataFrame]:
