@@ -251,6 +251,15 @@ def test_a_demo_decides_nothing_and_shows_what_it_measured(tmp_path, gain):
     assert "No run of the arm constant has a published counterpart" in " ".join(text.split())
 
 
+def test_cases_are_counted_once_whatever_the_number_of_seeds(tmp_path):
+    study = {"tasks": ("Task04_Hippocampus",), "arms": ARMS, "folds": (0, 1), "cases": 4}
+    for seeds in ((1,), (1, 2, 3)):
+        runs = runs_of(FakeStudy(tmp_path / str(len(seeds)), **study, seeds=seeds))
+        row = checked(runs).loc["miccai-dice"]
+        assert (row["cases"], row["folds"]) == (8, "0 1")
+        assert row["seeds"] == " ".join(map(str, seeds))
+
+
 def test_an_arm_counts_by_its_trainer_not_by_its_name(full):
     runs = full.replace({"arm": {"progressive": "mine", "random": "progressive"}})
     assert checked(runs).loc["miccai-dice", "verdict"] == SUPPORTED

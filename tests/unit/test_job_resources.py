@@ -58,10 +58,10 @@ def job(**wildcards):
     return SimpleNamespace(seed_suffix="", **wildcards)
 
 
-def write_forecast(hours=20.0):
+def write_forecast(hours=20.0, seeds=1):
     path = Path("results/s/forecast/forecast.csv")
     path.parent.mkdir(parents=True)
-    path.write_text(f"task,arm,folds,seeds,hours\n{LIVER},a,5,1,{hours}\n{FAKE},a,5,1,\n")
+    path.write_text(f"task,arm,folds,seeds,hours\n{LIVER},a,5,{seeds},{hours}\n{FAKE},a,5,1,\n")
 
 
 def test_every_rule_asks_for_memory_and_time_or_runs_where_snakemake_does():
@@ -120,6 +120,12 @@ def test_time_of_other_jobs_follows_the_images_and_is_bounded(requests):
         2 * ask("preprocess_task", liver, 8, 1), abs=2
     )
     assert requests(max_runtime_minutes=60).minutes("preprocess_task", liver, 1, 3) == 60
+
+
+def test_a_forecast_of_several_seeds_is_shared_by_their_trainings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_forecast(hours=60.0, seeds=3)
+    assert forecast_hours(Path("results/s/forecast/forecast.csv"), LIVER, "a") == 4
 
 
 def test_time_of_a_training_is_the_forecast_with_a_margin(requests):

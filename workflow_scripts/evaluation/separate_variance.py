@@ -22,8 +22,9 @@ def components(values: NDArray[np.float64]) -> dict[str, float]:
     """Return the components of a table's variance, as standard deviations.
 
     A two-way random-effects model without repetition, `value = mean + fold + seed + residual`, by
-    the method of moments: with mean squares MS of an analysis of variance, the residual has MS_r,
-    the folds (MS_f - MS_r) / seeds, the seeds (MS_s - MS_r) / folds; a negative estimate is 0.
+    the method of moments (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4):
+    with the mean squares MS of an analysis of variance, the residual has MS_r, the folds
+    (MS_f - MS_r) / seeds, the seeds (MS_s - MS_r) / folds; a negative estimate is 0.
     The first weights follow from the seed alone, so that a seed may act alike on all folds; what it
     does on one fold alone is in the residual.
 
@@ -33,11 +34,10 @@ def components(values: NDArray[np.float64]) -> dict[str, float]:
     Returns:
         `std_fold`, `std_seed`, `std_residual`, and `std_retraining`, √(seed² + residual²): that of
         one fold trained with another seed. NaN where it cannot be estimated: the folds' from one
-        fold, all others from one seed, seed and residual apart from one fold.
+        fold, all others from one seed, and seed and residual separately from one fold.
     """
     folds, seeds = values.shape
-    nothing = math.nan
-    fold, seed, residual, retraining = nothing, nothing, nothing, nothing
+    fold = seed = residual = retraining = math.nan
     if folds > 1 and seeds > 1:
         of_folds = seeds * values.mean(axis=1).var(ddof=1)
         of_seeds = folds * values.mean(axis=0).var(ddof=1)
