@@ -75,6 +75,7 @@ def test_an_arm_that_ends_below_the_target_never_reaches_it():
     page = to_markdown(table.reset_index())
     assert "| 20.0 s (1.00) | 20.0 s (0.67) | never" in page
     assert page.count("**") == 6
+    assert "medians" not in page, "of one training"
 
 
 def test_each_training_is_measured_against_its_own_reference():
@@ -93,6 +94,7 @@ def test_each_training_is_measured_against_its_own_reference():
         tables[column] = epochs_of([0.1] * 4, "progressive", seed=(column + 1) // 2)
     row = measured(*tables).loc["t", "progressive", 1.0]
     assert (row["reached"], row["seconds"]) == (1, math.inf)
+    assert "medians over 3 seeds" in to_markdown(measured(*tables).reset_index())
 
 
 def test_an_epoch_without_a_reading_makes_the_cost_unknown():

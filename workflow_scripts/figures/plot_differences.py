@@ -9,7 +9,7 @@ import pandas as pd
 
 from workflow_scripts.common.console import redirect
 from workflow_scripts.common.figure_style import Style, grid, load_style, read_tables, save
-from workflow_scripts.common.formatting import repeats
+from workflow_scripts.common.formatting import counted
 from workflow_scripts.records.run_reader import OVERALL
 
 COLUMNS = 4
@@ -83,9 +83,11 @@ def plot_differences(significance: pd.DataFrame, style: Style, outputs: Iterable
         figure.suptitle("Only the reference arm was trained: nothing to compare")
     else:
         reference = style.arm(significance["reference_arm"].iloc[0])["label"]
-        trained = repeats(significance["folds"].max(), significance["seeds"].max())
-        trained = trained or "one fold, one seed"
-        figure.suptitle(f"Dice compared with {reference}, 95 % interval; {trained}")
+        folds = counted(significance["folds"].max(), "fold")
+        seeds = counted(significance["seeds"].max(), "seed")
+        figure.suptitle(
+            f"Dice compared with {reference} (right of 0: better), 95 % interval; {folds}, {seeds}"
+        )
     save(figure, style, outputs)
 
 
