@@ -146,16 +146,11 @@ def to_markdown(table: pd.DataFrame) -> str:
             heading = markdown_text(f"{title} to target: {task}")
             parts.append(f"**{heading}**\n\n{pipe_table(wide.rename(columns=markdown_text))}")
     trained = repeats(table["folds"].max(), table["seeds"].max())
+    medians = f"Costs and ratios are medians over {trained}: a ratio need not be that of two costs."
     notes = [
         f"Targets: shares of the smoothed pseudo Dice with which the arm {reference} ends on the "
         "same fold and seed. A training is there once it no longer falls below the target.",
-        *(
-            [
-                f"Costs and ratios are medians over {trained}, so a ratio need not be that of two costs."
-            ]
-            if trained
-            else []
-        ),
+        *([medians] if trained else []),
         f"In brackets: relative to the arm {reference}. `never`: the training ends below the "
         "target" + (f", or so do at least half of the {trained}." if trained else "."),
         "The pseudo Dice is that of validation patches, noisier than the final Dice and not the "
