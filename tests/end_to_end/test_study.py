@@ -211,7 +211,7 @@ def test_other_code_draws_its_figure_again(study, name):
         path.write_text(before)
         os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
     assert jobs["plot_cost"] == jobs["run_results_notebook"] == 1
-    assert not {"train_fold", "plot_dice"} & set(jobs)
+    assert not {"train_fold", "plot_schedule"} & set(jobs)
 
 
 def test_a_file_that_is_only_touched_reruns_nothing(study):

@@ -31,3 +31,9 @@ def test_notebooks_are_committed_without_outputs():
         for cell in json.loads(path.read_text())["cells"]:
             assert not cell.get("outputs"), f"{path.name}: make it again with --clear-output"
             assert cell.get("execution_count") is None
+
+
+def test_every_cell_has_a_name_of_its_own():
+    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+        names = [cell["id"] for cell in json.loads(path.read_text())["cells"]]
+        assert len(set(names)) == len(names), path.name
