@@ -74,7 +74,7 @@ TABLES = expand(
     f"{RESULTS}/tables/{{table}}",
     table=[
         *(f"{name}.csv" for name in ("runs", "cases", "epochs", "stages", "energy")),
-        *(f"comparison.{kind}" for kind in ("csv", "md", "tex")),
+        *(f"{name}.{kind}" for name in ("comparison", "overview") for kind in ("csv", "md", "tex")),
         "class_balance.csv",
         "significance.csv",
         *("targets.csv", "targets.md", "variance.csv"),

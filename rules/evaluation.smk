@@ -20,6 +20,7 @@ and in results/{study}/tables/:
     cases.csv                 one row per validation case and label: Dice, NSD and counts
     epochs.csv, stages.csv, energy.csv    the runs' own tables, one below the other
     comparison.{csv,md,tex}   the arms against the reference arm, per task and overall
+    overview.{csv,md,tex}     tasks by arms: Dice with ranks and significance, and relative costs
     significance.csv          every arm against the reference arm, paired over cases
     targets.{csv,md}          what each arm needs until it is as good as the reference arm ends up
     variance.csv              spread of Dice due to folds, to seeds, and to the rest
@@ -140,6 +141,31 @@ rule assess_significance:
         "../workflow_scripts/evaluation/assess_significance.py"
 
 
+rule tabulate_overview:
+    input:
+        comparison=f"{RESULTS}/tables/comparison.csv",
+        significance=f"{RESULTS}/tables/significance.csv",
+        code=code("evaluation/tabulate_overview.py"),
+    output:
+        csv=f"{RESULTS}/tables/overview.csv",
+        md=report(
+            f"{RESULTS}/tables/overview.md",
+            caption="report/overview.rst",
+            category="Tables",
+            labels={"table": "Overview: tasks by arms"},
+        ),
+        tex=f"{RESULTS}/tables/overview.tex",
+    log:
+        f"logs/tabulate_overview/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    message:
+        f"Tabulating the study {STUDY.name}"
+    script:
+        "../workflow_scripts/evaluation/tabulate_overview.py"
+
+
 rule measure_targets:
     input:
         epochs=f"{RESULTS}/tables/epochs.csv",
@@ -197,6 +223,7 @@ rule separate_variance:
 rule check_claims:
     input:
         runs=f"{RESULTS}/tables/runs.csv",
+        epochs=f"{RESULTS}/tables/epochs.csv",
         claims=shipped("config/published/claims.yaml"),
         schema=shipped("config/schemas/claims.schema.yaml"),
         nnunet_runs=shipped("config/published/nnunet_runs.tsv"),

@@ -22,7 +22,7 @@ from helpers.tree import plan, snakemake, trainings, write_config
 RUN_FILES = ["run.json", "epochs.csv", "stages.csv", "energy.csv", "summary.json", "surface.csv"]
 TABLES = [
     *(f"{name}.csv" for name in ("runs", "cases", "epochs", "stages", "energy", "class_balance")),
-    *(f"comparison.{kind}" for kind in ("csv", "md", "tex")),
+    *(f"{name}.{kind}" for name in ("comparison", "overview") for kind in ("csv", "md", "tex")),
     *("significance.csv", "variance.csv", "targets.csv", "targets.md"),
     *("claims.csv", "claims.md", "reference_runs.csv"),
 ]

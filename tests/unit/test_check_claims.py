@@ -73,6 +73,49 @@ def test_full_study_that_fulfils_the_claims_supports_them(full):
     assert table.loc["miccai-time", "measured"] == "time 0.50 ×"
 
 
+def curves(runs):
+    """epochs.csv: PGPS is there after one of four epochs, PGPS+ never, the others at the end."""
+    dice = {"progressive": (0.9, 0.9, 0.9, 0.9), "progressive_plus": (0.1, 0.2, 0.3, 0.4)}
+    rows = [
+        {"task": run.task, "arm": run.arm, "fold": run.fold, "seed": run.seed, "epoch": epoch}
+        | {"pseudo_dice": dice.get(run.arm, (0.2, 0.4, 0.6, 0.8))[epoch]}
+        | {"seconds": 10.0, "kwh": 0.02 if run.arm == "progressive" else 0.01, "gflop": 1.0}
+        for run in runs.itertuples()
+        for epoch in range(4)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_convergence_is_what_a_training_needs_to_end_up_as_good_as_the_reference(full):
+    table = check_claims(full, PUBLISHED, CONTENT, epochs=curves(full))[0]
+    table = table.set_index(["claim", "arm"]).loc["miccai-convergence"]
+    measured = "time to target 0.25 ×; energy to target 0.50 ×"
+    assert table.loc["progressive", "measured"] == measured
+    assert table.loc["progressive", "verdict"] == SUPPORTED
+    measured = "time to target never reached; energy to target never reached"
+    assert table.loc["progressive_plus", "measured"] == measured
+    assert table.loc["progressive_plus", "verdict"] == CONTRADICTED
+    without = checked(full)
+    assert without.loc["miccai-convergence", "verdict"] == UNDECIDED
+    assert "a cost of every run" in without.loc["miccai-convergence", "missing"]
+
+
+@pytest.mark.parametrize(("column", "word"), [("kg_co2eq", "CO2eq"), ("gflop", "FLOP")])
+def test_runtime_computation_and_emissions_must_all_be_lower(full, column, word):
+    of_arm = full["arm"] == "progressive"
+    costs = pd.DataFrame(
+        {f"training_{name}": of_arm.map({True: 0.6, False: 1.0}) for name in ("kg_co2eq", "gflop")}
+    )
+    runs = full.assign(**costs)
+    assert checked(runs).loc["miccai-costs", "verdict"] == SUPPORTED
+    runs.loc[of_arm, f"training_{column}"] = 1.2
+    table = checked(runs)
+    assert table.loc["miccai-costs", "verdict"] == CONTRADICTED
+    assert f"{word} 1.20 ×" in table.loc["miccai-costs", "measured"]
+    runs.loc[of_arm, f"training_{column}"] = float("nan")
+    assert checked(runs).loc["miccai-costs", "verdict"] == UNDECIDED
+
+
 def test_claims_about_fifteen_data_sets_say_what_msd_covers(full):
     table = checked(full)
     for claim in ("journal-efficiency", "journal-performance", "journal-every-task"):
@@ -199,7 +242,7 @@ SHORT = {
     "other plans": ("plans", "nnUNetPlans_01234567", "the plans nnUNetPlans (here nnUNetPlans_01"),
     "other configuration": ("configuration", "3d_lowres", "3d_fullres (here 3d_lowres)"),
     "own parameters": ("parameters", '{"pacing": "volume"}', "1 of its 10 tasks: Task03_Liver"),
-    "no time": ("training_seconds", None, "a Dice or a time of every run"),
+    "no time": ("training_seconds", None, "a Dice or a cost of every run"),
     "other hardware": ("cpu_model", "another", "both arms on the same hardware"),
 }
 
@@ -298,7 +341,7 @@ def test_reference_runs_of_another_length_have_no_difference(full):
 def test_markdown_tells_evidence_and_what_is_missing(full):
     claims, beside = check_claims(full, PUBLISHED, CONTENT)
     text = to_markdown(claims, reference_sentence(beside))
-    assert text.count("| supported ") == 4, "PGPS, the time of PGPS+, EfficientTrain++"
+    assert text.count("| supported ") == 6, "PGPS (3), time and costs of PGPS+, EfficientTrain++"
     assert text.count("| contradicted ") == 1, "PGPS+ is better on no task"
     assert "10 tasks, 5 folds, 1 seed, 50 cases, 250,000 iterations a run" in " ".join(text.split())
     for claim in CONTENT["claims"]:

@@ -12,12 +12,10 @@ from workflow_scripts.common.errors import UserError
 from workflow_scripts.evaluation.collect_results import collect_results
 from workflow_scripts.evaluation.measure_targets import (
     COLUMNS,
-    cost_until,
     measure_targets,
-    progress,
-    smoothed,
     to_markdown,
 )
+from workflow_scripts.evaluation.time_to_target import cost_until, progress, smoothed
 from workflow_scripts.figures.plot_profiles import profile
 
 

@@ -11,6 +11,8 @@ from workflow_scripts.common.console import redirect
 from workflow_scripts.common.files import read_csv
 from workflow_scripts.common.formatting import bullets, counted, pipe_table
 from workflow_scripts.evaluation.claims import Finding, departures, find, read_claims, runs_of
+from workflow_scripts.evaluation.time_to_target import progress
+from workflow_scripts.records.run_reader import KEYS
 
 COLUMNS = [
     *("claim", "statement", "source", "arm", "reference_arm", "published", "measured", "verdict"),
@@ -29,9 +31,14 @@ def quantity_text(quantity: dict[str, Any], value: float, of: int, limit: bool) 
         return "–"
     if quantity["quantity"] == "tasks_better":
         return f"better Dice on {sign}{value:.0f} of {of}"
+    reached = "never reached" if math.isinf(value) else f"{sign}{value:.2f} ×"
     text = {
         "dice_ratio": f"mean Dice {sign}{value:.3f} ×",
         "time_ratio": f"time {sign}{value:.2f} ×",
+        "co2_ratio": f"CO2eq {sign}{value:.2f} ×",
+        "flop_ratio": f"FLOP {sign}{value:.2f} ×",
+        "time_to_target": f"time to target {reached}",
+        "energy_to_target": f"energy to target {reached}",
         "gain_p": f"p {sign}{value:.2g}",
         "variance_ratio": f"variance of Dice {sign}{value:.2f} ×",
         "subset_gain": f"gain on the subset {sign}{value:.3f} × that on the others",
@@ -146,9 +153,16 @@ def check_claims(
     published: pd.DataFrame,
     content: dict[str, Any],
     own: Mapping[str, str] | None = None,
+    epochs: pd.DataFrame | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """claims.csv and reference_runs.csv of a study; `own` as in `claims.find`."""
-    rows = [row(find(runs, claim, content, own)) for claim in content["claims"]]
+    """claims.csv and reference_runs.csv of a study; `own` as in `claims.find`.
+
+    `epochs` is epochs.csv, without which time to target is unknown.
+    """
+    trainings = (
+        None if epochs is None else dict(iter(progress(epochs, runs).groupby(KEYS, sort=False)))
+    )
+    rows = [row(find(runs, claim, content, own, trainings)) for claim in content["claims"]]
     return pd.DataFrame(rows, columns=COLUMNS), reference_runs(runs, published, content)
 
 
@@ -159,6 +173,7 @@ if __name__ == "__main__":
         published=pd.read_csv(snakemake.input.nnunet_runs, sep="\t"),
         content=read_claims(Path(snakemake.input.claims), Path(snakemake.input.schema)),
         own=snakemake.params.own,
+        epochs=read_csv(snakemake.input.epochs),
     )
     checked.to_csv(snakemake.output.csv, index=False)
     beside.to_csv(snakemake.output.reference_runs, index=False)

@@ -12,11 +12,25 @@ from jsonschema import Draft202012Validator
 from scipy.stats import wilcoxon
 
 from workflow_scripts.common.errors import UserError
+from workflow_scripts.evaluation.time_to_target import cost_until
+from workflow_scripts.records.run_reader import RunKey
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "not enough evidence"
 FEWEST_TASKS = 6
 """With fewer pairs Wilcoxon's signed-rank test cannot give a p-value below 0.05."""
+COST_RATIOS = {
+    "time_ratio": "training_seconds",
+    "co2_ratio": "training_kg_co2eq",
+    "flop_ratio": "training_gflop",
+}
+"""Quantities that are a cost of the whole training over the reference's: column of runs.csv."""
+TARGET_RATIOS = {"time_to_target": "seconds", "energy_to_target": "kwh"}
+"""Those that are a cost until the training is as good as the reference ends up."""
+MEASURED_COSTS = {"time_ratio", "co2_ratio", *TARGET_RATIOS}
+"""Quantities that depend on the machine."""
 HARDWARE = ["device", "precision", "threads", "cpu_model", "gpu_model"]
+Trainings = Mapping[RunKey, pd.DataFrame]
+"""`time_to_target.progress` of each run."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +123,19 @@ def measure(quantity: str, pairs: pd.DataFrame, subset: Collection[str] = ()) ->
     """
     if quantity == "variance_ratio":
         return _variance_ratio(pairs)
+    if quantity in TARGET_RATIOS:
+        return _target_ratio(pairs, TARGET_RATIOS[quantity])
+    if quantity in COST_RATIOS:
+        sides = [f"{COST_RATIOS[quantity]}_{side}" for side in ("arm", "reference")]
+        means = pairs.groupby("task")[sides].agg(lambda values: values.mean(skipna=False))
+        return float((means[sides[0]] / means[sides[1]]).mean(skipna=False))
     if quantity == "subset_gain":
         inside = pairs["task"].isin(subset)
         return measure("dice_ratio", pairs[inside]) / measure("dice_ratio", pairs[~inside])
-    columns = [
-        f"{column}_{side}"
-        for column in ("dice_foreground_mean", "training_seconds")
-        for side in ("arm", "reference")
-    ]
-    means = pairs.groupby("task")[columns].agg(lambda values: values.mean(skipna=False))
-    means.columns = pd.Index(["dice", "dice_reference", "seconds", "seconds_reference"])
-    if quantity == "time_ratio":
-        return float((means["seconds"] / means["seconds_reference"]).mean(skipna=False))
-    dice = means[["dice", "dice_reference"]]
-    if means.empty or dice.isna().any(axis=None):
+    sides = [f"dice_foreground_mean_{side}" for side in ("arm", "reference")]
+    dice = pairs.groupby("task")[sides].agg(lambda values: values.mean(skipna=False))
+    dice.columns = pd.Index(["dice", "dice_reference"])
+    if dice.empty or dice.isna().any(axis=None):
         return math.nan
     if quantity == "dice_ratio":
         return float(dice["dice"].mean() / dice["dice_reference"].mean())
@@ -140,6 +153,39 @@ def _variance_ratio(pairs: pd.DataFrame) -> float:
         for side in ("arm", "reference")
     ]
     return float(variances[0] / variances[1]) if variances[1] else math.nan
+
+
+def _target_ratio(pairs: pd.DataFrame, cost: str) -> float:
+    """Median over the tasks of the pairs' median ratio of a cost until the target is reached."""
+    if f"{cost}_to_target_arm" not in pairs:
+        return math.nan
+    ratios = pairs[f"{cost}_to_target_arm"] / pairs[f"{cost}_to_target_reference"]
+    by_task = ratios.groupby(pairs["task"]).median()
+    return math.nan if ratios.isna().any() else float(by_task.median())
+
+
+def add_targets(pairs: pd.DataFrame, trainings: Trainings) -> pd.DataFrame:
+    """Return `pairs` with the costs until each run stays at the reference's final pseudo Dice.
+
+    New columns, for each cost of `TARGET_RATIOS`: `*_to_target_arm` and `*_to_target_reference`;
+    infinite for an arm that ends below the target.
+    """
+    rows = []
+    for pair in pairs.itertuples():
+        both = {
+            side: trainings[pair.task, arm, pair.fold, pair.seed]
+            for side, arm in (("arm", pair.arm_arm), ("reference", pair.arm_reference))
+        }
+        target = both["reference"]["dice"].iloc[-1]
+        costs = {side: cost_until(training, target) for side, training in both.items()}
+        rows.append(
+            {
+                f"{cost}_to_target_{side}": costs[side][cost]
+                for cost in TARGET_RATIOS.values()
+                for side in both
+            }
+        )
+    return pairs.join(pd.DataFrame(rows, index=pairs.index))
 
 
 def shortcomings(
@@ -172,7 +218,7 @@ def shortcomings(
     missing = list(dict.fromkeys(missing))
     quantities = {quantity["quantity"] for quantity in claim["quantities"]}
     machines = [side[HARDWARE].astype(object).fillna("") for side in sides]  # no GPU is NaN
-    if "time_ratio" in quantities and not machines[0].equals(machines[1]):
+    if quantities & MEASURED_COSTS and not machines[0].equals(machines[1]):
         missing.append("both arms on the same hardware")
     unknown = {q for q in quantities if math.isnan(measure(q, pairs, claim.get("subset", ())))}
     if "variance_ratio" in unknown and pairs.groupby(["task", "fold"])["seed"].nunique().max() < 2:
@@ -182,7 +228,7 @@ def shortcomings(
         missing.append(f"{FEWEST_TASKS} tasks for a test")
         unknown.remove("gain_p")
     if unknown:
-        missing.append("a Dice or a time of every run")
+        missing.append("a Dice or a cost of every run")
     return [*missing, *claim.get("needs", [])]
 
 
@@ -205,10 +251,12 @@ def find(
     claim: dict[str, Any],
     content: dict[str, Any],
     own: Mapping[str, str] | None = None,
+    trainings: Trainings | None = None,
 ) -> Finding:
     """What runs.csv says of a claim.
 
-    `own`: by name of a data set beyond MSD, the study's own task that it is.
+    `own`: by name of a data set beyond MSD, the study's own task that it is. `trainings`: without
+    them no target is measured.
     """
     elsewhere = {name: (own or {}).get(name) for name in claim.get("own", [])}
     absent = [name for name, task in elsewhere.items() if task not in set(runs["task"])]
@@ -219,6 +267,10 @@ def find(
         "subset": [names.get(name, name) for name in claim.get("subset", [])],
     }
     pairs = pair_runs(runs, claim, content["arms"])
+    if trainings and {quantity["quantity"] for quantity in claim["quantities"]} & set(
+        TARGET_RATIOS
+    ):
+        pairs = add_targets(pairs, trainings)
     values = [
         measure(quantity["quantity"], pairs, claim["subset"]) for quantity in claim["quantities"]
     ]

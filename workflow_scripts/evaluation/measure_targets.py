@@ -1,9 +1,4 @@
-"""What does each arm need until it is as good as the reference arm ends up? Time to target.
-
-As in AlgoPerf (Dahl et al., 2023, arXiv 2306.07179, section 4), the reference sets the target and a
-training method is judged by what it takes to get there. The target is one of nnU-Net's smoothed
-pseudo Dice, which every training has after each epoch.
-"""
+"""What does each arm need until it is as good as the reference arm ends up? Time to target."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,13 +21,11 @@ from workflow_scripts.common.formatting import (
     pipe_table,
     repeats,
 )
-from workflow_scripts.records.run_reader import KEYS, running_totals, steps_of_epochs
+from workflow_scripts.evaluation.time_to_target import COSTS, cost_until, progress
+from workflow_scripts.records.run_reader import KEYS
 
 LEVELS = (0.90, 0.95, 0.99, 1.00)
 """Shares of the pseudo Dice that the reference arm ends with."""
-SMOOTHING = 0.9
-"""Share of the former value in nnU-Net's moving average (2.8.1, `nnunet_logger.py`)."""
-COSTS = ("steps", "seconds", "kwh", "gflop")
 COLUMNS = [
     *("task", "arm", "reference_arm", "level", "folds", "seeds", "reached", "target"),
     *(column for cost in COSTS for column in (cost, f"{cost}_relative")),
@@ -42,37 +35,6 @@ PRINTED: Mapping[str, tuple[str, Choices]] = {
     "kwh": ("Energy", ENERGY),
     "gflop": ("Computation", COMPUTATION),
 }
-
-
-def smoothed(pseudo_dice: pd.Series) -> pd.Series:
-    """Return nnU-Net's exponential moving average of the pseudo Dice, epoch by epoch."""
-    return pseudo_dice.ewm(alpha=1 - SMOOTHING, adjust=False).mean()
-
-
-def progress(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return epochs.csv with the smoothed pseudo Dice and the costs since the training began.
-
-    Columns: `KEYS`, epoch, dice and `COSTS`. `gflop` are those of the training and its validation
-    after each epoch; `steps` are the optimiser's, seconds and kWh those of epochs.csv.
-    """
-    table = epochs.merge(runs[[*KEYS, "iterations_per_epoch"]], on=KEYS)
-    table["steps"] = steps_of_epochs(table, table["iterations_per_epoch"])
-    table = running_totals(table, COSTS)
-    table["dice"] = table.groupby(KEYS)["pseudo_dice"].transform(smoothed)
-    return table[[*KEYS, "epoch", "dice", *COSTS]]
-
-
-def cost_until(training: pd.DataFrame, target: float) -> dict[str, float]:
-    """Return the costs until the Dice of a training (`progress`) reaches the target and stays.
-
-    It stays if no later epoch falls below the target. Infinite if the training never does, that
-    is, if it ends below it. A difference that is one of rounding counts as none.
-    """
-    below = np.flatnonzero(~(training["dice"].to_numpy() >= target * (1 - 1e-12)))
-    first = below[-1] + 1 if len(below) else 0
-    if first == len(training):
-        return dict.fromkeys(COSTS, np.inf)
-    return training.iloc[first][list(COSTS)].astype(float).to_dict()
 
 
 def measure_targets(

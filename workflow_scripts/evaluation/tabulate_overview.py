@@ -1,0 +1,192 @@
+"""The whole study in two tables, tasks by arms: Dice, and costs relative to the reference arm."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from nbconvert.filters import escape_latex
+
+from workflow_scripts.common.console import redirect
+from workflow_scripts.common.files import read_csv
+from workflow_scripts.common.formatting import bullets, markdown_text, pipe_table, repeats
+from workflow_scripts.common.paired_statistics import LEVEL
+from workflow_scripts.records.run_reader import OVERALL
+
+DICE = "dice"
+COSTS = {
+    "training_seconds": "time",
+    "training_kwh": "energy",
+    "training_kg_co2eq": "CO2eq",
+    "training_gflop": "FLOP",
+}
+"""Columns of comparison.csv whose ratios are shown, and what the tables call them."""
+RANK = "rank"
+WIDE = 5
+"""Columns that fit the width of a page; tables with more are scaled down to it."""
+COLUMNS = ["measure", "task", "arm", "reference_arm", "value", "std", "best", "significant"]
+GAIN, LOSS = "gain", "loss"
+
+
+def overview(comparison: pd.DataFrame, significance: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per measure, task and arm with the columns `COLUMNS`.
+
+    Measures are the foreground Dice and, for each of `COSTS`, the ratio to the reference arm.
+    Several tasks have two rows more: `overall`, their mean, and `rank`, the mean of an arm's ranks
+    on the tasks (1 is the highest Dice or the lowest cost; ties share their mean rank). `best`
+    marks the best arm of a row. `significant` is `gain` or `loss` where significance.csv has a
+    significant difference from the reference arm.
+
+    Args:
+        comparison: comparison.csv.
+        significance: significance.csv.
+    """
+    foreground = comparison[comparison["label"].isna()]
+    tables = [_measure(foreground, "dice_mean", DICE).assign(std=foreground["dice_std"])]
+    tables += [_measure(foreground, f"{cost}_relative", name) for cost, name in COSTS.items()]
+    table = pd.concat(tables, ignore_index=True)
+    per_task = table[table["task"] != OVERALL]
+    if per_task["task"].nunique() < 2:
+        table = per_task
+    else:
+        ranks = per_task.assign(value=_ranks(per_task)).groupby(["measure", "arm"], sort=False)
+        ranks = ranks["value"].agg(lambda values: values.mean(skipna=False)).reset_index()
+        table = pd.concat([table, ranks.assign(task=RANK)], ignore_index=True)
+    table["best"] = _ranks(table, "min") == 1
+    tested = significance[(significance["measure"] == DICE) & significance["label"].isna()]
+    decided = tested[tested["significant"] == "yes"]
+    signs = decided["difference"].map(lambda difference: GAIN if difference > 0 else LOSS)
+    decided = decided[["measure", "task", "arm"]].assign(significant=signs)
+    table = table.merge(decided, on=["measure", "task", "arm"], how="left")
+    table["reference_arm"] = comparison["reference_arm"].iloc[0]
+    table["significant"] = table["significant"].astype(object).fillna("")
+    return table[COLUMNS]
+
+
+def _measure(foreground: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
+    return foreground[["task", "arm"]].assign(measure=name, value=foreground[column])
+
+
+def _ranks(table: pd.DataFrame, method: str = "average") -> pd.Series:
+    """Ranks among the arms of each measure and task: 1 is the best; NaN where there is no value."""
+    higher_is_better = (table["measure"] == DICE) & (table["task"] != RANK)
+    # Rounded, as sums over trainings in another order differ in the last bit.
+    signed = table["value"].where(~higher_is_better, -table["value"]).round(9)
+    return signed.groupby([table["measure"], table["task"]]).rank(method=method)
+
+
+def _rows(table: pd.DataFrame, cell: Callable[[pd.Series], str]) -> pd.DataFrame:
+    """Return the cells of one measure as text, a row for each task and a column for each arm."""
+    names = {OVERALL: "mean", RANK: "mean rank"}
+    texts = table.assign(text=table.apply(cell, axis=1), task=table["task"].replace(names))
+    order = {"index": texts["task"].unique(), "columns": texts["arm"].unique()}
+    return texts.pivot(index="task", columns="arm", values="text").reindex(**order).reset_index()
+
+
+def dice_and_costs(
+    table: pd.DataFrame, cell: Callable[[pd.Series], str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the two printed tables: Dice, and all costs with a column `cost` in front."""
+    dice = _rows(table[table["measure"] == DICE], cell)
+    parts = []
+    for name in COSTS.values():
+        rows = _rows(table[table["measure"] == name], cell)
+        rows.insert(0, "cost", [name, *[""] * (len(rows) - 1)])
+        parts.append(rows)
+    return dice, pd.concat(parts, ignore_index=True)
+
+
+def _digits(row: pd.Series) -> str:
+    if pd.isna(row["value"]):
+        return "–"
+    decimals = 1 if row["task"] == RANK else 3 if row["measure"] == DICE else 2
+    return f"{row['value']:.{decimals}f}"
+
+
+def markdown_cell(row: pd.Series) -> str:
+    """Return a cell of the Markdown tables: `**0.853** ± 0.012 ↑`."""
+    text = f"**{_digits(row)}**" if row["best"] else _digits(row)
+    spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.3f}"
+    return text + spread + {"": "", GAIN: " ↑", LOSS: " ↓"}[row["significant"]]
+
+
+def latex_cell(row: pd.Series) -> str:
+    r"""Return a cell of the LaTeX tables: `\textbf{0.853}$_{\pm .012}^{\uparrow}$`."""
+    text = _digits(row).replace("–", "--")
+    if row["best"]:
+        text = rf"\textbf{{{text}}}"
+    spread = "" if pd.isna(row["std"]) else rf"_{{\pm {row['std']:.3f}}}".replace("0.", ".", 1)
+    mark = {"": "", GAIN: r"^{\uparrow}", LOSS: r"^{\downarrow}"}[row["significant"]]
+    return f"{text}${spread}{mark}$" if spread or mark else text
+
+
+def captions(table: pd.DataFrame, trained: str) -> tuple[str, str]:
+    """Return what the two tables show, in words; `trained` as `formatting.repeats` gives it."""
+    reference = table["reference_arm"].iloc[0]
+    spread = f", mean ± standard deviation over {trained}" if trained else ", one training each"
+    ranks = "" if table["task"].nunique() < 2 else " Rank 1 is the best arm of a task."
+    return (
+        f"Foreground Dice of the final validation{spread}. Bold: the best arm. Arrows: "
+        f"significantly above (↑) or below (↓) {reference} (Wilcoxon signed-rank test over cases, "
+        f"corrected by Holm, p < {LEVEL}).{ranks}",
+        f"Costs of training relative to {reference}, lower is better. FLOP are those of the "
+        f"training iterations.{ranks}",
+    )
+
+
+def to_markdown(table: pd.DataFrame, trained: str) -> str:
+    """Return both tables as Markdown, each with its caption below it."""
+    parts = []
+    texts = captions(table, trained)
+    for rows, caption in zip(dice_and_costs(table, markdown_cell), texts, strict=True):
+        parts.append(f"{pipe_table(rows.rename(columns=markdown_text))}\n\n{bullets([caption])}")
+    return "\n\n".join(parts) + "\n"
+
+
+def to_latex(table: pd.DataFrame, trained: str) -> str:
+    """Return both tables as LaTeX floats, no wider than the text.
+
+    They need the packages booktabs and graphicx. Names of arms are broken at underscores.
+    """
+    parts = ["% needs \\usepackage{booktabs,graphicx}"]
+    texts = captions(table, trained)
+    for rows, caption in zip(dice_and_costs(table, latex_cell), texts, strict=True):
+        names = [name for name in rows.columns if name in ("cost", "task")]
+        rows[names] = rows[names].map(escape_latex)
+        heads = [
+            name if name in names else rf"\shortstack[r]{{{escape_latex(name)}}}"
+            for name in rows.columns
+        ]
+        heads = [head.replace(r"\_", r"\\") for head in heads]
+        caption = escape_latex(caption)
+        for character, command in {"±": r"\pm", "↑": r"\uparrow", "↓": r"\downarrow"}.items():
+            caption = caption.replace(character, f"${command}$")
+        text = (
+            rows.set_axis(heads, axis="columns")
+            .style.hide(axis="index")
+            .to_latex(
+                caption=caption.replace("<", "$<$"),
+                column_format=f"@{{}}{'l' * len(names)}{'r' * (rows.shape[1] - len(names))}@{{}}",
+                hrules=True,
+                position="htbp",
+                position_float="centering",
+            )
+        )
+        for name in ("mean", *list(COSTS.values())[1:]):  # a rule above the mean, and each cost
+            text = text.replace(f"\n{name} &", f"\n\\midrule\n{name} &")
+        if rows.shape[1] > WIDE:
+            text = text.replace(
+                r"\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}"
+            )
+            text = text.replace(r"\end{tabular}", "\\end{tabular}%\n}")
+        parts.append(text)
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    redirect(snakemake.log[0])
+    compared = read_csv(snakemake.input.comparison)
+    result = overview(compared, read_csv(snakemake.input.significance))
+    result.to_csv(snakemake.output.csv, index=False)
+    repeated = repeats(compared["folds"].max(), compared["seeds"].max())
+    Path(snakemake.output.md).write_text(to_markdown(result, repeated), encoding="utf-8")
+    Path(snakemake.output.tex).write_text(to_latex(result, repeated), encoding="utf-8")
