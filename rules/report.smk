@@ -23,6 +23,7 @@ rule run_results_notebook:
         notebook=shipped("notebooks/results.ipynb"),
         comparison=f"{RESULTS}/tables/comparison.csv",
         comparison_md=f"{RESULTS}/tables/comparison.md",
+        overview_md=f"{RESULTS}/tables/overview.md",
         significance=f"{RESULTS}/tables/significance.csv",
         claims_md=f"{RESULTS}/tables/claims.md",
         targets_md=f"{RESULTS}/tables/targets.md",

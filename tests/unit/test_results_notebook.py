@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from helpers.fake_study import FakeStudy
+from workflow_scripts.common.files import read_csv
 from workflow_scripts.evaluation.assess_significance import assess
 from workflow_scripts.evaluation.check_claims import check_claims, reference_sentence, to_markdown
 from workflow_scripts.evaluation.claims import read_claims
@@ -15,6 +16,8 @@ from workflow_scripts.evaluation.collect_results import collect_results
 from workflow_scripts.evaluation.compare_arms import compare_arms
 from workflow_scripts.evaluation.measure_targets import measure_targets
 from workflow_scripts.evaluation.measure_targets import to_markdown as targets_markdown
+from workflow_scripts.evaluation.tabulate_overview import overview
+from workflow_scripts.evaluation.tabulate_overview import to_markdown as overview_markdown
 from workflow_scripts.report.run_notebook import execute, render
 
 ROOT = Path(__file__).parents[2]
@@ -34,14 +37,15 @@ def page_of(study, without_nsd=()):
     collect_results(
         study.folders(), {name: paths[name] for name in ("runs", "cases", "energy", "epochs")}
     )
-    paths |= {
-        f"{name}_md": study.root / f"{name}.md" for name in ("comparison", "claims", "targets")
-    }
+    printed = ("comparison", "overview", "claims", "targets")
+    paths |= {f"{name}_md": study.root / f"{name}.md" for name in printed}
     outputs = {"csv": paths["comparison"], "md": paths["comparison_md"], "tex": study.root / "tex"}
     arms, tasks = list(study.arms), list(study.tasks)
     compare_arms(paths["runs"], paths["cases"], outputs, "constant", tasks, arms)
     cases = pd.read_csv(paths["cases"], dtype={"case": str, "label": str})
     assess(cases, "constant", tasks, arms, seed=1).to_csv(paths["significance"], index=False)
+    table = overview(read_csv(paths["comparison"]), read_csv(paths["significance"]))
+    paths["overview_md"].write_text(overview_markdown(table, ""))
     content = read_claims(CONFIG / "published/claims.yaml", CONFIG / "schemas/claims.schema.yaml")
     published = pd.read_csv(CONFIG / "published/nnunet_runs.tsv", sep="\t")
     claims, beside = check_claims(pd.read_csv(paths["runs"]), published, content)
@@ -77,6 +81,21 @@ def test_story_is_told_in_order(tmp_path, without):
     tested = [line for line in text.splitlines() if line.startswith(("| Dice ", "| NSD "))]
     assert len(tested) == 4 + (2 if without else 4)
     assert "significantly higher on" in text
+    assert "of 2 tasks" in text
+    assert "| mean rank " in text
+    assert "Every task by itself" in text
+
+
+def test_the_page_begins_with_the_answer_and_what_it_rests_on(tmp_path):
+    page, text = page_of(FakeStudy(tmp_path, folds=(0, 1), seeds=(1, 2, 3), cases=5))
+    answer = text.split("\n")[0]
+    assert "has the highest mean Dice" in answer
+    assert "takes the least energy: 0." in answer
+    assert (
+        "This rests on 1 task, 2 folds and 3 seeds; a training takes 12 optimiser steps" in answer
+    )
+    assert page.index("This rests on") < page.index("data:image/png") < page.index("Study ")
+    assert "Every task by itself" not in text
 
 
 def test_reference_arm_alone(tmp_path):

@@ -95,8 +95,8 @@ def test_the_markdown_tables():
         overview(compared(), significance_of(a_progressive=0.1, b_progressive=-0.1)), "5 folds"
     )
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
-    assert "| **0.900** ± 0.010 ↑ |" in lines["a"]
-    assert "| 0.400 ± 0.010 ↓" in lines["b"]
+    assert "| **0.900**\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.010 ↑ |" in lines["a"]
+    assert "| 0.400\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.010 ↓" in lines["b"]
     assert re.search(r"\| mean rank +\| \*\*1\.8\*\* +\| 2\.0 +\| 2\.2", text)
     assert "deviation over 5\n  folds" in text or "over 5 folds" in text
     assert len(re.findall(r"\| mean +\|", text)) == 1 + len(COSTS)

@@ -105,7 +105,7 @@ def _digits(row: pd.Series) -> str:
 def markdown_cell(row: pd.Series) -> str:
     """Return a cell of the Markdown tables: `**0.853** ± 0.012 ↑`."""
     text = f"**{_digits(row)}**" if row["best"] else _digits(row)
-    spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.3f}"
+    spread = "" if pd.isna(row["std"]) else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{row['std']:.3f}"
     return text + spread + {"": "", GAIN: " ↑", LOSS: " ↓"}[row["significant"]]
 
 
@@ -134,11 +134,14 @@ def captions(table: pd.DataFrame, trained: str) -> tuple[str, str]:
 
 
 def to_markdown(table: pd.DataFrame, trained: str) -> str:
-    """Return both tables as Markdown, each with its caption below it."""
+    """Return both tables as Markdown, under the headings **Dice** and **Costs**."""
     parts = []
-    texts = captions(table, trained)
-    for rows, caption in zip(dice_and_costs(table, markdown_cell), texts, strict=True):
-        parts.append(f"{pipe_table(rows.rename(columns=markdown_text))}\n\n{bullets([caption])}")
+    headings, texts = ("Dice", "Costs"), captions(table, trained)
+    for heading, text, rows in zip(
+        headings, texts, dice_and_costs(table, markdown_cell), strict=True
+    ):
+        printed = pipe_table(rows.rename(columns=markdown_text))
+        parts.append(f"**{heading}**\n\n{printed}\n\n{bullets([text])}")
     return "\n\n".join(parts) + "\n"
 
 

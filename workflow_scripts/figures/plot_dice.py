@@ -48,7 +48,7 @@ def plot_dice(runs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None
                 axis.errorbar(
                     place + 0.25, mean, std, markersize=6.5, elinewidth=1.4, capsize=2.5, **point
                 )
-        axis.set_xlim(-0.6, len(arms) - 0.4)
+        axis.set_xlim(-0.6, len(arms) - 0.25)
         axis.margins(y=0.12)
         axis.set_xticks([])
         axis.set_title(style.task(task))

@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -30,11 +31,14 @@ h2 {{ border-bottom: 1px solid #ddd; padding-bottom: 0.2em; }}
 img {{ max-width: 100%; height: auto; display: block; margin: 1em auto; }}
 table {{ border-collapse: collapse; margin: 1em 0; font-size: 0.88em; display: block;
   overflow-x: auto; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 0.3em 0.8em; text-align: left; border-bottom: 1px solid #e3e3e3; }}
+th, td {{ padding: 0.3em 0.55em; text-align: left; border-bottom: 1px solid #e3e3e3; }}
+th {{ vertical-align: bottom; }}
 thead th {{ border-bottom: 2px solid #888; }}
 code {{ background: #f3f3f3; padding: 0.1em 0.3em; border-radius: 3px; font-size: 0.9em; }}
 blockquote {{ margin: 1em 0; padding: 0.4em 1em; background: #fff6e0;
   border-left: 4px solid #e69f00; }}
+@media print {{ body {{ padding: 0; }} table {{ font-size: 0.58em; overflow-x: visible; }}
+  th, td {{ padding: 0.25em 0.4em; }} }}
 .anchor-link, .jp-InputPrompt, .jp-OutputPrompt, .prompt {{ display: none; }}
 </style>
 </head>
@@ -99,6 +103,8 @@ def render(notebook: Path, output: Path, title: str) -> None:
     exporter = HTMLExporter(template_name="basic", exclude_input=True, embed_images=True)
     exporter.exclude_output_prompt = True
     body, _ = exporter.from_filename(str(notebook))
+    # Long names of arms may break at an underscore, so that a table of many arms fits the page.
+    body = re.sub(r"(?<=>)[^<>]*(?=</th>)", lambda head: head[0].replace("_", "_<wbr>"), body)
     output.write_text(PAGE.format(title=html.escape(title), body=body), encoding="utf-8")
 
 
