@@ -58,6 +58,7 @@ rule forecast:
 rule budget_sweep:
     input:
         multiext(f"{RESULTS}/figures/budget", ".svg", ".png"),
+        multiext(f"{RESULTS}/tables/budget", ".csv", ".md"),
 
 
 rule scale_space:

@@ -23,6 +23,8 @@ and in results/{study}/tables/:
     overview.{csv,md,tex}     tasks by arms: Dice with ranks and significance, and relative costs
     significance.csv          every arm against the reference arm, paired over cases
     targets.{csv,md}          what each arm needs until it is as good as the reference arm ends up
+    budget.{csv,md}, budget_targets.csv   of a sweep of training lengths (`snakemake budget_sweep`): Dice
+                              at equal cost, where curves cross, and the cost of a final Dice
     variance.csv              spread of Dice due to folds, to seeds, and to the rest
     claims.{csv,md}           each published claim, what was measured, and a verdict
     reference_runs.csv        the reference arm beside published nnU-Net, by task and fold
@@ -192,6 +194,27 @@ rule measure_targets:
         f"Measuring what each arm of the study {STUDY.name} needs to reach a target"
     script:
         "../workflow_scripts/evaluation/measure_targets.py"
+
+
+rule measure_budgets:
+    input:
+        runs=f"{RESULTS}/tables/runs.csv",
+        code=code("evaluation/measure_budgets.py"),
+    output:
+        differences=f"{RESULTS}/tables/budget.csv",
+        targets=f"{RESULTS}/tables/budget_targets.csv",
+        md=f"{RESULTS}/tables/budget.md",
+    log:
+        f"logs/measure_budgets/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        reference_arm=config["reference_arm"],
+    message:
+        f"Comparing the arms of the study {STUDY.name} at equal cost"
+    script:
+        "../workflow_scripts/evaluation/measure_budgets.py"
 
 
 rule separate_variance:

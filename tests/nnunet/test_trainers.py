@@ -542,7 +542,9 @@ def test_nnunet_finds_the_trainers_by_itself(tmp_path):
     assert found == [f"FOUND {n} {c}" for n, c in zip(ARMS, curricula, strict=True)]
 
 
-@pytest.mark.parametrize("name", ["bench", "budget_sweep", "config", "demo", "hippocampus"])
+@pytest.mark.parametrize(
+    "name", ["bench", "budget_sweep", "budget_sweep_acdc", "config", "demo", "hippocampus"]
+)
 def test_arms_of_a_config_name_their_curriculum(name):
     from workflow_scripts.trainers.curricula import arms
 
@@ -567,6 +569,7 @@ def test_every_config_is_tested():
     assert shipped == {
         "bench",
         "budget_sweep",
+        "budget_sweep_acdc",
         "config",
         "demo",
         "gpu_check",

@@ -20,7 +20,7 @@ from workflow_scripts.evaluation.collect_results import collect_results
 from workflow_scripts.evaluation.compare_arms import compare_arms
 from workflow_scripts.evaluation.measure_class_balance import label_shares, summarise
 from workflow_scripts.evaluation.measure_targets import measure_targets
-from workflow_scripts.figures.plot_budget_sweep import budgets, plot_budget_sweep
+from workflow_scripts.figures.plot_budget_sweep import COSTS, budgets, plot_budget_sweep
 from workflow_scripts.figures.plot_class_balance import plot_class_balance
 from workflow_scripts.figures.plot_convergence import POINTS, blocks, plot_convergence
 from workflow_scripts.figures.plot_cost import plot_cost
@@ -366,10 +366,12 @@ def test_a_sweep_joins_the_lengths_of_an_arm():
             "fold": [0, 0, 1, 0],
             "epochs": [4, 8, 8, 4],
             "dice_foreground_mean": [0.5, 0.6, 0.8, 0.4],
-            "training_kwh": [1.0, 2.0, 4.0, 0.5],
+            **{cost: [1.0, 2.0, 4.0, 0.5] for cost in COSTS},
         }
     )
     table = budgets(runs).set_index(["arm", "epochs"])
     assert list(table.index) == [("constant", 4), ("constant", 8), ("progressive_plus", 4)]
     row = table.loc[("constant", 8)]
-    assert (row["dice"], row["low"], row["high"], row["kwh"]) == pytest.approx((0.7, 0.6, 0.8, 3.0))
+    assert (row["dice"], row["low"], row["high"], row["training_kwh"]) == pytest.approx(
+        (0.7, 0.6, 0.8, 3.0)
+    )

@@ -52,7 +52,7 @@ def test_every_training_of_a_shipped_study_is_planned_once(plans, name):
         for fold in config["folds"]
     }
     jobs, text = plans[name]
-    assert jobs["train_fold"] == len(wanted)
+    assert jobs["train_fold"] == len(wanted) * len(config.get("seeds", [0]))
     assert trainings(text) == wanted
 
 
@@ -240,15 +240,15 @@ def test_the_bench_prepares_its_tasks_and_trains_no_arm_of_a_study(tree):
 def test_an_arm_s_own_length_is_that_of_its_training(tree):
     arguments = ("--configfile", "config/budget_sweep.yaml", "--", "budget_sweep")
     jobs, _ = plan(tree, *arguments)
-    assert jobs["train_fold"] == 9
-    assert jobs["plot_budget_sweep"] == 1
+    assert jobs["train_fold"] == 3 * 15
+    assert jobs["plot_budget_sweep"] == jobs["measure_budgets"] == 1
     probe = (
         "import sys; print([(a, STUDY.training(a)['epochs']) for a in config['arms']]); sys.exit(3)"
     )
     (tree / "probe.smk").write_text(f'include: "{ROOT}/Snakefile"\n{probe}\n')
     run = dry_run(tree, "-s", tree / "probe.smk", "--configfile", "config/budget_sweep.yaml")
-    assert "('constant_10', 10)" in run.stdout
-    assert "('progressive_efficiency_21', 21)" in run.stdout
+    assert "('constant_22', 22)" in run.stdout
+    assert "('low_frequency_56', 56)" in run.stdout
 
 
 @pytest.mark.parametrize("budget", [False, True])

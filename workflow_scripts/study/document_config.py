@@ -33,7 +33,8 @@ Without `--configfile` it is the demo, `config/demo.yaml`.
 | --- | --- |
 | `demo.yaml` | small, semi-synthetic, minutes on a CPU |
 | `hippocampus.yaml` | real data (Task04) on one machine, a reduced schedule |
-| `budget_sweep.yaml` | one task at three lengths of training: Dice against energy |
+| `budget_sweep.yaml` | Task04 at three lengths of training, three seeds: where the curves cross |
+| `budget_sweep_acdc.yaml` | the same for ACDC, an own task with little foreground |
 | `low_frequency.yaml` | EfficientTrain++ whole and in parts, and the search for its schedule |
 | `scale_space.yaml` | one network for many scale factors: accuracy against the cost of inference |
 | `learning_rates.yaml` | learning rates of scale-space hypernetworks and their controls |
