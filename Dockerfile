@@ -1,4 +1,4 @@
-# All that the workflow needs, from requirements.lock; the workflow itself is mounted (docs/environments.md).
+# All that the workflow needs, from requirements.lock; the workflow itself is mounted (docs/how-to/environments.md).
 # Not built by the project's own tests, which reach no registry of images; they check what it names.
 FROM python:3.11-slim-bookworm
 

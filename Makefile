@@ -2,12 +2,13 @@
 SHELL := bash
 CORES ?= all
 
-.PHONY: help demo test bench gpu-check lint lock clean
+.PHONY: help demo test bench gpu-check docs lint lock clean
 help:
 	@echo 'make demo   run the study of config/demo.yaml on this machine (CORES=2 limits it), show its table and report'
-	@echo 'make test   the tests, four files at a time (ALL=1 takes the long ones too)'
+	@echo 'make test   the tests, four files at a time (ALL=1 adds the long ones, TESTS=folder selects some)'
 	@echo 'make bench  measure the trainers side by side (ARCHIVES=folder adds the real Task04; half an hour without a GPU)'
 	@echo 'make gpu-check  try every path of a GPU in a quarter of an hour (ARCHIVES=folder adds Task04; DEVICE=cpu tries it without)'
+	@echo 'make docs   build the documentation as a site (site/index.html)'
 	@echo 'make lint   formatting, linting and types only'
 	@echo 'make lock   resolve requirements*.in into the lock files (UPGRADE=--upgrade takes newer versions)'
 	@echo 'make clean  remove what the demo and the tools made; downloads and other studies stay'
@@ -78,7 +79,7 @@ demo: .venv/lock-installed
 # would hold up each start of Snakemake by nine seconds: its plugin asks for the cluster's settings.
 test: export SLURM_CONF := /dev/null
 test: .venv/lock-dev-installed
-	$(RUN) pytest -n 4 --dist loadfile --no-loadscope-reorder $(if $(ALL),,-m 'not ci')
+	$(RUN) pytest -n 4 --dist loadfile --no-loadscope-reorder $(if $(ALL),,-m 'not ci') $(TESTS)
 
 BENCH := results/bench/bench.md results/bench/loading.md
 # Snakemake takes the last `--config` alone, so all that is changed goes into one.
@@ -109,6 +110,12 @@ gpu-check: .venv/lock-installed
 	@cat $(CHECK)
 	@! grep -q '| failed ' $(CHECK)
 
+# The line of mkdocs about its successor is no warning of a build.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: .venv/lock-dev-installed
+	$(RUN) mkdocs build --quiet --strict
+	@echo 'Open site/index.html'
+
 lint: .venv/lock-dev-installed
 	$(RUN) pytest tests/workflow/test_format_and_lint.py
 
@@ -132,6 +139,6 @@ lock: .venv-lock/bin/uv
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 clean:
-	rm -rf results/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis .venv-lock
+	rm -rf results/demo site .pytest_cache .ruff_cache .mypy_cache .hypothesis .venv-lock
 	rm -rf resources/archives/Task99_BrainTissue.tar resources/msd/Task99_BrainTissue
 	rm -rf resources/nnUNet_raw/Dataset099_BrainTissue resources/nnUNet_preprocessed/Dataset099_BrainTissue

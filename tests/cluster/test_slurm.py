@@ -104,7 +104,7 @@ def test_the_whole_study_went_through_slurm(calm, disturbed):
 def test_the_commands_of_the_page_work_as_written(calm, disturbed):
     """All but those marked; with the lab's profile, and the small study for the paper's."""
     assert calm.finish() == 0, calm.said[-6000:]
-    page = (ROOT / "docs/slurm.md").read_text()
+    page = (ROOT / "docs/how-to/slurm.md").read_text()
     blocks = re.findall(r"(<!-- not run: [^\n]+ -->\n)?```bash\n(.+?)```", page, re.DOTALL)
     commands = [line for mark, text in blocks if not mark for line in text.splitlines()]
     assert len(commands) >= 5

@@ -80,7 +80,7 @@ def interpreter():
 
 @pytest.fixture(scope="session")
 def lean():
-    """A Python with Snakemake and what that installs, made as docs/environments.md says."""
+    """A Python with Snakemake and what that installs, made as docs/how-to/environments.md says."""
     lock = ROOT / "requirements.lock"
     digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
     folder = Path(KEPT).absolute() / f"snakemake-{digest}"
@@ -212,7 +212,7 @@ def test_the_report_is_made(workflow, demo):
 
 
 def test_only_another_environment_runs_a_finished_study_again(workflow, demo):
-    """What docs/environments.md says of a study that moves from conda to pip or back."""
+    """What docs/how-to/environments.md says of a study that moves from conda to pip or back."""
     same = workflow.run(*DEMO, *workflow.prefix, "-n", *STUDY)
     assert "Nothing to be done" in same.stdout
     without = [argument for argument in DEMO if argument not in ("--sdm", "conda")]

@@ -100,7 +100,7 @@ def small_network(seed, **options):
 
 
 def test_left_to_chance_the_share_of_the_kernel_depends_on_the_seed():
-    """The table of docs/scale_space.md."""
+    """The table of docs/explanation/scale_space.md."""
     shares = sorted(kernel_share(small_network(seed)) for seed in range(21))
     assert [round(shares[n], 3) for n in (0, 10, 20)] == [0.019, 0.084, 0.278]
 

@@ -69,7 +69,7 @@ def faults(params):
 def test_what_is_made_already_needs_no_room(tmp_path):
     params = study(tmp_path)
     needs = check_needs(params, PLANS, RESULTS)
-    # 260 cases of 36 × 50 × 35 voxels in docs/storage.md's table.
+    # 260 cases of 36 × 50 × 35 voxels in docs/how-to/storage.md's table.
     assert needs["preprocessed_bytes"] == pytest.approx(82e6, rel=0.01)
     # 5.6 million weights, with one state each for SGD and three for AdamW; two files for each run.
     weights = needs["checkpoint_bytes"] / (4 * 2 * 2 * (2 + 4))
@@ -85,7 +85,7 @@ def test_what_is_made_already_needs_no_room(tmp_path):
 
 
 def test_the_estimate_is_that_of_the_documentation():
-    page = (ROOT / "docs/storage.md").read_text()
+    page = (ROOT / "docs/how-to/storage.md").read_text()
     for task, plan in PLANS.items():
         (row,) = [line for line in page.splitlines() if line.startswith(f"| {task}")]
         told = row.split("|")[4].partition("(")[2].strip(") ") or row.split("|")[4]

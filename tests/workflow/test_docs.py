@@ -21,7 +21,10 @@ from snakemake.cli import get_argument_parser
 from helpers.tree import ROOT, copy_tree, dry_run
 from workflow_scripts.study.config_validation import check_config
 
-PAGES = [ROOT / "README.md", ROOT / "config/README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "config/README.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
+]
 SCHEMA_PATH = ROOT / "config/schemas/config.schema.yaml"
 SCHEMA = yaml.safe_load(SCHEMA_PATH.read_text())
 MADE = ("results", "resources", "logs", ".snakemake", ".venv")
@@ -187,7 +190,7 @@ KEYS = set(keys_of(SCHEMA, ""))
 FILES = {".csv", ".md", ".yaml", ".svg", ".png", ".py"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_targets_and_keys_that_are_named_exist(page):
     rules = set()
     for path in (ROOT / "Snakefile", *ROOT.glob("rules/*.smk")):
@@ -216,7 +219,7 @@ def anchors_of(page):
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_resolve(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
         if re.match(r"https?:", target):
@@ -228,10 +231,13 @@ def test_links_resolve(page):
             assert anchor in anchors_of(file), f"{page.name}: {target}"
 
 
-def test_every_page_is_reached_from_the_readme():
-    readme = (ROOT / "README.md").read_text()
-    for page in ROOT.glob("docs/*.md"):
-        assert f"](docs/{page.name}" in readme, page.name
+def test_every_page_is_in_the_navigation():
+    """And none is there twice; reports of GPUs are found through their own page."""
+    text = (ROOT / "mkdocs.yml").read_text()
+    listed = re.findall(r"([\w/.-]+\.md)$", text, re.M)
+    reports = {page for page in ROOT.glob("docs/results/gpu_reports/*.md") if page.stem != "README"}
+    pages = set(ROOT.glob("docs/**/*.md")) - reports
+    assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in pages)
 
 
 # Quoted messages
@@ -293,7 +299,7 @@ def is_said(quote, texts):
 
 
 @pytest.mark.parametrize(
-    "quote", quotes_of(ROOT / "docs/troubleshooting.md"), ids=lambda quote: quote[:60]
+    "quote", quotes_of(ROOT / "docs/how-to/troubleshooting.md"), ids=lambda quote: quote[:60]
 )
 def test_a_quoted_message_is_said_by_the_source(messages, quote):
     assert is_said(quote, messages)
@@ -305,7 +311,7 @@ def test_a_message_that_nobody_says_is_noticed(messages):
 
 
 def test_other_pages_quote_what_is_said(messages):
-    for name in ("resuming", "own_dataset"):
+    for name in ("how-to/resuming", "how-to/own_dataset"):
         quotes = quotes_of(ROOT / f"docs/{name}.md")
         assert quotes
         assert [quote for quote in quotes if not is_said(quote, messages)] == []
@@ -313,7 +319,7 @@ def test_other_pages_quote_what_is_said(messages):
 
 def test_estimated_sizes_are_those_of_the_published_plans():
     """Cases × voxels of the median case × (4 bytes a channel + 1 for the labels)."""
-    page = (ROOT / "docs/storage.md").read_text()
+    page = (ROOT / "docs/how-to/storage.md").read_text()
     rows = re.findall(r"^\| (Task\d\d_\w+) \| (.+?) \| (\d+) \| (.+?) \|$", page, re.M)
     shown = {task: cells for task, *cells in rows}
     with (ROOT / "config/datasets.tsv").open(newline="") as file:

@@ -17,7 +17,7 @@ from helpers.environments import (
 )
 from helpers.tree import ROOT
 
-PAGE = (ROOT / "docs/environments.md").read_text()
+PAGE = (ROOT / "docs/how-to/environments.md").read_text()
 RULES = rules()
 UNIMPORTED = {
     "ipykernel": "runs the notebooks",
@@ -112,7 +112,7 @@ def test_requirements_name_what_the_rules_import():
 
 
 def test_the_lock_for_another_build_of_torch_lacks_the_cuda_libraries_alone():
-    """The command of docs/environments.md, against what the installed torch brings."""
+    """The command of docs/how-to/environments.md, against what the installed torch brings."""
     (pattern,) = re.findall(r"^grep -vE '(.+)' requirements\.lock", PAGE, re.M)
     dropped = {name for name in pins("requirements.lock") if re.search(pattern, name)}
     brought = {

@@ -141,7 +141,7 @@ SLIM = 16
 """Features of the first stage below which channels last is the faster order on a CPU.
 
 oneDNN computes convolutions in blocks of 16 channels (8 without AVX-512), which a slim network
-leaves half empty. Measured in docs/performance.md.
+leaves half empty. Measured in docs/results/performance.md.
 """
 
 

@@ -29,7 +29,7 @@ from workflow_scripts.common.progress import progress_bar
 FAULTS_SHOWN = 10
 FLAT = (
     "all images are 2D: nnU-Net plans only 2D networks for them, and the curricula here grow 3D "
-    "patches, as in the paper (docs/own_dataset.md)"
+    "patches, as in the paper (docs/how-to/own_dataset.md)"
 )
 
 

@@ -13,7 +13,7 @@ from workflow_scripts.common.files import read_json, visible
 from workflow_scripts.common.images import ENDINGS
 from workflow_scripts.data.dataset_checks import check_cases, refuse
 
-NEEDED = "docs/own_dataset.md says what it must hold"
+NEEDED = "docs/how-to/own_dataset.md says what it must hold"
 Cases = dict[str, tuple[list[Path], Path]]
 """Case -> the files of its channels, and its label."""
 SPACING_FILES = (".tif", ".tiff")

@@ -35,7 +35,7 @@ def find_folds(folder: Path, groups: Path | None, cases: Collection[str]) -> Fol
     if len(cases) < FOLDS:
         raise UserError(
             f"{folder}: {len(cases)} cases are too few for nnU-Net's {FOLDS} folds: put a {SPLITS} "
-            "with your own folds next to dataset.json (docs/own_dataset.md)"
+            "with your own folds next to dataset.json (docs/how-to/own_dataset.md)"
         )
     return None
 
@@ -110,7 +110,7 @@ def draw_folds(group_of: dict[str, str]) -> Folds:
     if len(set(groups)) < FOLDS:
         raise UserError(
             f"{len(set(groups))} groups are too few for {FOLDS} folds: put your own folds into a "
-            f"{SPLITS} (docs/own_dataset.md)"
+            f"{SPLITS} (docs/how-to/own_dataset.md)"
         )
     drawn = GroupKFold(FOLDS).split(cases, groups=groups)
     return [

@@ -64,7 +64,7 @@ def check_plans(
 def preprocessed_bytes(plan: Plan, configuration: str) -> float:
     """Estimate the size of a task's preprocessed data: float32 images, 8-bit labels, uncompressed.
 
-    All cases are taken to be as large as the median one; docs/storage.md compares this with a
+    All cases are taken to be as large as the median one; docs/how-to/storage.md compares this with a
     measurement.
     """
     voxels = math.prod(plan.plans["configurations"][configuration]["median_image_size_in_voxels"])
@@ -90,7 +90,7 @@ def check_disk(wanted: Mapping[str, tuple[float, Path]]) -> list[str]:
             terms = " + ".join(f"{in_unit(wanted[what][0], DISK)} for {what}" for what in parts)
             faults.append(
                 f"the disk with {folder.absolute()} has {in_unit(free, DISK)} free, but the study "
-                f"needs about {in_unit(total, DISK)}: {terms} (docs/storage.md)"
+                f"needs about {in_unit(total, DISK)}: {terms} (docs/how-to/storage.md)"
             )
     return faults
 

@@ -1,4 +1,4 @@
-"""Write `config/README.md` from the configuration's schema.
+"""Write `docs/reference/configuration.md` from the configuration's schema.
 
 Run `python -m workflow_scripts.study.document_config` after a change of the schema.
 """
@@ -14,53 +14,17 @@ from workflow_scripts.study.config_validation import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "config" / "schemas" / "config.schema.yaml"
-PAGE = ROOT / "config" / "README.md"
+PAGE = ROOT / "docs" / "reference" / "configuration.md"
 
 INTRODUCTION = """\
-<!-- Made by workflow_scripts/study/document_config.py from schemas/config.schema.yaml. -->
+<!-- Made by workflow_scripts/study/document_config.py from config/schemas/config.schema.yaml. -->
 
-# Configuration
+# Configuration keys
 
-One file describes one study: tasks × arms × folds × seeds. A study is run by
-
-```bash
-snakemake --cores all --configfile config/hippocampus.yaml
-```
-
-Without `--configfile` it is the demo, `config/demo.yaml`.
-
-| file | what it is |
-| --- | --- |
-| `demo.yaml` | small, semi-synthetic, minutes on a CPU |
-| `hippocampus.yaml` | real data (Task04) on one machine, a reduced schedule |
-| `budget_sweep.yaml` | Task04 at three lengths of training, three seeds: where the curves cross |
-| `budget_sweep_acdc.yaml` | the same for ACDC, an own task with little foreground |
-| `low_frequency.yaml` | EfficientTrain++ whole and in parts, and the search for its schedule |
-| `scale_space.yaml` | one network for many scale factors: accuracy against the cost of inference |
-| `learning_rates.yaml` | learning rates of scale-space hypernetworks and their controls |
-| `bench.yaml` | what `make bench` measures |
-| `gpu_check.yaml` | what `make gpu-check` trains |
-| `config.yaml` | the full study of the paper |
-| `plotting.yaml` | order, labels and colours; changing it redraws figures and retrains nothing |
-| `datasets.tsv` | the register of the tasks: address, checksum, licence, tolerance of NSD |
-| `job_resources.tsv` | memory, time and disk that jobs ask a scheduler for |
-| `published/` | claims and figures of others, with their sources: what studies are laid beside |
-
-Relative paths (`archives`, `own_tasks.*.folder`) are relative to the working directory: that of the
-command, or the one that `--directory` names.
-
-Keys can be set on the command line too, and go before the file's. A section or a list is YAML:
-
-```bash
-snakemake --cores all --configfile config/config.yaml \\
-  --config archives=/data/msd folds=[0] 'training={epochs: 100}'
-```
-
-Sections are merged with the file's (an arm can be added so, not removed); lists and values replace
-the file's. A key that is not listed below stops the run before anything is made, with its path and
-the nearest valid key.
-
-Only `study`, `tasks`, `folds`, `arms` and `training` must be given. Keys, by section:
+A configuration file describes one study. [config/README.md](../../config/README.md) lists the shipped
+ones and says how to set keys on the command line. Only `study`, `tasks`, `folds`, `arms` and
+`training` are required. A key that is not listed here stops the run before anything is made; the
+message gives its path and the nearest valid key.
 """
 
 

@@ -62,7 +62,7 @@ def check_own_tasks(config: dict[str, Any], raw: Path) -> None:
                     problems.append(
                         f"own_tasks.{task}.{name}: {own.get(name)}, but {imported.parent} was made "
                         f"from {description.get(key)}; give the task another name, or remove what "
-                        "was made of it (docs/own_dataset.md)"
+                        "was made of it (docs/how-to/own_dataset.md)"
                     )
             continue
         folder = Path(str(absolute(own["folder"])))

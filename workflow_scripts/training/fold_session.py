@@ -21,6 +21,7 @@ from workflow_scripts.common.trainer_protocol import (
     as_curriculum_trainer,
     mirrors,
 )
+from workflow_scripts.common.version import workflow_version
 from workflow_scripts.records.energy_meter import EnergyMeter
 from workflow_scripts.records.flop_counter import FlopTable
 from workflow_scripts.records.ledger import Ledger
@@ -282,6 +283,6 @@ def _describe_circumstances(device: str, trainer_code: str) -> dict[str, Any]:
         "job": process["job"],
         "git_commit": git_commit(),
         "trainer_code": trainer_code,
-        "versions": versions(),
+        "versions": {"workflow": workflow_version(), **versions()},
         "gpu_model": torch.cuda.get_device_name() if device == "cuda" else None,
     }

@@ -144,8 +144,9 @@ class BatchedAugmentation:
         Args:
             images: (batch, channel, *patch), float32; changed in place.
             labels: (batch, channel, *patch), int16; -1 is outside of the image. Changed in place.
-            wide_images, wide_labels: the samples that `placement` moves, with the margin that this
-                needs: (moved, channel, *initial patch).
+            wide_images: the samples that `placement` moves, with the margin that this needs:
+                (moved, channel, *initial patch).
+            wide_labels: their labels, of the same shape.
             placement: of this batch, from `place`.
             draws: the same that `place` was given.
         """

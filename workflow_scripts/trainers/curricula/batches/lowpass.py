@@ -48,7 +48,8 @@ def lowpass_matrix(planned: int, kept: int, method: str, half_voxel_shift: bool)
     """Return the matrix (kept × planned, float64) that reduces an axis to its low frequencies.
 
     Args:
-        planned, kept: voxels of the axis before and after.
+        planned: voxels of the axis before.
+        kept: voxels of the axis after.
         method: one of `LOWPASSES`: `fft`, `dct` or `resize`.
         half_voxel_shift: sample where the centres of the larger voxels are, (n + 1/2) planned /
             kept - 1/2, as labels are resampled; False samples at n planned / kept, as the plain
