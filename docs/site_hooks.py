@@ -1,4 +1,4 @@
-"""Hook of mkdocs: links to files outside docs/ become plain text, as the site has only the pages."""
+"""Hook of mkdocs: links to files outside of docs/ become plain text, as the site lacks them."""
 
 import posixpath
 import re

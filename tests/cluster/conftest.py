@@ -57,7 +57,7 @@ def calm(folder):
 def disturbed(calm):
     """By fault: its study and what Slurm said, or the exception that its handling has raised.
 
-    With the environment's FAULT_TABLE the table of docs/results/reliability.md is written to that file.
+    FAULT_TABLE names the file to which the table of docs/results/reliability.md is written.
     """
     done = [entry for entry in calm.ledger() if entry.get("phase") == "training"]
     seconds = sum(e["seconds"] for e in done) / sum(e["iterations"] for e in done)

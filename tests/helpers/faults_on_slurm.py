@@ -1,7 +1,8 @@
 """The faults: each starts a study on Slurm, disturbs its training, and waits for its end.
 
-A fault's docstring is its row's title in the table of docs/results/reliability.md. It gets the folder, the
-study's name and the seconds that an iteration takes, and returns the study and what Slurm said.
+A fault's docstring is its row's title in the table of docs/results/reliability.md. It gets the
+folder, the study's name and the seconds that an iteration takes, and returns the study and what
+Slurm said.
 """
 
 import math

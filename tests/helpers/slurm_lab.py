@@ -63,7 +63,8 @@ LAB = {
     "latency-wait": 5,
 }
 
-# Two Snakemakes of one folder that end in the same second race to remove its locks (docs/how-to/slurm.md).
+# Two Snakemakes of one folder that end in the same second race to remove its locks
+# (docs/how-to/slurm.md).
 # The work of both is done, and the same command once more finds nothing left to do.
 # One that starts at that moment has no folder to write its locks to.
 STUMBLED = re.compile(

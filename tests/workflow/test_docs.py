@@ -31,7 +31,7 @@ MADE = ("results", "resources", "logs", ".snakemake", ".venv")
 """What a clone does not have until something is run."""
 ONLY_PARSED = {"--report", "--unlock", "--sdm", "--profile"}
 """Of these a dry run says nothing, or it needs what a test machine lacks."""
-SHELL = {"export", "cd", "mkdir", "ln"}
+SHELL = {"export", "cd", "git", "mkdir", "ln"}
 
 
 @dataclass

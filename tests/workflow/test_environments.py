@@ -128,6 +128,6 @@ def test_the_lock_for_another_build_of_torch_lacks_the_cuda_libraries_alone():
 
 def test_the_page_names_files_that_exist():
     for target in re.findall(r"\]\((?!https:)([^)#]+)", PAGE):
-        assert (ROOT / "docs" / target).exists(), target
+        assert (ROOT / "docs/how-to" / target).exists(), target
     for path in ENVIRONMENTS:
         assert f"`{path.name}`" in PAGE

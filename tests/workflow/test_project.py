@@ -1,4 +1,4 @@
-"""What a public project has besides its code: a version, a CI, forms and pictures that are current."""
+"""What a public project has besides its code: a version, a CI, forms, current pictures."""
 
 import re
 import subprocess

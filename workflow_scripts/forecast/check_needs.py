@@ -64,8 +64,8 @@ def check_plans(
 def preprocessed_bytes(plan: Plan, configuration: str) -> float:
     """Estimate the size of a task's preprocessed data: float32 images, 8-bit labels, uncompressed.
 
-    All cases are taken to be as large as the median one; docs/how-to/storage.md compares this with a
-    measurement.
+    All cases are taken to be as large as the median one; docs/how-to/storage.md compares this with
+    a measurement.
     """
     voxels = math.prod(plan.plans["configurations"][configuration]["median_image_size_in_voxels"])
     channels = len(plan.dataset.get("channel_names", plan.dataset.get("modality", {})))

@@ -21,9 +21,9 @@ INTRODUCTION = """\
 
 # Configuration keys
 
-A configuration file describes one study. [config/README.md](../../config/README.md) lists the shipped
-ones and says how to set keys on the command line. Only `study`, `tasks`, `folds`, `arms` and
-`training` are required. A key that is not listed here stops the run before anything is made; the
+A configuration file describes one study. [config/README.md](../../config/README.md) lists the
+shipped ones and says how to set keys on the command line. Only `study`, `tasks`, `folds`, `arms`
+and `training` are required. A key that is not listed here stops the run before anything is made; the
 message gives its path and the nearest valid key.
 """
 
