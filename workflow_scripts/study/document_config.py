@@ -23,8 +23,8 @@ INTRODUCTION = """\
 
 A configuration file describes one study. [config/README.md](../../config/README.md) lists the
 shipped ones and says how to set keys on the command line. Only `study`, `tasks`, `folds`, `arms`
-and `training` are required. A key that is not listed here stops the run before anything is made; the
-message gives its path and the nearest valid key.
+and `training` are required. A key that is not listed here stops the run before anything is made;
+the message gives its path and the nearest valid key.
 """
 
 
