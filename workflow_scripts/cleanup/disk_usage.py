@@ -36,7 +36,7 @@ def remove(paths: Iterable[Path]) -> int:
 
 
 def size_text(size: int) -> str:
-    """Return a size as a reader wants it: `1.24 GB`, in powers of ten as archives are told."""
+    """Return a size for readers, such as `1.24 GB`, in powers of ten."""
     for unit, scale in {"GB": 1e9, "MB": 1e6, "kB": 1e3}.items():
         if size >= scale:
             return f"{size / scale:.3g} {unit}"

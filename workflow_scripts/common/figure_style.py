@@ -43,7 +43,7 @@ class Style:
         return {"label": name, **UNLISTED, **self.arms.get(name, {})}
 
     def outline(self, label: int) -> dict[str, Any]:
-        """Color and linestyle of a label's outline (1, 2, ...); both repeat in the end."""
+        """Color and linestyle of a label's outline (1, 2, ...); both repeat eventually."""
         turn, place = divmod(label - 1, len(self.labels))
         return {
             "color": self.labels[place],

@@ -23,7 +23,7 @@ COLUMNS = [
 
 
 def with_foreground(cases: pd.DataFrame) -> pd.DataFrame:
-    """`cases` with a row more a case: the nanmean over its labels (label `FOREGROUND`).
+    """`cases` with one more row per case: the nanmean over its labels (label `FOREGROUND`).
 
     A label that is in neither image has no value; one that an arm made up counts with its Dice of
     0, as in nnU-Net's own summary.

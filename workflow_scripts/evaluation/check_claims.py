@@ -142,7 +142,7 @@ def to_markdown(table: pd.DataFrame, sentence: str) -> str:
     notes += [
         "Numbers with × are relative to the other arm. A verdict needs all that a claim is about, "
         "under its conditions, and allows the margins of config/published/claims.yaml. It is about "
-        "mean values, as the claims are: significance.csv tells how sure a difference is.",
+        "mean values, as the claims are: significance.csv has the uncertainty of each difference.",
         sentence,
     ]
     return f"{pipe_table(short)}\n\n{bullets(notes)}\n"

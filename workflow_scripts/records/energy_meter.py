@@ -10,7 +10,7 @@ from workflow_scripts.common.gpus import Gpu
 
 @dataclass(frozen=True)
 class Reading:
-    """What the meter read over one piece of work. Energies are NaN where `error` tells why.
+    """What the meter read over one piece of work. If energies are NaN, `error` says why.
 
     Attributes:
         kwh, cpu_kwh, gpu_kwh, ram_kwh: energy, times the power usage effectiveness.

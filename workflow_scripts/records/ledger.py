@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Entry = dict[str, Any]
-"""A line of the ledger, told by its keys `entry` and `phase`."""
+"""A line of the ledger, identified by its keys `entry` and `phase`."""
 
 KILLED = "without a message"
 """How an attempt ended that could not say so itself: it was killed."""

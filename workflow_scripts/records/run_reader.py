@@ -294,7 +294,7 @@ def running_totals(epochs: pd.DataFrame, costs: Iterable[str]) -> pd.DataFrame:
 
 
 def tidy_tables(runs: list[Run]) -> dict[str, pd.DataFrame]:
-    """The tables of a study: runs, cases, epochs, stages, energy; each row tells its run."""
+    """The tables of a study: runs, cases, epochs, stages, energy; each row names its run."""
 
     def stacked(name: str) -> pd.DataFrame:
         frames = []

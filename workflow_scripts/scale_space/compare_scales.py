@@ -23,7 +23,7 @@ QUESTIONS = {
     "stochastic": "does the hypernetwork add anything to merely drawing the scale factor?",
     "film": "does it take weights of its own, or is it enough to scale and shift features?",
     "fixed_hyper": "what do many scale factors cost, in the same parametrisation?",
-    "fixed": "is it as good as what one would train for this scale factor alone?",
+    "fixed": "is it as good as a network trained for this scale factor alone?",
     "stock": "what is lost to nnU-Net's own network?",
 }
 """What the comparison with each kind of control answers, in the order of the page."""

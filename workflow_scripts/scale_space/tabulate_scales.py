@@ -147,7 +147,7 @@ def _limits(table: pd.DataFrame, costs: pd.DataFrame, mirroring: bool) -> list[s
     passes = "with mirroring" if mirroring else "without mirroring"
     notes += [
         "A scale-space network saves at inference, and in training only against the set of fixed "
-        "networks that it stands for.",
+        "networks that it replaces.",
         f"Dice and costs of inference: sliding window over the fold's validation cases, {passes}. "
         "Seconds are the network's; energy also has reading and export of the cases. Peak memory "
         "is that of tensors on a GPU, of the whole process without one. Every arm was trained once "

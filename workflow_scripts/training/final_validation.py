@@ -13,7 +13,7 @@ from workflow_scripts.common.files import read_json, write_json
 from workflow_scripts.common.images import check_whole
 
 CHECKED = (".gz", ".nii", ".mha", ".nrrd", ".gipl", ".png")
-"""Kinds of images of which half a one can be told from a whole one."""
+"""Image formats in which an incomplete file can be recognised."""
 EXPORT_SECONDS = 300.0
 """Longest wait for the exports of the cases that are predicted, when a validation ends early."""
 

@@ -190,7 +190,7 @@ def hold(folder: Path, stale_minutes: float, wait_minutes: float) -> Iterator[Le
 
 
 def describe_process() -> dict[str, Any]:
-    """Return what tells this process from all others, here and on other machines."""
+    """Return what identifies this process among all others, here and on other machines."""
     return {
         "host": socket.gethostname(),
         "machine": _machine(),

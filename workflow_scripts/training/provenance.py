@@ -35,7 +35,7 @@ def check_identity(identity: dict[str, Any], path: Path, started: bool, finished
     """Refuse to continue a training of another kind; note the identity of a new one.
 
     The identity is all that decides the weights. Of a finished training the versions may differ
-    from today's: nothing is trained any more, and `run.json` tells with which it was made.
+    from today's: nothing is trained any more, and `run.json` records the versions that it was made with.
 
     Raises UserError naming the fields that differ.
     """
@@ -91,7 +91,7 @@ def check_schedule(epochs: pd.DataFrame, schedule: Schedule, folder: Path) -> No
                 f"{folder} was trained by another schedule than its arm has now: epoch {row.epoch} "
                 f"had batches of {row.batch_size} patches of {row.patch_size}, and would have "
                 f"{stage.batch_size} of {stage.label}. Set the arm's parameters so that they are "
-                f"equal (the changelog tells which defaults changed), or name another `study`, or "
+                f"equal (the changelog lists changed defaults), or name another `study`, or "
                 f"delete {folder} to train from scratch"
             )
 

@@ -200,7 +200,7 @@ class nnUNetTrainerLowFrequencyCurriculum(nnUNetTrainerPatchCurriculum):
     lowpass = "fft"
     half_voxel_shift = True
 
-    def get_dataloaders(self):
+    def get_dataloaders(self) -> tuple[Any, Any]:
         """Return the training loader, which reduces and repeats batches, and nnU-Net's other one.
 
         Both resume at the checkpoint.

@@ -173,7 +173,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         with allow_one_voxel():
             return super().train_step(batch)
 
-    def get_dataloaders(self):
+    def get_dataloaders(self) -> tuple[Any, Any]:
         """Return the training loader of the schedule and a validation loader at the planned patch.
 
         Batch numbers follow from `current_epoch`, so a resumed training sees the same batches
@@ -257,7 +257,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         )
         return {"rotation_for_DA": rotation, "do_dummy_2d_data_aug": dummy_2d, "mirror_axes": axes}
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         """Configure augmentation and mirrored prediction as nnU-Net does; see `mirror_axes`."""
         rotation, dummy_2d, size, axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -340,7 +340,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         schedule: Schedule,
         first_batch: int,
         workers: int,
-    ):
+    ) -> Any:
         """Start the loader that draws from the seed (batch_seed, number, rank)."""
         loader = ScheduledDataLoader(
             dataset,
