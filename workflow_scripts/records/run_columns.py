@@ -1,4 +1,4 @@
-"""Columns of the tables of a run, shared by the code that writes them and the code that reads them."""
+"""Columns of the tables of a run, shared by their writers and readers."""
 
 EPOCHS = [
     "epoch", "stage", "patch_size", "batch_size", "lr", "train_loss", "val_loss", "pseudo_dice",

@@ -35,7 +35,7 @@ def check_identity(identity: dict[str, Any], path: Path, started: bool, finished
     """Refuse to continue a training of another kind; note the identity of a new one.
 
     The identity is all that decides the weights. Of a finished training the versions may differ
-    from today's: nothing is trained any more, and `run.json` records the versions that it was made with.
+    from today's: nothing is trained any more, and `run.json` records those that trained it.
 
     Raises UserError naming the fields that differ.
     """
