@@ -148,7 +148,7 @@ MISTAKES = {
     "empty section": (
         {"training": None},
         "config: training: null (nothing) is not a section with keys. "
-        "Length and circumstances of every training; the same for all arms.",
+        "Length and settings of every training; the same for all arms.",
     ),
     "name of an arm": (
         {"arms": {"My arm": {"trainer": "x"}}},
