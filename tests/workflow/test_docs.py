@@ -231,6 +231,10 @@ def test_links_resolve(page):
             assert anchor in anchors_of(file), f"{page.name}: {target}"
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 650
+
+
 def test_every_page_is_in_the_navigation():
     """And none is there twice; reports of GPUs are found through their own page."""
     text = (ROOT / "mkdocs.yml").read_text()
