@@ -12,52 +12,57 @@ from workflow_scripts.evaluation.measure_budgets import (
     COSTS,
     DIFFERENCES,
     TARGETS,
-    cost_of,
+    Curve,
     crossing,
-    dice_at,
-    interval,
     measure_differences,
     measure_targets,
     to_markdown,
 )
 
-CURVE = (np.array([1.0, 4.0, 16.0]), np.array([0.5, 0.7, 0.8]))
+CURVE = Curve(np.array([1.0, 4.0, 16.0]), np.array([0.5, 0.7, 0.8]), np.array([4, 16, 64]))
+CONSTANT = ((4, 0.5, 1.0), (16, 0.7, 4.0), (64, 0.8, 16.0))
+USUAL = ((8, 0.5, 2.0), (32, 0.85, 8.0))
 
 
-def sweep(progressive=((8, 0.5, 2.0), (32, 0.85, 8.0)), seeds=(1, 2, 3)):
-    """runs.csv: constant costs 1, 4 and 16; the other arm has (epochs, Dice, cost) each."""
-    constant = ((4, 0.5, 1.0), (16, 0.7, 4.0), (64, 0.8, 16.0))
+def sweep(progressive=USUAL, seeds=(1, 2, 3), folds=(0,), step=0.01, constant=CONSTANT):
+    """runs.csv: (epochs, Dice, cost) of each length; Dice of progressive grows by `step` a seed."""
     rows = [
-        {"task": "t", "arm": f"{arm}_{epochs}", "fold": 0, "seed": seed, "epochs": epochs}
-        | {"dice_foreground_mean": dice + (0.01 * seed if arm == "progressive" else 0)}
+        {"task": "t", "arm": f"{arm}_{epochs}", "fold": fold, "seed": seed, "epochs": epochs}
+        | {"dice_foreground_mean": dice + (step * seed if arm == "progressive" else 0)}
         | dict.fromkeys(COSTS, cost)
         for arm, lengths in (("constant", constant), ("progressive", progressive))
         for epochs, dice, cost in lengths
+        for fold in folds
         for seed in seeds
     ]
     return pd.DataFrame(rows)
 
 
+def differences(runs, trained="arm", cost="training_kwh"):
+    table = measure_differences(runs, "constant_64")
+    chosen = (table["trained"] == trained) & (table["cost"] == cost)
+    return table[chosen].set_index("epochs")
+
+
 def test_dice_is_linear_in_the_logarithm_of_the_cost_and_never_extrapolated():
-    assert dice_at(CURVE, 2.0) == pytest.approx(0.6)
-    assert dice_at(CURVE, 16.0) == pytest.approx(0.8)
-    assert math.isnan(dice_at(CURVE, 0.5))
-    assert math.isnan(dice_at(CURVE, 20.0))
+    assert CURVE.dice_at(2.0) == pytest.approx(0.6)
+    assert CURVE.dice_at(16.0) == pytest.approx(0.8)
+    assert math.isnan(CURVE.dice_at(0.5))
+    assert math.isnan(CURVE.dice_at(20.0))
 
 
 def test_the_cost_of_a_dice_is_that_from_which_the_curve_stays_there():
-    assert cost_of(CURVE, 0.6) == pytest.approx(2.0)
-    assert cost_of(CURVE, 0.8) == pytest.approx(16.0)
-    assert cost_of(CURVE, 0.4) == 1.0, "less was not trained"
-    assert math.isinf(cost_of(CURVE, 0.81))
-    falling = (np.array([1.0, 2.0, 4.0]), np.array([0.7, 0.6, 0.8]))
-    assert cost_of(falling, 0.7) == pytest.approx(2 * math.sqrt(2)), "not the first time"
+    assert CURVE.cost_of(0.6) == (pytest.approx(2.0), False)
+    assert CURVE.cost_of(0.8) == (pytest.approx(16.0), False)
+    assert CURVE.cost_of(0.4) == (1.0, True), "less was not trained"
+    assert CURVE.cost_of(0.81) == (math.inf, False)
+    falling = Curve(np.array([1.0, 2.0, 4.0]), np.array([0.7, 0.6, 0.8]), np.array([1, 2, 4]))
+    assert falling.cost_of(0.7)[0] == pytest.approx(2 * math.sqrt(2)), "not the first time"
 
 
 def test_differences_are_those_at_equal_cost():
-    table = measure_differences(sweep(), "constant_64")
-    assert list(table.columns) == DIFFERENCES
-    rows = table[table["cost"] == "training_kwh"].set_index("epochs")
+    assert list(measure_differences(sweep(), "constant_64").columns) == DIFFERENCES
+    rows = differences(sweep())
     assert rows["trainings"].tolist() == [3, 3]
     assert rows.loc[8, "dice_reference"] == pytest.approx(0.6)
     assert rows.loc[8, "difference"] == pytest.approx(0.52 - 0.6)
@@ -65,69 +70,142 @@ def test_differences_are_those_at_equal_cost():
     assert rows.loc[32, "relative"] == pytest.approx(0.5)
     wanted = ttest_1samp([0.51 - 0.6, 0.52 - 0.6, 0.53 - 0.6], 0).confidence_interval(0.95)
     assert (rows.loc[8, "ci_low"], rows.loc[8, "ci_high"]) == pytest.approx(tuple(wanted))
-    assert interval(np.array([0.1])) == pytest.approx((math.nan, math.nan), nan_ok=True)
+
+
+def test_where_the_reference_was_trained_the_arm_is_interpolated():
+    rows = differences(sweep(), "reference")
+    assert rows["difference"].notna().tolist() == [False, True, False]
+    assert rows.loc[16, "dice"] == pytest.approx((0.52 + 0.87) / 2)
+    assert rows.loc[16, "difference"] == pytest.approx(0.695 - 0.7)
+
+
+def test_one_and_the_same_curve_is_neither_ahead_nor_behind():
+    """Of a curve that saturates, each side is flattered where it was trained."""
+
+    def dice(cost):
+        return 0.9 - 0.4 / cost
+
+    constant = [(int(4 * cost), dice(cost), cost) for cost in (1.0, 4.0, 16.0)]
+    arm = [(int(4 * cost), dice(cost), cost) for cost in (2.0, 8.0)]
+    runs = sweep(arm, step=0.0, constant=constant)
+    assert (differences(runs)["difference"] > 0.01).all()
+    assert (differences(runs, "reference")["difference"].dropna() < -0.01).all()
+    table = measure_differences(runs, "constant_64")
+    text = crossing(table[table["cost"] == "training_gflop"])
+    assert text == "undecided up to 8.00 GFLOP"
+
+
+def test_the_interval_is_over_seeds_whose_folds_are_averaged():
+    rows = differences(sweep(folds=(0, 1, 2)))
+    assert rows["trainings"].tolist() == [9, 9]
+    assert rows.loc[8, "ci_low"] == pytest.approx(differences(sweep()).loc[8, "ci_low"])
+    assert differences(sweep(seeds=(1,)))["ci_low"].isna().all()
 
 
 def test_a_cost_that_the_reference_was_not_trained_for_has_no_difference():
     table = measure_differences(sweep(((2, 0.5, 0.5), (8, 0.9, 32.0))), "constant_64")
-    assert (table["trainings"] == 0).all()
-    assert table["difference"].isna().all()
+    of_arm = table[table["trained"] == "arm"]
+    assert (of_arm["trainings"] == 0).all()
+    assert of_arm["difference"].isna().all()
     runs = sweep()
     runs["training_kwh"] = math.nan
-    rows = measure_differences(runs, "constant_64").set_index("cost")
-    assert rows.loc["training_kwh", "difference"].isna().all()
-    assert rows.loc["training_gflop", "difference"].notna().all()
+    table = measure_differences(runs, "constant_64")
+    assert "training_kwh" not in set(table["cost"])
+    assert (table["cost"] == "training_gflop").any()
 
 
 @pytest.mark.parametrize(
     ("lengths", "text"),
     [
-        (((8, 0.5, 2.0), (32, 0.85, 8.0)), "ahead from 4.00 Wh on"),
+        (USUAL, "behind up to 2.00 Wh, undecided up to 8.00 Wh"),
         (((8, 0.5, 2.0), (32, 0.6, 8.0)), "behind up to 8.00 Wh"),
-        (((8, 0.7, 2.0), (32, 0.8, 8.0)), "ahead from 2.00 Wh on"),
-        (((8, 0.7, 2.0), (16, 0.5, 4.0), (32, 0.8, 8.0)), "ahead from 6.96 Wh on"),
+        (((8, 0.7, 2.0), (32, 0.8, 8.0)), "ahead from 4.00 Wh"),
+        (((8, 0.5, 1.0), (16, 0.75, 4.0), (32, 0.9, 16.0)), "ahead from 4.00 Wh"),
+        (
+            ((8, 0.4, 1.0), (16, 0.75, 4.0), (32, 0.9, 16.0)),
+            "behind up to 1.00 Wh, ahead from 4.00 Wh",
+        ),
+        (
+            ((8, 0.7, 2.0), (16, 0.5, 4.0), (32, 0.8, 8.0)),
+            "behind up to 4.00 Wh, undecided up to 8.00 Wh",
+        ),
         (((8, 0.7, 64.0),), "no common cost"),
     ],
 )
-def test_where_an_arm_gets_ahead(lengths, text):
+def test_where_an_arm_is_ahead(lengths, text):
     runs = sweep(lengths, seeds=(0,))
     runs["training_kwh"] /= 1000
     table = measure_differences(runs, "constant_64")
     assert crossing(table[table["cost"] == "training_kwh"]) == text
 
 
+def test_seeds_that_disagree_decide_nothing():
+    """Means alone would say: ahead from 4."""
+    lengths = ((8, 0.56, 1.0), (16, 0.67, 4.0), (32, 0.78, 16.0))
+    table = measure_differences(sweep(lengths, step=0.02), "constant_64")
+    rows = table[table["cost"] == "training_gflop"]
+    assert (rows["difference"] > 0).all()
+    assert crossing(rows) == "undecided up to 16.0 GFLOP"
+
+
+def targets(runs):
+    table = measure_targets(runs, "constant_4")
+    return table[table["cost"] == "training_gflop"].set_index(["arm", "level"])
+
+
 def test_targets_are_shares_of_the_final_dice_of_the_longest_reference():
-    table = measure_targets(sweep(), "constant_4")
-    assert list(table.columns) == TARGETS
-    rows = table[table["cost"] == "training_gflop"].set_index(["arm", "level"])
+    assert list(measure_targets(sweep(), "constant_4").columns) == TARGETS
+    rows = targets(sweep())
     assert rows.loc[("progressive", 1.0), "target"] == pytest.approx(0.8)
     share = (0.8 - 0.52) / (0.87 - 0.52)
     assert rows.loc[("progressive", 1.0), "amount"] == pytest.approx(2 * 4**share)
     assert rows.loc[("progressive", 1.0), "relative"] == pytest.approx(2 * 4**share / 16)
     assert rows.loc[("constant", 1.0), "relative"] == 1
-    low = measure_targets(sweep(((8, 0.5, 2.0), (32, 0.785, 8.0))), "constant_4")
-    rows = low[low["cost"] == "training_gflop"].set_index(["arm", "level"])
+    rows = targets(sweep(((8, 0.5, 2.0), (32, 0.785, 8.0))))
     assert rows.loc[("progressive", 1.0), "reached"] == 2
     assert np.isfinite(rows.loc[("progressive", 1.0), "relative"])
-    never = measure_targets(sweep(((8, 0.5, 2.0), (32, 0.7, 8.0))), "constant_4")
-    assert np.isinf(never.loc[never["arm"] == "progressive", "relative"]).all()
+    never = targets(sweep(((8, 0.5, 2.0), (32, 0.7, 8.0))))
+    assert np.isinf(never.loc["progressive", "relative"]).all()
+
+
+def test_less_than_the_shortest_training_is_a_bound_or_unknown():
+    rows = targets(sweep(((8, 0.9, 2.0), (32, 0.95, 8.0))))
+    assert rows.loc[("progressive", 1.0), "at_most"]
+    assert rows.loc[("progressive", 1.0), "relative"] == pytest.approx(2 / 16)
+    flat = sweep(constant=((4, 0.8, 1.0), (64, 0.8, 16.0)))
+    assert targets(flat).loc["progressive", "relative"].isna().all()
+
+
+def printed(runs):
+    return to_markdown(
+        *(measure(runs, "constant_64") for measure in (measure_differences, measure_targets)), runs
+    )
 
 
 def test_the_tables_are_printed():
-    runs = sweep()
-    differences, targets = (
-        measure(runs, "constant_64") for measure in (measure_differences, measure_targets)
-    )
-    text = to_markdown(differences, targets, runs)
-    assert "| progressive | 8      | 0.520 ± 0.010" in text
+    text = printed(sweep())
+    assert "| progressive | 8 " in text
+    assert "0.520 ± 0.010" in text
     assert "-0.080 [-0.105, -0.055]" in text
-    assert "over 3 seeds (Student's t)" in text
-    assert "never" not in text.split("- Mean")[0]
-    alone = sweep(seeds=(1,))
-    differences, targets = (
-        measure(alone, "constant_64") for measure in (measure_differences, measure_targets)
-    )
-    assert "One training each" in to_markdown(differences, targets, alone)
+    assert "over the seeds (Student's t)" in text
+    assert "| arm, 8 epochs" in text and "| reference, 16 epochs" in text
+    assert "One training each" in printed(sweep(seeds=(1,)))
+    assert "| ≤ 0.19" in printed(sweep(((8, 0.9, 3.0), (32, 0.95, 8.0))))
+
+
+def test_fewer_trainings_than_there_are_seeds_are_counted():
+    runs = sweep()
+    first = (runs["arm"] == "progressive_8") & (runs["seed"] == 1)
+    runs.loc[first, "training_kwh"] = 0.5
+    assert "(n = 2)" in printed(runs)
+
+
+def test_a_sweep_of_the_reference_alone_or_without_dice_has_no_differences():
+    runs = sweep()
+    alone = printed(runs[runs["arm"].str.startswith("constant")])
+    assert "Dice and costs" in alone
+    assert "minus that of constant at equal" not in alone.split("- Mean")[0]
+    assert "Dice and costs" in printed(runs.assign(dice_foreground_mean=math.nan))
 
 
 def test_a_reference_without_a_run_is_named():

@@ -74,6 +74,11 @@ def training_dice(runs: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([whole.assign(label="", label_name="foreground"), by_label], ignore_index=True)
 
 
+def _mean_of_all(values: pd.Series) -> float:
+    """NaN if one is: a mean of others would be compared with a mean of all."""
+    return float(values.mean(skipna=False))
+
+
 def compare(
     runs: pd.DataFrame,
     cases: pd.DataFrame,
@@ -96,7 +101,7 @@ def compare(
     foreground = dice[dice["label"] == ""]
     over_tasks = foreground.groupby(
         ["arm", "fold", "seed", "label", "label_name"], as_index=False
-    ).agg(dice=("dice", "mean"), nan_dice=("nan_dice", "sum"), cases=("cases", "sum"))
+    ).agg(dice=("dice", _mean_of_all), nan_dice=("nan_dice", "sum"), cases=("cases", "sum"))
     dice = pd.concat([dice, over_tasks.assign(task=OVERALL)], ignore_index=True)
     table = dice.groupby(["task", "arm", "label", "label_name"], as_index=False).agg(
         folds=("fold", "nunique"),
@@ -107,8 +112,9 @@ def compare(
         dice_std=("dice", "std"),
     )
     table["cases"] //= table["seeds"]
-    costs = runs.groupby(["task", "arm"], as_index=False)[list(COSTS)].mean()
-    totals = costs.groupby("arm", as_index=False)[list(COSTS)].mean().assign(task=OVERALL)
+    costs = runs.groupby(["task", "arm"], as_index=False)[list(COSTS)].agg(_mean_of_all)
+    totals = costs.groupby("arm", as_index=False)[list(COSTS)].agg(_mean_of_all)
+    totals["task"] = OVERALL
     costs = pd.concat([costs, totals], ignore_index=True).assign(label="")
     table = table.merge(costs, on=["task", "arm", "label"], how="left")
 

@@ -31,10 +31,11 @@ def overview(comparison: pd.DataFrame, significance: pd.DataFrame) -> pd.DataFra
     """Return one row per measure, task and arm with the columns `COLUMNS`.
 
     Measures are the foreground Dice and, for each of `COSTS`, the ratio to the reference arm.
-    Several tasks have two rows more: `overall`, their mean, and `rank`, the mean of an arm's ranks
-    on the tasks (1 is the highest Dice or the lowest cost; ties share their mean rank). `best`
-    marks the best arm of a row. `significant` is `gain` or `loss` where significance.csv has a
-    significant difference from the reference arm.
+    With several tasks there are two more rows: `overall`, their mean (of ratios, for costs), and
+    `rank`, the mean of an arm's ranks on the tasks (1 is the highest Dice or the lowest cost; ties
+    share their mean rank). `best` marks the best arm of a row. `significant` is `gain` or `loss`
+    where significance.csv has a significant difference from the reference arm, and mean and ranks
+    differ in the same direction.
 
     Args:
         comparison: comparison.csv.
@@ -48,12 +49,14 @@ def overview(comparison: pd.DataFrame, significance: pd.DataFrame) -> pd.DataFra
     if per_task["task"].nunique() < 2:
         table = per_task
     else:
-        ranks = per_task.assign(value=_ranks(per_task)).groupby(["measure", "arm"], sort=False)
-        ranks = ranks["value"].agg(lambda values: values.mean(skipna=False)).reset_index()
-        table = pd.concat([table, ranks.assign(task=RANK)], ignore_index=True)
+        ratios = _over_tasks(per_task[per_task["measure"] != DICE]).assign(task=OVERALL)
+        ranks = _over_tasks(per_task.assign(value=_ranks(per_task))).assign(task=RANK)
+        dice = table[(table["measure"] == DICE) & (table["task"] == OVERALL)]
+        table = pd.concat([per_task, dice, ratios, ranks], ignore_index=True)
     table["best"] = _ranks(table, "min") == 1
     tested = significance[(significance["measure"] == DICE) & significance["label"].isna()]
     decided = tested[tested["significant"] == "yes"]
+    decided = decided[decided["difference"] * decided["rank_biserial"] > 0]
     signs = decided["difference"].map(lambda difference: GAIN if difference > 0 else LOSS)
     decided = decided[["measure", "task", "arm"]].assign(significant=signs)
     table = table.merge(decided, on=["measure", "task", "arm"], how="left")
@@ -64,6 +67,12 @@ def overview(comparison: pd.DataFrame, significance: pd.DataFrame) -> pd.DataFra
 
 def _measure(foreground: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
     return foreground[["task", "arm"]].assign(measure=name, value=foreground[column])
+
+
+def _over_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the tasks for each measure and arm; NaN if one task has no value."""
+    groups = table.groupby(["measure", "arm"], sort=False)["value"]
+    return groups.agg(lambda values: values.mean(skipna=False)).reset_index()
 
 
 def _ranks(table: pd.DataFrame, method: str = "average") -> pd.Series:
@@ -79,18 +88,23 @@ def _rows(table: pd.DataFrame, cell: Callable[[pd.Series], str]) -> pd.DataFrame
     names = {OVERALL: "mean", RANK: "mean rank"}
     texts = table.assign(text=table.apply(cell, axis=1), task=table["task"].replace(names))
     order = {"index": texts["task"].unique(), "columns": texts["arm"].unique()}
-    return texts.pivot(index="task", columns="arm", values="text").reindex(**order).reset_index()
+    return (
+        texts.pivot(index="task", columns="arm", values="text")
+        .reindex(**order)
+        .rename_axis(index="Task")
+        .reset_index()
+    )
 
 
 def dice_and_costs(
     table: pd.DataFrame, cell: Callable[[pd.Series], str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the two printed tables: Dice, and all costs with a column `cost` in front."""
+    """Return the two printed tables: Dice, and all costs with a column `Cost` in front."""
     dice = _rows(table[table["measure"] == DICE], cell)
     parts = []
     for name in COSTS.values():
         rows = _rows(table[table["measure"] == name], cell)
-        rows.insert(0, "cost", [name, *[""] * (len(rows) - 1)])
+        rows.insert(0, "Cost", [name, *[""] * (len(rows) - 1)])
         parts.append(rows)
     return dice, pd.concat(parts, ignore_index=True)
 
@@ -153,7 +167,7 @@ def to_latex(table: pd.DataFrame, trained: str) -> str:
     parts = ["% needs \\usepackage{booktabs,graphicx}"]
     texts = captions(table, trained)
     for rows, caption in zip(dice_and_costs(table, latex_cell), texts, strict=True):
-        names = [name for name in rows.columns if name in ("cost", "task")]
+        names = [name for name in rows.columns if name in ("Cost", "Task")]
         rows[names] = rows[names].map(escape_latex)
         heads = [
             name if name in names else rf"\shortstack[r]{{{escape_latex(name)}}}"

@@ -16,6 +16,7 @@ from workflow_scripts.common.figure_style import (
     save,
 )
 from workflow_scripts.common.formatting import COMPUTATION, ENERGY, TIME, repeats, unit
+from workflow_scripts.records.run_reader import without_length
 
 COSTS = {
     "training_kwh": ("energy of training, {}", ENERGY),
@@ -30,7 +31,7 @@ def budgets(runs: pd.DataFrame) -> pd.DataFrame:
     Means over the trainings, and the lowest and highest Dice. An arm of a sweep is named after what
     it trains and its number of epochs: `constant_42`.
     """
-    table = runs.assign(arm=runs["arm"].str.replace(r"_\d+$", "", regex=True))
+    table = runs.assign(arm=runs["arm"].map(without_length))
     groups = table.groupby(["task", "arm", "epochs"], as_index=False)
     return groups.agg(
         dice=("dice_foreground_mean", "mean"),

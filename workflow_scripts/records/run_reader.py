@@ -70,6 +70,11 @@ class Run:
     cases: pd.DataFrame
 
 
+def without_length(arm: str) -> str:
+    """Return a sweep's arm without its number of epochs: `constant` for `constant_42`."""
+    return re.sub(r"_\d+$", "", arm)
+
+
 def name_of(key: RunKey) -> str:
     """A run in words, for messages."""
     task, arm, fold, seed = key
