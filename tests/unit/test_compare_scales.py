@@ -93,7 +93,7 @@ def test_the_page(compared):
     for said in (
         "ours against stochastic: does the hypernetwork add anything",
         "ours against fixed hyper: what do many scale factors cost",
-        "ours against fixed: is it as good as what one would train",
+        "ours against fixed: is it as good as a network trained",
         "ours against stock: what is lost to nnU-Net's own network?",
         "corrected by Holm over the 6 comparisons",
         "not of another training",

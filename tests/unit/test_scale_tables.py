@@ -319,13 +319,14 @@ def test_the_notebook(table, costs, matrix, tmp_path, with_transfer):
     render(done, page, "fake: scale_space")
     text = " ".join(page.read_text().split())
     assert "Traceback" not in text
-    assert "with 0.63 of the computation of its best scale factor (0.5, Dice 0.880), 0.35" in text
+    assert "with 0.63 of the computation of the best one (0.5, Dice 0.880)" in text
+    assert "scale factor 0.35 has a Dice of" in text
     assert ("Its weights follow the scale factor." in text) == with_transfer
-    assert ("do not follow the scale factor</strong>: it is one network for all" in text) != (
+    assert ("do not follow the scale factor</strong>: the same network serves all" in text) != (
         with_transfer
     )
     assert "<strong>The comparisons</strong>" in text
-    assert "What the curve cannot do" in text
+    assert "Limits" in text
     assert "It cannot fall much further" in text, "the limits with the study's numbers"
     assert text.count("data:image/png;base64") == 1 + with_transfer
     assert ("Not measured:" in text) != with_transfer
