@@ -129,6 +129,7 @@ def test_a_cost_that_the_reference_was_not_trained_for_has_no_difference():
             ((8, 0.7, 2.0), (16, 0.5, 4.0), (32, 0.8, 8.0)),
             "behind up to 4.00 Wh, undecided up to 8.00 Wh",
         ),
+        (((8, 0.5, 1.0), (32, 0.7, 16.0)), "behind up to 16.0 Wh"),
         (((8, 0.7, 64.0),), "no common cost"),
     ],
 )

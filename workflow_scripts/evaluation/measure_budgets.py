@@ -231,10 +231,11 @@ def crossing(rows: pd.DataFrame) -> str:
     behind = (known["ci_high"].fillna(known["difference"]) < 0).to_numpy() & of_arm
     ahead = (known["ci_low"].fillna(known["difference"]) > 0).to_numpy()
     from_here_on = np.logical_and.accumulate(ahead[::-1])[::-1] & ~of_arm
-    parts = [f"behind up to {amounts[np.flatnonzero(behind)[-1]]}"] if behind.any() else []
+    last_behind = amounts[np.flatnonzero(behind)[-1]] if behind.any() else None
+    parts = [f"behind up to {last_behind}"] if last_behind else []
     if from_here_on.any():
         parts.append(f"ahead from {amounts[np.flatnonzero(from_here_on)[0]]}")
-    elif not behind[-1]:
+    elif last_behind != amounts[-1]:
         parts.append(f"undecided up to {amounts[-1]}")
     return ", ".join(parts)
 
