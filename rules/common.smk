@@ -60,9 +60,11 @@ STUDY = Study(config, MSD)
 JOBS = JobResources(
     STUDY, BASE / "config/job_resources.tsv", BASE / "config/published/nnunet_plans.tsv"
 )
-# As many jobs on GPUs as there are GPUs, unless `--resources gpu=…` says otherwise.
-if config["training"]["device"] != "cpu" and "gpu" not in workflow.global_resources:
-    workflow.register_resource("gpu", count_gpus())
+# As many jobs on GPUs as there are GPUs, unless `--resources gpu=…` says otherwise. Where the trainings
+# run on the CPU, for want of GPUs, their cores are the limit.
+GPUS = 0 if config["training"]["device"] == "cpu" else count_gpus()
+if GPUS and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", GPUS)
 
 HAS_BUDGET = set(config["budget"].values()) != {None}
 RESULTS = f"results/{STUDY.name}"

@@ -251,6 +251,18 @@ def test_an_arm_s_own_length_is_that_of_its_training(tree):
     assert "('low_frequency_56', 56)" in run.stdout
 
 
+def test_without_a_gpu_the_cores_are_the_limit_of_trainings(tree, monkeypatch):
+    """As many run side by side as there are GPUs; on a machine without, one would be too few."""
+    probe = "import sys; print('LIMITS', dict(workflow.global_resources)); sys.exit(3)"
+    (tree / "limits.smk").write_text(f'include: "{ROOT}/Snakefile"\n{probe}\n')
+    arguments = ("-s", tree / "limits.smk", "--configfile", "config/budget_sweep.yaml")
+    assert 'Resource("gpu", 2)' in dry_run(tree, *arguments, "--resources", "gpu=2").stdout
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = dry_run(tree, *arguments).stdout
+    assert "LIMITS" in found
+    assert '"gpu"' not in found
+
+
 @pytest.mark.parametrize("budget", [False, True])
 def test_a_search_begins_with_its_forecast(tree, budget):
     """What follows the first part is known when it is decided."""

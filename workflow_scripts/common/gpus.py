@@ -105,10 +105,13 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
 
 
 def count_gpus() -> int:
-    """Return how many trainings can have a GPU each, at least 1 (so that one runs on the CPU)."""
+    """Return how many trainings can have a GPU each; 0 on a machine without any.
+
+    1 where the GPUs cannot be listed: the first job that needs one reports it.
+    """
     try:
-        return max(1, len(visible_gpus()))
-    except UserError:  # reported by the first job that needs a GPU
+        return len(visible_gpus())
+    except UserError:
         return 1
 
 
