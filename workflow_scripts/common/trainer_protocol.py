@@ -1,4 +1,4 @@
-"""What the workflow asks of a trainer besides what every trainer of nnU-Net has."""
+"""What the workflow needs from a trainer beyond nnU-Net's own interface."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -23,7 +23,7 @@ class CurriculumTrainer(Protocol):
 
     @property
     def iterations_resumed(self) -> int:
-        """Training iterations of its first epoch that a resumed training need not do again."""
+        """Training iterations of its first epoch that a resumed training need not repeat."""
 
     @property
     def pseudo_dice_by_scale(self) -> Mapping[float, float]:
@@ -31,10 +31,10 @@ class CurriculumTrainer(Protocol):
 
     @classmethod
     def network_settings(cls, parameters: Mapping[str, Any]) -> ScaleSpaceSettings | None:
-        """Return what decides the network's scale factors with an arm's parameters, if any do."""
+        """Return the settings of the scale factors for an arm's parameters, if it has any."""
 
     def schedule(self) -> Schedule:
-        """Return the schedule of the whole training; ValueError where its settings do not fit."""
+        """Return the schedule of the whole training; ValueError if its settings do not fit."""
 
     def scale_of_step(self, phase: Phase) -> float | None:
         """Return the scale factor of the next step; None where there is only one size."""
@@ -44,7 +44,7 @@ class CurriculumTrainer(Protocol):
 
 
 def mirrors(trainer: type, parameters: Mapping[str, Any]) -> bool:
-    """Tell whether an arm trains with mirroring, so that its predictions may use it too.
+    """Return whether an arm trains with mirroring, so that its predictions may use it too.
 
     Args:
         trainer: class of the arm.
@@ -55,5 +55,5 @@ def mirrors(trainer: type, parameters: Mapping[str, Any]) -> bool:
 
 
 def as_curriculum_trainer(trainer: object) -> CurriculumTrainer | None:
-    """Return the trainer if it is one of this project's kind; None for nnU-Net's own."""
+    """Return the trainer if it follows `CurriculumTrainer`; None for nnU-Net's own."""
     return trainer if isinstance(trainer, CurriculumTrainer) else None

@@ -1,8 +1,8 @@
 """The ledger of a training, which survives a kill.
 
 The ledger (`ledger.jsonl` in nnU-Net's fold folder) gets one line for each piece of work as it
-ends: every attempt's start, its set-up, each epoch, the final validation. `run_tables` derives the
-files of a run from it.
+ends: the start of every attempt, its set-up, each epoch, the final validation. `run_tables`
+derives the files of a run from it.
 """
 
 import json
@@ -19,17 +19,17 @@ KILLED = "without a message"
 
 
 class Ledger:
-    """Append-only lines of JSON; a line that a kill cut short is ignored."""
+    """Append-only lines of JSON; an incomplete line, left by a kill, is ignored."""
 
     def __init__(self, path: Path, before_append: Callable[[], None] = lambda: None) -> None:
         """Open the ledger at `path`, which need not exist yet.
 
-        `before_append` raises an exception where this process must not write to it.
+        `before_append` raises an exception if this process must not write to it.
         """
         self.path, self._before_append = path, before_append
 
     def read(self) -> list[Entry]:
-        """Return all whole entries in the order in which they were written."""
+        """Return all complete entries in the order in which they were written."""
         if not self.path.exists():
             return []
         entries: list[Entry] = []
@@ -41,7 +41,7 @@ class Ledger:
         return entries
 
     def append(self, entry: Entry) -> None:
-        """Write one entry through to the disk."""
+        """Write one entry and flush it to the disk."""
         self._before_append()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:

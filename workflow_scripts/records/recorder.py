@@ -20,12 +20,14 @@ Step = tuple[int, tuple[int, ...], float | None]
 
 
 class Recorder:
-    """Watches a trainer from outside: the same lines meter nnU-Net's stock trainer and every arm.
+    """Observes a trainer from outside: the same code measures nnU-Net's trainer and every arm.
 
     Args:
-        ledger, meter, flops: where to write, and what to read energy and work from.
+        ledger: where to write.
+        meter: energy.
+        flops: computation of a step.
         attempt: number of this attempt, 1 for the first.
-        began: `time.monotonic()` when the meter began.
+        began: `time.monotonic()` when the meter started.
         after_epoch: called with the ledger's entries after every epoch.
     """
 
@@ -61,7 +63,7 @@ class Recorder:
             self._count(step, phase)
 
     def finish(self, phase: str, **fields: object) -> Entry:
-        """Close the present piece of work as one ledger entry and begin the next."""
+        """Close the current piece of work as one ledger entry and start the next."""
         now = time.monotonic()
         entry = {"entry": "work", "attempt": self._attempt, "phase": phase, **fields}
         entry |= {"seconds": now - self._last, **asdict(self._meter.read())}
@@ -70,7 +72,7 @@ class Recorder:
         return entry
 
     def _end_part(self) -> None:
-        """Close what was done of an epoch up to a checkpoint, as an entry marked `partial`."""
+        """Close the part of an epoch up to a checkpoint, as an entry marked `partial`."""
         running = [name for name, seconds in self._seconds.items() if seconds < 0]
         for name in running:
             self._clock(name, 1)
@@ -106,7 +108,7 @@ class Recorder:
         self._seconds = {"train": 0.0, "val": 0.0}
 
     def _describe_steps(self) -> dict[str, Any]:
-        """What this attempt did of the present epoch; sizes are None where it trained no batch."""
+        """What this attempt did in the current epoch; sizes are None if it trained no batch."""
         epoch = self._trainer.current_epoch
         train, val = self._batches["train"], self._batches["val"]
         iterations = sum(train.values())
@@ -133,7 +135,7 @@ class Recorder:
         }
 
     def _stage_of(self, epoch: int) -> tuple[int | None, Stage | None]:
-        """Number and content of its stage; None where batches differ, or none is planned."""
+        """Number and content of its stage; None if batches differ or no stage is planned."""
         if self._curriculum is None:
             return 0, None
         schedule = self._curriculum.schedule()
@@ -150,7 +152,7 @@ class Recorder:
         self._seconds[phase] += sign * time.monotonic()
 
     def _count(self, name: str, phase: Phase) -> None:
-        """Count steps by batch size, patch size and, where the network has one, scale factor."""
+        """Count steps by batch size, patch size and, if the network has one, scale factor."""
         step = getattr(self._trainer, name)
 
         def counted(batch: dict[str, Any]) -> object:

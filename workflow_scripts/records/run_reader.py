@@ -1,7 +1,7 @@
-"""Read what finished trainings left behind, check it strictly, and lay it out as tidy tables.
+"""Read the files of finished trainings, check them strictly, and return tidy tables.
 
-A run is one (task, arm, fold, seed). Nothing is filled in: a run that is missing, half-written,
-there twice or at odds with itself stops the tables with a message that names the file.
+A run is one (task, arm, fold, seed). Nothing is filled in: a run that is missing, incomplete,
+duplicated or inconsistent stops the tables with a message that names the file.
 """
 
 import csv
@@ -84,8 +84,8 @@ def name_of(key: RunKey) -> str:
 def read_table(path: Path) -> pd.DataFrame:
     """Read one of the tables of a run that are in `TABLES`; it may have more columns.
 
-    `UserError` names the file where it is missing, was cut off (no newline at its end, a short
-    row), lacks a column, or holds text where a number belongs.
+    `UserError` names the file if it is missing, truncated (no newline at the end, a short row),
+    lacks a column, or contains text in place of a number.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -143,8 +143,8 @@ def read_cases(path: Path, label_names: Mapping[str, str], ending: str) -> pd.Da
 
     `ending` is that of the dataset's files, such as `.nii.gz`.
 
-    Columns: case, label, label_name and those of `METRICS`. Dice and IoU are NaN where a label is
-    absent in reference and prediction, as nnU-Net writes it.
+    Columns: case, label, label_name and those of `METRICS`. Dice and IoU are NaN if a label is absent in
+    reference and prediction, as in nnU-Net.
     """
     summary = read_json(path, "train this fold again")
     rows = []
@@ -222,7 +222,7 @@ def read_run(folder: Path, key: RunKey) -> Run:
 
 
 def _check_summary(path: Path, record: Mapping[str, Any], cases: pd.DataFrame) -> None:
-    """run.json and summary.json must tell the same cases, NaNs and foreground mean."""
+    """run.json and summary.json must agree on cases, NaNs and foreground mean."""
     mean = record["dice_foreground_mean"]
     told = {
         "cases": record["cases"],
@@ -247,7 +247,7 @@ def _check_summary(path: Path, record: Mapping[str, Any], cases: pd.DataFrame) -
 def read_study(folders: Mapping[RunKey, Path]) -> list[Run]:
     """Read every run of a study, in the mapping's order.
 
-    `UserError` lists the runs that have no record at all, or names the first faulty file.
+    `UserError` lists the runs without any record, or names the first faulty file.
     """
     missing = [key for key, folder in folders.items() if not (folder / "run.json").is_file()]
     if missing:
@@ -271,7 +271,7 @@ def flat_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def steps_of_epochs(epochs: pd.DataFrame, planned: int | pd.Series) -> pd.Series:
-    """Return the optimiser steps of each epoch, of which those of equal computation have more.
+    """Return the optimiser steps of each epoch; epochs of equal computation differ.
 
     Args:
         epochs: rows of epochs.csv; runs of earlier versions lack the column `iterations`.
@@ -287,9 +287,9 @@ def count_steps(run: Run) -> int:
 
 
 def running_totals(epochs: pd.DataFrame, costs: Iterable[str]) -> pd.DataFrame:
-    """Return epochs.csv in order, with each cost summed up from the beginning of its training.
+    """Return epochs.csv in order, with each cost summed from the start of its training.
 
-    Past an epoch without a reading the sum is unknown (NaN), not smaller.
+    After an epoch without a reading the sum is unknown (NaN), not smaller.
     """
     table = epochs.sort_values([*KEYS, "epoch"], ignore_index=True)
     trainings = table.groupby(KEYS)

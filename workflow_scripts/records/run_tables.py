@@ -24,10 +24,10 @@ ENERGIES = ["kwh", "kg_co2eq", "cpu_kwh", "gpu_kwh", "ram_kwh"]
 
 
 def kept_work(entries: Iterable[Entry]) -> dict[int, list[Entry]]:
-    """Return the ledger's entries that the weights come from, by epoch, in their order.
+    """Return the ledger's entries behind the final weights, by epoch, in order.
 
-    An attempt that resumed at iteration i of epoch r threw away what an earlier one did after it.
-    An epoch that was left with a checkpoint has several entries; all but the last are `partial`.
+    An attempt that resumed at iteration i of epoch r discards what earlier ones did after it. An
+    epoch interrupted with a checkpoint has several entries; all but the last are `partial`.
     """
     kept: dict[int, list[Entry]] = {}
     for entry in entries:
@@ -42,9 +42,9 @@ def kept_work(entries: Iterable[Entry]) -> dict[int, list[Entry]]:
 
 
 def kept_validation(entries: Iterable[Entry]) -> list[Entry]:
-    """Return the ledger's entries that the last final validation rests on, in their order.
+    """Return the ledger's entries behind the last final validation, in order.
 
-    A case that was predicted more than once counts as it was the last time.
+    If a case was predicted more than once, the last time counts.
     """
     validations = [entry for entry in entries if entry.get("phase") == "validation"]
     ends = [number for number, entry in enumerate(validations) if not entry.get("partial")]
@@ -56,7 +56,7 @@ def kept_validation(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def epochs_table(entries: Iterable[Entry]) -> pd.DataFrame:
-    """Return one row per kept epoch that is done (columns `EPOCHS`)."""
+    """Return one row per finished and kept epoch (columns `EPOCHS`)."""
     done = [parts for parts in kept_work(entries).values() if not parts[-1].get("partial")]
     table = pd.DataFrame([_join_parts(parts) for parts in done], columns=EPOCHS)
     return table.astype({"stage": "Int64", "batch_size": "Int64"})
@@ -84,7 +84,7 @@ def _join_parts(parts: list[Entry]) -> Entry:
 
 
 def stages_table(epochs: pd.DataFrame) -> pd.DataFrame:
-    """Return the epochs summed a stage (columns `STAGES`); losses and Dice are its last epoch's."""
+    """Return the epochs summed by stage (columns `STAGES`); losses and Dice of its last epoch."""
     groups = epochs.groupby(["stage", "patch_size"], sort=False, dropna=False)
     table = groups.agg(
         batch_size=("batch_size", "first"),
@@ -104,8 +104,8 @@ def stages_table(epochs: pd.DataFrame) -> pd.DataFrame:
 def energy_table(entries: list[Entry]) -> pd.DataFrame:
     """Return one row per attempt, phase and stage (columns `ENERGY`).
 
-    `*_kept` is the part that the result rests on: kept epochs and the final validation that
-    succeeded. A piece of work whose meter failed makes its row's energies empty, with the reason.
+    `*_kept` is the part behind the result: kept epochs and the successful final validation. If the
+    meter failed for a piece of work, the energies of its row are empty, with the reason.
     """
     meters = {e["attempt"]: e["meter"] for e in entries if e["entry"] == "attempt"}
     kept = {id(entry) for parts in kept_work(entries).values() for entry in parts}
@@ -136,7 +136,7 @@ def describe_run(
     summary: dict[str, Any],
     folder: Path,
 ) -> dict[str, Any]:
-    """Return the content of `run.json`; a number that is not known is None.
+    """Return the content of `run.json`; unknown numbers are None.
 
     Args:
         run: names and identity of the training, including its length and seed.

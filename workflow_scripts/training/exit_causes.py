@@ -1,8 +1,8 @@
-"""How the attempts at a training ended, also those that could not tell it themselves.
+"""How the attempts at a training ended, including those that were killed.
 
-Every attempt ends with an entry `end` in the ledger, whose `how` is `finished`, a signal's name,
-`time limit`, or the error. One that was killed, by the kernel for lack of memory or with its
-machine, gets it from the next attempt: `without a message`.
+Every attempt ends with an entry `end` in the ledger. Its `how` is `finished`, a signal's name,
+`time limit`, or the error. If an attempt was killed, the next one writes the entry for it:
+`without a message`.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def infer_killed_attempt(entries: Iterable[dict], kills: dict[str, Any] | None) -> dict | None:
-    """Return the entry `end` of the last attempt if it could not write it itself, else None.
+    """Return the entry `end` that the last attempt could not write; None if it did.
 
     Args:
         entries: of the ledger, before the next attempt.
         kills: what `memory_kills` returns now.
 
     Returns:
-        entry, attempt, how; `reached`, in words; and `cause`, in words: certain where the kernel
-        has killed a process of the same control group for lack of memory meanwhile.
+        entry, attempt, how; `reached` and `cause` in words. The cause is certain if the kernel has
+            since killed a process of the same control group for lack of memory.
     """
     last: dict[str, Any] | None = None
     reached = ""
@@ -66,16 +66,16 @@ def describe_killed_attempt(end: dict, entries: Iterable[dict], going_on_from: s
 
 
 def oom_killed_since(before: dict[str, Any] | None, now: dict[str, Any] | None) -> bool:
-    """Tell whether the kernel has killed a process meanwhile, from two of `memory_kills`."""
+    """Return whether the kernel killed a process between two calls of `memory_kills`."""
     if before is None or now is None or before["group"] != now["group"]:
         return False
     return before["count"] < now["count"]
 
 
 def memory_kills() -> dict[str, Any] | None:
-    """Return this process's control group and how many of its processes lack of memory has killed.
+    """Return this process's control group and its number of out-of-memory kills.
 
-    None where the kernel does not tell.
+    None if the kernel does not say.
     """
     with contextlib.suppress(OSError, ValueError, KeyError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()

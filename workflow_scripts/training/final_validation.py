@@ -1,4 +1,4 @@
-"""nnU-Net's final validation, which resumes at the first case that is not predicted yet."""
+"""nnU-Net's final validation, which resumes at the first case without a prediction."""
 
 import multiprocessing
 import time
@@ -25,21 +25,19 @@ def validate(
     before_case: Callable[[int, Callable[[], None]], None],
     after_case: Callable[[str, int], None],
 ) -> None:
-    """Predict all validation cases that are not predicted yet, then measure all of them.
+    """Predict the validation cases that have no prediction yet, then evaluate all cases.
 
-    It is nnU-Net's own validation, whose list of cases leaves out those that an interrupted one has
-    predicted; it measures whatever is in its folder, so that `summary.json` is that of a validation
-    which was never interrupted.
+    This is nnU-Net's own validation with a shorter list of cases. It evaluates everything in its
+    folder, so `summary.json` is the same as without an interruption.
 
     Args:
         trainer: of nnU-Net, trained.
         folder: nnU-Net's fold folder.
-        made_with: what the predictions depend on; those that were made with anything else are
-            deleted.
+        made_with: what the predictions depend on; predictions made with anything else are deleted.
         before_case: called with the number of cases that are predicted and a function that waits
             for their exports; an exception that it raises ends the validation.
-        after_case: called with each case as its prediction is done, its export being under way, and
-            with the number of cases that are predicted then.
+        after_case: called with each case after its prediction (its export may still be running), and
+            with the number of cases that are predicted.
     """
     output, mark = folder / "validation", folder / "validation_made_with.json"
     ending = trainer.dataset_json["file_ending"]
@@ -74,7 +72,7 @@ def validate(
 
 
 class _Cases(list):
-    """Cases that are handed out one by one, with something to do before and after each."""
+    """Iterates over cases, with a callback before and after each."""
 
     def __init__(
         self,
@@ -95,10 +93,10 @@ class _Cases(list):
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether an image is there and can be read through; a killed process leaves half of one.
+    """Return whether an image exists and can be read completely.
 
-    Readers may accept a truncated TIFF or BMP, so those never count as whole and are predicted
-    again.
+    A killed process leaves an incomplete file. Readers may accept a truncated TIFF or BMP, so these
+    never count as complete and are predicted again.
     """
     try:
         check_whole(path)
@@ -110,7 +108,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _wait_until_whole(paths: list[Path], workers: list[BaseProcess]) -> None:
-    """Wait until the images are written, as long as all processes live that may be writing them."""
+    """Wait until the images are written, or until a process that writes them has died."""
     until = time.monotonic() + EXPORT_SECONDS
     paths = [path for path in paths if path.suffix in CHECKED]
     while (paths := [path for path in paths if not is_whole(path)]) and (

@@ -1,4 +1,4 @@
-"""One attempt at a training: from the last checkpoint to the end, and through the validation."""
+"""One attempt at a training: from the last checkpoint to the end of the final validation."""
 
 import time
 from collections.abc import Callable
@@ -55,16 +55,16 @@ from workflow_scripts.training.trainer_factory import load_checkpoint, make_trai
 
 @dataclass(frozen=True)
 class Fold:
-    """What is to be trained, with what, and where.
+    """A training: what, with which settings, and where.
 
     Attributes:
         run: which training.
         settings: how it is trained and validated.
         plans_file: nnU-Net's plans.
-        identity: all that decides the weights.
+        identity: everything that determines the weights.
         cases: number of cases of the final validation.
         folder: nnU-Net's fold folder.
-        hardware: what to compute with.
+        hardware: device, precision and threads.
     """
 
     run: RunSpec
@@ -96,7 +96,7 @@ class Fold:
         return Ledger(self.folder / "ledger.jsonl")
 
     def check_identity(self) -> bool:
-        """Tell whether a training is there; raise UserError if it is of another kind."""
+        """Return whether a training exists; raise UserError if it is a different one."""
         finished = self.final.exists()
         if not (finished or self.latest.exists()):
             return False
@@ -108,12 +108,12 @@ class Fold:
 
     @property
     def mirroring(self) -> bool:
-        """Whether the final validation mirrors: if the study says so and the arm trains with it."""
+        """Whether the final validation mirrors: only if the study wants it and the arm trains with it."""
         trained = mirrors(find_trainer(self.run.trainer), self.run.parameters)
         return self.settings.mirroring and trained
 
     def _schedule(self) -> Schedule | None:
-        """Return the schedule that a new training would have; None of nnU-Net's own trainers."""
+        """Return the schedule of a new training; None for nnU-Net's own trainers."""
         trainer = find_trainer(self.run.trainer)
         if not isinstance(trainer, CurriculumTrainer):  # its class has all that it has
             return None
@@ -123,7 +123,7 @@ class Fold:
         return plan_schedule(plan, self.settings.training.length, settings)
 
     def is_done(self) -> bool:
-        """Tell whether it is trained, and its last final validation done as it is wanted now."""
+        """Return whether it is trained and validated with the current settings."""
         validation = kept_validation(self.ledger.read())
         if not (self.final.exists() and self.summary.exists() and validation):
             return False
@@ -135,18 +135,18 @@ class Fold:
 def resume(
     fold: Fold, held: Lease, deadline: Deadline, write_tables: Callable[[list[dict]], pd.DataFrame]
 ) -> None:
-    """Train what is left of the training, and validate it.
+    """Finish the training and its final validation.
 
     Args:
         fold: what to train.
         held: the lease on its folder.
-        deadline: when to end early.
-        write_tables: called with the ledger's entries after every epoch, and at an early end;
-            returns `epochs_table` of them.
+        deadline: when to stop early.
+        write_tables: called with the ledger's entries after every epoch and when stopping early;
+            returns their `epochs_table`.
 
     Raises:
         TrainingStopped: a signal ended it.
-        UserError: the deadline came first, the lease was lost, or the training is not to be done.
+        UserError: the deadline has passed, the lease was lost, or the training was refused.
     """
     run, training, hardware = fold.run, fold.settings.training, fold.hardware
     identity = fold.identity
@@ -225,9 +225,9 @@ def resume(
 
 
 def note_of_last(epochs: pd.DataFrame) -> str:
-    """Return what the terminal shows of the last epoch, of all its parts together.
+    """Return what the terminal shows about the last epoch, all its parts together.
 
-    The last part alone has no patch size where a checkpoint was written after the last iteration.
+    The last part has no patch size if a checkpoint was written after the last iteration.
     """
     last = epochs.iloc[-1]
     return f", patch {last['patch_size']}, pseudo Dice {last['pseudo_dice']:.3f}"
@@ -262,7 +262,7 @@ def _validate(
 
 
 def _describe_progress(fold: Fold, trainer: Any) -> str:
-    """Return in words how far a training is."""
+    """Describe the progress of a training."""
     epochs = fold.settings.training.epochs
     if not fold.final.exists():
         done = trainer.current_epoch
@@ -275,7 +275,7 @@ def _describe_progress(fold: Fold, trainer: Any) -> str:
 
 
 def _describe_circumstances(device: str, trainer_code: str) -> dict[str, Any]:
-    """Return what an attempt runs with and on, and when it began, for the ledger."""
+    """Return software, machine and start of an attempt for the ledger."""
     process = describe_process()
     return {
         "started": now(),

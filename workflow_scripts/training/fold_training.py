@@ -1,7 +1,7 @@
-"""A training from its start or its last checkpoint to the files of its run.
+"""Train one fold, from the start or the last checkpoint, and write the files of its run.
 
-nnU-Net's own fold folder keeps all that must survive an interruption: checkpoints, the ledger and
-the identity of the training. The files of the run are derived from it.
+nnU-Net's fold folder keeps everything that must survive an interruption: checkpoints, the ledger
+and the identity of the training. The files of the run are derived from it.
 """
 
 import shutil
@@ -28,7 +28,8 @@ class Files:
 
     Attributes:
         results: nnU-Net's results folder of the arm.
-        plans, splits: nnU-Net's, of the dataset.
+        plans: nnU-Net's plans of the dataset.
+        splits: nnU-Net's splits of the dataset.
         outputs: where to write run, epochs, stages, energy and summary.
     """
 
@@ -41,17 +42,17 @@ class Files:
 def train_fold(
     run: RunSpec, settings: RunSettings, files: Files, stop_after_minutes: float | None = None
 ) -> None:
-    """Bring the training to its end and write the files of the run.
+    """Finish the training and write the files of the run.
 
     Args:
         run: which training.
         settings: how it is trained and validated.
-        files: what it reads and writes.
-        stop_after_minutes: time limit of this process, from its start; it ends by itself before.
+        files: its inputs and outputs.
+        stop_after_minutes: time limit of this process, from its start; it stops by itself before.
 
     Raises:
-        UserError: the folder holds a training of another kind, another process is training it, the
-            device cannot be used, or the time limit came first (the next run resumes from there).
+        UserError: the folder contains a different training, another process is training it, the
+            device cannot be used, or the time limit is reached (the next run resumes).
     """
     deadline = Deadline(stop_after_minutes)
     found = hardware.prepare(settings.compute)
@@ -109,7 +110,7 @@ def _identify(
     split: dict[str, list[str]],
     found: hardware.Hardware,
 ) -> dict[str, Any]:
-    """Return all that decides the weights: a training may only resume where none of it differs."""
+    """Return everything that determines the weights; a training resumes only if it is equal."""
     length = ("epochs", "iterations_per_epoch", "validation_iterations_per_epoch")
     identity = {
         **{key: getattr(run, key) for key in ("task", "trainer", "fold", "configuration")},

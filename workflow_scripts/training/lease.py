@@ -1,26 +1,26 @@
-"""An exclusive lease on a folder: of several processes that want to write there, one does.
+"""An exclusive lease on a folder: only one of several processes writes there.
 
-Two jobs want one training where the head process of a workflow was killed while its job lived on,
-and was then started again. The lease is made of what every file system does atomically, NFS and
-Lustre among them, and of no lock: a directory `lease` in the folder, with one file in it that tells
-who the holder is and that a random token names.
+Two jobs may want the same training if Snakemake was killed and restarted while its job kept
+running. The lease uses no lock, only what every file system does atomically, including NFS and
+Lustre: a directory `lease` in the folder, with one file named after a random token that describes
+the owner.
 
-- Taken: a directory with that file is renamed to `lease`. Renaming onto a directory that is not
-  empty fails, so one of several wins, and nobody ever sees half a lease.
-- Kept: the holder sets the time of its file every half minute, its heartbeat. Where the file is
-  gone, another process has taken the lease, and the holder must not write any more.
-- Given up, one's own or a dead holder's: the file is removed *by its name*, which can never hit
-  another's; the empty directory that stays is as good as none.
+- Taking: a directory with that file is renamed to `lease`. Renaming onto a directory that is not
+  empty fails, so only one process succeeds, and an incomplete lease is never visible.
+- Keeping: the owner updates the time of its file every half minute, its heartbeat. If the file is
+  gone, another process has taken the lease, and the owner must not write any more.
+- Releasing one's own lease or a dead owner's: the file is removed *by its name*, which can never
+  remove another process's file. The empty directory that remains counts as no lease.
 
-A holder is dead at once where its process is gone from this machine, or where it was an earlier run
-of the same requeued job; elsewhere once its heartbeat has stood still for so long by our own clock
-while we looked on: clocks of two machines, and of a file server, need not agree. A living holder is
-waited for, since it may only be writing its last checkpoint, and who then gets the lease finds a
-training that is further on or even finished. But not for ever: who waits may keep a GPU idle.
+An owner counts as dead immediately if its process is gone from this machine, or if it was an
+earlier run of the same requeued job. Otherwise it counts as dead when its heartbeat has not changed
+for some time by our own clock, because clocks of different machines need not agree. We wait for a
+live owner, which may just be writing its last checkpoint; afterwards the training is further along
+or finished. We do not wait for ever, because that may keep a GPU idle.
 
-No library does this on a cluster's file systems. filelock's `SoftFileLease` takes a dead holder's
-file by exchanging two names, which NFS and Lustre refuse, so that it waits for ever there; its
-`force_break` removes the file whoever put it there meanwhile, so that two may win.
+No library does this on a cluster's file systems. filelock's `SoftFileLease` takes over a dead
+owner's file by exchanging two names, which NFS and Lustre refuse, so it waits for ever there. Its
+`force_break` removes the file even if another process has just created it, so two may succeed.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class LeaseLostError(UserError):
 
 
 class Lease:
-    """A lease on `folder` that this process may hold.
+    """A lease on `folder`.
 
     Attributes:
         lost: whether another process has taken it, as far as the last heartbeat noticed.
@@ -89,7 +89,7 @@ class Lease:
             )
 
     def take(self, wait_minutes: float) -> None:
-        """Take the lease when nobody holds it (any more), and keep it alive from then on.
+        """Take the lease as soon as it is free, and keep it alive.
 
         Raises UserError naming the holder if it is still alive after `wait_minutes`.
         """
@@ -122,13 +122,13 @@ class Lease:
         threading.Thread(target=self._keep_alive, name="lease", daemon=True).start()
 
     def give_up(self) -> None:
-        """Let another process have it; does nothing where this one does not hold it."""
+        """Release the lease; does nothing if this process does not hold it."""
         self._ended.set()
         with contextlib.suppress(OSError):
             self._remove(self._token)
 
     def _put(self) -> OSError | None:
-        """Put the lease there, or return what prevented it."""
+        """Create the lease, or return what prevented it."""
         mine, obstacle = self.folder / f".lease.{self._token}", None
         mine.mkdir(parents=True)
         try:
@@ -141,12 +141,12 @@ class Lease:
             obstacle = error
         finally:
             shutil.rmtree(mine, ignore_errors=True)
-        # By its name: a file server may call a failure what it has done, where an answer got lost.
+        # By its name: if an answer got lost, a file server may report a failure after success.
         return None if self._file.exists() else obstacle or FileNotFoundError(self._file)
 
     def _look(self) -> tuple[dict[str, Any], int] | None:
-        """Return the holder and the time of its last heartbeat; opening makes NFS look afresh."""
-        with contextlib.suppress(OSError):  # given up in this moment
+        """Return the owner and the time of its last heartbeat; opening the file refreshes NFS."""
+        with contextlib.suppress(OSError):  # released at this moment
             for name in os.listdir(self._directory):  # noqa: PTH208 (glob may fail half-way)
                 if not name.endswith(".json"):
                     continue
@@ -160,7 +160,7 @@ class Lease:
 
     def _remove(self, token: str) -> None:
         (self._directory / f"{token}.json").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody else may have put a lease there by now
+        with contextlib.suppress(OSError):  # another process may have created a lease by now
             self._directory.rmdir()
 
     def _keep_alive(self) -> None:
@@ -171,12 +171,12 @@ class Lease:
 
 @contextlib.contextmanager
 def hold(folder: Path, stale_minutes: float, wait_minutes: float) -> Iterator[Lease]:
-    """Hold the lease on a folder, which is made if need be, in a `with` block.
+    """Hold the lease on a folder in a `with` block; the folder is created if necessary.
 
     Args:
-        folder: what is leased.
-        stale_minutes: how long another's heartbeat must stand still before it is taken for dead.
-        wait_minutes: how long to wait for a living holder.
+        folder: the folder.
+        stale_minutes: how long another heartbeat must be unchanged before its owner counts as dead.
+        wait_minutes: how long to wait for a live owner.
 
     Raises:
         UserError: a living process holds it.
@@ -203,7 +203,7 @@ def describe_process() -> dict[str, Any]:
 
 
 def describe(holder: dict[str, Any]) -> str:
-    """Return the holder in words: host, process, job, since when."""
+    """Describe the owner: host, process, job, start."""
     if "host" not in holder:
         return "a process that is not known"
     job = f"job {holder['job']}, " if holder["job"] else ""
@@ -219,7 +219,7 @@ def _how_to_end(holder: dict[str, Any]) -> str:
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Tell whether the holder is surely dead, which its heartbeat need not tell."""
+    """Return whether the owner is certainly dead, whatever its heartbeat."""
     if "host" not in holder:
         return False
     me = describe_process()
@@ -230,9 +230,9 @@ def _is_dead(holder: dict[str, Any]) -> bool:
 
 
 def _machine() -> str:
-    """Return the boot of the kernel and the name space in which a process number means something.
+    """Return the kernel's boot and the name space in which a process number is valid.
 
-    Empty where there is no /proc.
+    Empty without /proc.
     """
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
@@ -241,7 +241,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """Return when a process began, in the kernel's ticks; None if it is gone or not to be known."""
+    """Return when a process started, in kernel ticks; None if it is gone or unknown."""
     with contextlib.suppress(OSError):
         state, *fields = (
             Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""What may end a training early, and how it then ends: with all its work kept."""
+"""What may stop a training early, and how it stops without losing work."""
 
 import contextlib
 import math
@@ -27,17 +27,17 @@ TIME_LIMIT = "time limit"
 
 
 class Deadline:
-    """When this process should end by itself, before a scheduler kills it.
+    """When this process should stop by itself, before a scheduler kills it.
 
     Attributes:
-        grace: seconds of the time limit that are kept for the end.
+        grace: seconds of the time limit that are reserved for stopping.
     """
 
     def __init__(self, minutes: float | None) -> None:
-        """Give the time limit in minutes from the start of this process; None is no limit.
+        """Set the time limit in minutes from the start of this process; None means no limit.
 
-        Five minutes of it, or a tenth if that is less, are kept for the last step, the checkpoint
-        and for what runs before and after the process.
+        Five minutes of it, or a tenth if that is less, are reserved for the last step, the
+        checkpoint, and what runs before and after the process.
         """
         limit = math.inf if minutes is None else 60 * minutes
         self._began = time.monotonic() - (time.time() - psutil.Process().create_time())
@@ -46,23 +46,23 @@ class Deadline:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until the process should end; infinite without a limit."""
+        """Seconds until the process should stop; infinite without a limit."""
         return self._end - time.monotonic()
 
     @property
     def minutes_run(self) -> float:
-        """Minutes since the process began."""
+        """Minutes since the process started."""
         return (time.monotonic() - self._began) / 60
 
 
 class Interruption:
-    """Lets a training end between two steps, or between two cases of its final validation.
+    """Lets a training stop between two steps, or between two cases of its final validation.
 
-    That is on SIGTERM (a scheduler's), on SIGINT (Ctrl-C), at the deadline, or where another
+    It stops on SIGTERM (from a scheduler), on SIGINT (Ctrl-C), at the deadline, or if another
     process has taken the lease.
 
     Attributes:
-        reason: why it ends early, once it has been asked to.
+        reason: why it stops early, once it has been asked to.
     """
 
     def __init__(self, title: str, deadline: Deadline, lease: Lease) -> None:
@@ -75,10 +75,10 @@ class Interruption:
 
     @contextlib.contextmanager
     def watch(self, trainer: Any) -> Iterator[None]:
-        """Look before each step of a training; no checkpoint is written without the lease.
+        """Check before each step of a training; no checkpoint is written without the lease.
 
-        A trainer that can write a checkpoint within an epoch does so when it is asked to end, and
-        raises `TrainingStopped`; one that cannot, and any at a second signal, ends at once.
+        A trainer that can write a checkpoint within an epoch does so when asked to stop, and raises
+        `TrainingStopped`. One that cannot, and any trainer at a second signal, stops at once.
         """
         self._curriculum = as_curriculum_trainer(trainer)
         for name, before in (
@@ -92,12 +92,12 @@ class Interruption:
 
     @contextlib.contextmanager
     def watch_validation(self) -> Iterator[None]:
-        """Let a signal end the final validation after the present case, or soon.
+        """Let a signal stop the final validation after the current case, or soon.
 
-        A scheduler kills half a minute after it has sent SIGTERM, so that a long case is given up.
-        It is also given up in the midst of the time that is kept before the time limit.
+        A scheduler kills half a minute after SIGTERM, so a long case is abandoned. It is also
+        abandoned halfway through the time that is reserved before the time limit.
 
-        Raises TrainingStopped for one that is given up.
+        Raises TrainingStopped for an abandoned case.
         """
         with (
             _handled(self._on_signal_between_cases, signal.SIGTERM, signal.SIGINT),
@@ -112,13 +112,13 @@ class Interruption:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
     def between_cases(self, finish: Callable[[], None]) -> None:
-        """Go on to the next case, or end if that was asked for or the next one may take too long.
+        """Continue with the next case, or stop if requested or if it may take too long.
 
         Args:
-            finish: waits for what is still to be written of the cases before.
+            finish: waits until the previous cases are written.
 
         Raises:
-            TrainingStopped: the validation ends here.
+            TrainingStopped: the validation stops here.
             LeaseLostError: another process has taken the lease.
         """
         self._lease.check()
@@ -134,11 +134,11 @@ class Interruption:
 
     @property
     def deadline_passed(self) -> bool:
-        """Whether the deadline is why it ends early."""
+        """Whether the deadline is the reason for stopping early."""
         return self.reason == TIME_LIMIT
 
     def explain(self, progress: str) -> UserError:
-        """Return the one message of a training that its deadline has ended."""
+        """Return the message of a training that was stopped by its deadline."""
         return UserError(
             f"{self._title} stopped after {self._deadline.minutes_run:.0f} min, before its time "
             f"limit: {progress}; run again to continue"
@@ -202,10 +202,10 @@ QUERY = ("squeue", "--noheader", "--format=%L", "--job")
 
 
 def minutes_left(asked: float | None) -> float | None:
-    """Return the minutes until Slurm ends this job; None in no job, or without a limit.
+    """Return the minutes until Slurm ends this job; None outside a job or without a limit.
 
-    Slurm is asked, since what a job was given may differ from what it `asked` for, and part of that
-    has gone when a rule's script begins. Where it does not answer, what was asked for holds.
+    Slurm is queried, because a job may have been given another limit than it `asked` for, and part
+    of it has passed when a rule's script starts. If Slurm does not answer, the request counts.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if not job:

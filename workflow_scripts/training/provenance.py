@@ -32,10 +32,10 @@ def trainer_code_hash() -> str:
 
 
 def check_identity(identity: dict[str, Any], path: Path, started: bool, finished: bool) -> None:
-    """Refuse to continue a training of another kind; note the identity of a new one.
+    """Refuse to continue a different training; record the identity of a new one.
 
-    The identity is all that decides the weights. Of a finished training the versions may differ
-    from today's: nothing is trained any more, and `run.json` records those that trained it.
+    The identity is everything that determines the weights. The versions of a finished training may
+    differ from today's: nothing is trained any more, and `run.json` records those that trained it.
 
     Raises UserError naming the fields that differ.
     """
@@ -54,7 +54,7 @@ def check_identity(identity: dict[str, Any], path: Path, started: bool, finished
 def compare_identity(
     identity: dict[str, Any], found: dict[str, Any], path: Path, skipped: set[str]
 ) -> None:
-    """Raise UserError where two identities differ, naming the fields; `skipped` ones may."""
+    """Raise UserError naming the fields in which two identities differ, except `skipped` ones."""
     differing = [
         f"{key} was {found.get(key)!r} and is now {identity.get(key)!r}"
         for key in sorted({*found, *identity} - skipped)
@@ -68,14 +68,14 @@ def compare_identity(
 
 
 def check_schedule(epochs: pd.DataFrame, schedule: Schedule, folder: Path) -> None:
-    """Refuse a finished training whose stages are not those that the arm has today.
+    """Refuse a finished training whose stages differ from the arm's current ones.
 
-    A default of the schedule may have changed since, which an arm's parameters do not tell.
+    A default of the schedule may have changed, which the arm's parameters do not show.
 
     Args:
         epochs: `records.run_tables.epochs_table`; epochs whose batches differ (patch size `random`)
             are not compared.
-        schedule: today's.
+        schedule: the current one.
         folder: of the fold, for the message.
 
     Raises:
@@ -97,13 +97,13 @@ def check_schedule(epochs: pd.DataFrame, schedule: Schedule, folder: Path) -> No
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide the numbers."""
+    """Return the versions of Python and of the packages that affect the numbers."""
     found = {"python": platform.python_version()}
     return found | {name: version(name) for name in DISTRIBUTIONS}
 
 
 def git_commit() -> str | None:
-    """Return the workflow's commit, marked where files differ from it; None outside of git."""
+    """Return the workflow's commit, marked if files differ from it; None outside of git."""
     command = ["git", "-C", str(TRAINERS), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -113,5 +113,5 @@ def git_commit() -> str | None:
 
 
 def now() -> str:
-    """Return the present time, ISO 8601 in UTC."""
+    """Return the current time, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
