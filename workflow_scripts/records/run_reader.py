@@ -143,8 +143,8 @@ def read_cases(path: Path, label_names: Mapping[str, str], ending: str) -> pd.Da
 
     `ending` is that of the dataset's files, such as `.nii.gz`.
 
-    Columns: case, label, label_name and those of `METRICS`. Dice and IoU are NaN if a label is absent in
-    reference and prediction, as in nnU-Net.
+    Columns: case, label, label_name and those of `METRICS`. Dice and IoU are NaN if a label is
+    absent in reference and prediction, as in nnU-Net.
     """
     summary = read_json(path, "train this fold again")
     rows = []

@@ -36,8 +36,8 @@ def validate(
         made_with: what the predictions depend on; predictions made with anything else are deleted.
         before_case: called with the number of cases that are predicted and a function that waits
             for their exports; an exception that it raises ends the validation.
-        after_case: called with each case after its prediction (its export may still be running), and
-            with the number of cases that are predicted.
+        after_case: called with each case after its prediction (its export may still be running),
+            and with the number of cases that are predicted.
     """
     output, mark = folder / "validation", folder / "validation_made_with.json"
     ending = trainer.dataset_json["file_ending"]

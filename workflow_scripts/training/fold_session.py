@@ -108,7 +108,7 @@ class Fold:
 
     @property
     def mirroring(self) -> bool:
-        """Whether the final validation mirrors: only if the study wants it and the arm trains with it."""
+        """Whether the final validation mirrors: the study wants it, and the arm trains with it."""
         trained = mirrors(find_trainer(self.run.trainer), self.run.parameters)
         return self.settings.mirroring and trained
 
