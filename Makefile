@@ -110,7 +110,7 @@ gpu-check: .venv/lock-installed
 	@cat $(CHECK)
 	@! grep -q '| failed ' $(CHECK)
 
-# The line of mkdocs about its successor is no warning of a build.
+# mkdocs-material announces its successor in every build; that is not a warning about the pages.
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: .venv/lock-dev-installed
 	$(RUN) mkdocs build --quiet --strict

@@ -1,4 +1,4 @@
-"""Hook of mkdocs: links to files outside of docs/ become plain text, as the site lacks them."""
+"""mkdocs hook: turn links to files outside docs/, which the site lacks, into plain text."""
 
 import posixpath
 import re

@@ -60,8 +60,8 @@ STUDY = Study(config, MSD)
 JOBS = JobResources(
     STUDY, BASE / "config/job_resources.tsv", BASE / "config/published/nnunet_plans.tsv"
 )
-# As many jobs on GPUs as there are GPUs, unless `--resources gpu=…` says otherwise. Where the trainings
-# run on the CPU, for want of GPUs, their cores are the limit.
+# As many jobs on GPUs as there are GPUs, unless `--resources gpu=…` says otherwise. Without
+# GPUs, trainings run on the CPU and only the number of cores limits them.
 GPUS = 0 if config["training"]["device"] == "cpu" else count_gpus()
 if GPUS and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", GPUS)

@@ -24,7 +24,7 @@ and in results/{study}/tables/:
     significance.csv          every arm against the reference arm, paired over cases
     targets.{csv,md}          what each arm needs until it is as good as the reference arm ends up
     budget.{csv,md}, budget_targets.csv   of a sweep of training lengths (`snakemake budget_sweep`): Dice
-                              at equal cost, where curves cross, and the cost of a final Dice
+                              at equal cost, crossing points, and the cost to reach a final Dice
     variance.csv              spread of Dice due to folds, to seeds, and to the rest
     claims.{csv,md}           each published claim, what was measured, and a verdict
     reference_runs.csv        the reference arm beside published nnU-Net, by task and fold

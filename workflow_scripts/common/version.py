@@ -1,4 +1,4 @@
-"""The workflow's version. Its one place is CITATION.cff."""
+"""The workflow's version, as stated in CITATION.cff."""
 
 from functools import cache
 from pathlib import Path

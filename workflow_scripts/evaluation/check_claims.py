@@ -157,7 +157,7 @@ def check_claims(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """claims.csv and reference_runs.csv of a study; `own` as in `claims.find`.
 
-    `epochs` is epochs.csv, without which time to target is unknown.
+    `epochs` is epochs.csv; without it, time and energy to target are unknown.
     """
     trainings = (
         None if epochs is None else dict(iter(progress(epochs, runs).groupby(KEYS, sort=False)))

@@ -23,13 +23,13 @@ COST_RATIOS = {
     "co2_ratio": "training_kg_co2eq",
     "flop_ratio": "training_gflop",
 }
-"""Quantities that are a cost of the whole training over the reference's: column of runs.csv."""
+"""Quantities that compare the cost of whole trainings, with their columns of runs.csv."""
 TARGET_RATIOS = {"time_to_target": "seconds", "energy_to_target": "kwh"}
-"""Those that are a cost until the training is as good as the reference ends up."""
+"""Quantities that compare the cost to reach `TARGET_LEVEL`, with the columns of `progress`."""
 TARGET_LEVEL = 0.99
-"""Of the reference's final pseudo Dice: at 100 % the noise of its last epochs would decide."""
+"""Share of the reference's final pseudo Dice. At 100 %, noise in its last epochs would decide."""
 MEASURED_COSTS = {"time_ratio", "co2_ratio", *TARGET_RATIOS}
-"""Quantities that depend on the machine."""
+"""Quantities that can only be compared on the same machine."""
 HARDWARE = ["device", "precision", "threads", "cpu_model", "gpu_model"]
 Trainings = Mapping[RunKey, pd.DataFrame]
 """`time_to_target.progress` of each run."""
@@ -158,7 +158,7 @@ def _variance_ratio(pairs: pd.DataFrame) -> float:
 
 
 def _target_ratio(pairs: pd.DataFrame, cost: str) -> float:
-    """Median over the tasks of the pairs' median ratio of a cost until the target is reached."""
+    """Ratio of a cost to reach the target: median over pairs, then over tasks; NaN if unknown."""
     if f"{cost}_to_target_arm" not in pairs:
         return math.nan
     ratios = pairs[f"{cost}_to_target_arm"] / pairs[f"{cost}_to_target_reference"]
@@ -167,10 +167,10 @@ def _target_ratio(pairs: pd.DataFrame, cost: str) -> float:
 
 
 def add_targets(pairs: pd.DataFrame, trainings: Trainings) -> pd.DataFrame:
-    """Return `pairs` with the costs until each run stays at 99 % of the reference's final Dice.
+    """Return `pairs` with the cost of each run to reach `TARGET_LEVEL` and stay there.
 
-    New columns, for each cost of `TARGET_RATIOS`: `*_to_target_arm` and `*_to_target_reference`;
-    infinite for an arm that ends below the target.
+    Adds `*_to_target_arm` and `*_to_target_reference` for each cost of `TARGET_RATIOS` (seconds,
+    kWh). A run that ends below the target has an infinite cost.
     """
     rows = []
     for pair in pairs.itertuples():
@@ -257,8 +257,8 @@ def find(
 ) -> Finding:
     """What runs.csv says of a claim.
 
-    `own`: by name of a data set beyond MSD, the study's own task that it is. `trainings`: without
-    them no target is measured.
+    `own`: by name of a data set beyond MSD, the study's own task that it is. Without `trainings`,
+    quantities of `TARGET_RATIOS` are unknown.
     """
     elsewhere = {name: (own or {}).get(name) for name in claim.get("own", [])}
     absent = [name for name, task in elsewhere.items() if task not in set(runs["task"])]

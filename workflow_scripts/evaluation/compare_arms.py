@@ -75,7 +75,7 @@ def training_dice(runs: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mean_of_all(values: pd.Series) -> float:
-    """NaN if one is: a mean of others would be compared with a mean of all."""
+    """Mean, or NaN if any value is missing, because means over different sets are not comparable."""
     return float(values.mean(skipna=False))
 
 

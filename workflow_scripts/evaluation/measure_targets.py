@@ -1,4 +1,4 @@
-"""What does each arm need until it is as good as the reference arm ends up? Time to target."""
+"""Time to target: the cost of each arm to become as good as the reference arm's final state."""
 
 from collections.abc import Mapping
 from pathlib import Path

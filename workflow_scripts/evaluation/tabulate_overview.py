@@ -19,10 +19,10 @@ COSTS = {
     "training_kg_co2eq": "CO2eq",
     "training_gflop": "FLOP",
 }
-"""Columns of comparison.csv whose ratios are shown, and what the tables call them."""
+"""Columns of comparison.csv whose ratios are shown, with their names in the tables."""
 RANK = "rank"
 WIDE = 5
-"""Columns that fit the width of a page; tables with more are scaled down to it."""
+"""Number of columns that fit a page; wider tables are scaled down."""
 COLUMNS = ["measure", "task", "arm", "reference_arm", "value", "std", "best", "significant"]
 GAIN, LOSS = "gain", "loss"
 
@@ -76,9 +76,9 @@ def _over_tasks(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ranks(table: pd.DataFrame, method: str = "average") -> pd.Series:
-    """Ranks among the arms of each measure and task: 1 is the best; NaN where there is no value."""
+    """Ranks of the arms by measure and task: 1 is the best; NaN for a missing value."""
     higher_is_better = (table["measure"] == DICE) & (table["task"] != RANK)
-    # Rounded, as sums over trainings in another order differ in the last bit.
+    # Rounded, because sums in another order differ in the last bit.
     signed = table["value"].where(~higher_is_better, -table["value"]).round(9)
     return signed.groupby([table["measure"], table["task"]]).rank(method=method)
 
@@ -134,7 +134,7 @@ def latex_cell(row: pd.Series) -> str:
 
 
 def captions(table: pd.DataFrame, trained: str) -> tuple[str, str]:
-    """Return what the two tables show, in words; `trained` as `formatting.repeats` gives it."""
+    """Return the captions of the two tables; `trained` comes from `formatting.repeats`."""
     reference = table["reference_arm"].iloc[0]
     spread = f", mean ± standard deviation over {trained}" if trained else ", one training each"
     ranks = "" if table["task"].nunique() < 2 else " Rank 1 is the best arm of a task."

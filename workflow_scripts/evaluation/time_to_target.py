@@ -1,8 +1,8 @@
-"""What a training needs until it stays at a target: the rule that tables and claims share.
+"""Time to target: what a training costs until it reaches a target Dice and stays there.
 
-As in AlgoPerf (Dahl et al., 2023, arXiv 2306.07179, section 4), a reference sets the target and a
-training method is judged by what it takes to get there. The target is one of nnU-Net's smoothed
-pseudo Dice, which every training has after each epoch.
+As in AlgoPerf (Dahl et al., 2023, arXiv 2306.07179, section 4), a reference sets the target, and a
+training method is judged by the cost of reaching it. The targets here are values of nnU-Net's
+smoothed pseudo Dice, which every training has after each epoch.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from workflow_scripts.records.run_reader import KEYS, running_totals, steps_of_epochs
 
 SMOOTHING = 0.9
-"""Share of the former value in nnU-Net's moving average (2.8.1, `nnunet_logger.py`)."""
+"""Weight of the previous value in nnU-Net's moving average (2.8.1, `nnunet_logger.py`)."""
 COSTS = ("steps", "seconds", "kwh", "gflop")
 
 
@@ -21,10 +21,10 @@ def smoothed(pseudo_dice: pd.Series) -> pd.Series:
 
 
 def progress(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return epochs.csv with the smoothed pseudo Dice and the costs since the training began.
+    """Return epochs.csv with the smoothed pseudo Dice and the costs since the start of training.
 
-    Columns: `KEYS`, epoch, dice and `COSTS`. `gflop` are those of the training and its validation
-    after each epoch; `steps` are the optimiser's, seconds and kWh those of epochs.csv.
+    Columns: `KEYS`, epoch, dice and `COSTS`. `gflop` includes the validation after each
+    epoch; `steps` counts optimiser steps; `seconds` and `kwh` are summed from epochs.csv.
     """
     table = epochs.merge(runs[[*KEYS, "iterations_per_epoch"]], on=KEYS)
     table["steps"] = steps_of_epochs(table, table["iterations_per_epoch"])
@@ -34,10 +34,10 @@ def progress(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_until(training: pd.DataFrame, target: float) -> dict[str, float]:
-    """Return the costs until the Dice of a training (`progress`) reaches the target and stays.
+    """Return the costs until the Dice of a training (`progress`) reaches the target and stays there.
 
-    It stays if no later epoch falls below the target. Infinite if the training never does, that
-    is, if it ends below it. A difference that is one of rounding counts as none.
+    It stays there if no later epoch falls below the target. Costs are infinite if the training ends
+    below it. Differences within rounding error are ignored.
     """
     below = np.flatnonzero(~(training["dice"].to_numpy() >= target * (1 - 1e-12)))
     first = below[-1] + 1 if len(below) else 0

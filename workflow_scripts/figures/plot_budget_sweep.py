@@ -1,4 +1,4 @@
-"""Figure: Dice against what training costs, a line an arm, a point a length of training."""
+"""Figure: Dice against training cost, one line per arm, one point per training length."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,10 +26,10 @@ COSTS = {
 
 
 def budgets(runs: pd.DataFrame) -> pd.DataFrame:
-    """task, arm (without its number of epochs), epochs, dice, low, high and the costs.
+    """Return one row per task, arm (without its number of epochs) and epochs.
 
-    Means over the trainings, and the lowest and highest Dice. An arm of a sweep is named after what
-    it trains and its number of epochs: `constant_42`.
+    Columns: mean Dice (`dice`), lowest and highest Dice (`low`, `high`), and the mean of each of
+    `COSTS` (kWh, GFLOP, seconds), NaN if one training's is unknown.
     """
     table = runs.assign(arm=runs["arm"].map(without_length))
     groups = table.groupby(["task", "arm", "epochs"], as_index=False)
@@ -42,7 +42,7 @@ def budgets(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_budget_sweep(runs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw runs.csv of a sweep: a row of panels a task, a panel a cost, band = range."""
+    """Draw runs.csv of a sweep: one row per task, one panel per cost; the band is the range."""
     table = budgets(runs)
     tasks, arms = list(runs["task"].unique()), style.order(table["arm"])
     figure, axes = grid(style, len(tasks), len(COSTS), height=1.2, sharey="row")

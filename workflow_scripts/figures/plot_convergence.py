@@ -1,4 +1,4 @@
-"""Figure: pseudo Dice in the course of training."""
+"""Figure: pseudo Dice during training."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +21,7 @@ from workflow_scripts.common.formatting import ENERGY, TIME, repeats, unit
 from workflow_scripts.records.run_reader import KEYS, running_totals
 
 FEW = 3
-"""Tasks that have all three x axes; with more the panels would be too many to read."""
+"""Largest number of tasks with three panels each; with more, panels would be too small."""
 COLUMNS = 4
 Unit = tuple[str, float]
 POINTS = 150
@@ -66,10 +66,10 @@ def units(runs: pd.DataFrame) -> dict[str, Unit]:
 
 
 def plot_convergence(epochs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw epochs.csv: line = mean, band = range of the trainings.
+    """Draw epochs.csv: lines are means over trainings, bands their range.
 
-    Up to `FEW` tasks have a row of panels each: against epochs, time and energy. More tasks have
-    one panel each, against time.
+    Up to `FEW` tasks have three panels each: against epochs, time and energy. With more tasks there
+    is one panel per task, against time.
     """
     table = blocks(epochs)
     tasks, arms = list(epochs["task"].unique()), style.order(epochs["arm"])

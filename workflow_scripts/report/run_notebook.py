@@ -103,7 +103,7 @@ def render(notebook: Path, output: Path, title: str) -> None:
     exporter = HTMLExporter(template_name="basic", exclude_input=True, embed_images=True)
     exporter.exclude_output_prompt = True
     body, _ = exporter.from_filename(str(notebook))
-    # Long names of arms may break at an underscore, so that a table of many arms fits the page.
+    # Let long arm names break at underscores, so that tables with many arms fit the page.
     body = re.sub(r"(?<=>)[^<>]*(?=</th>)", lambda head: head[0].replace("_", "_<wbr>"), body)
     output.write_text(PAGE.format(title=html.escape(title), body=body), encoding="utf-8")
 

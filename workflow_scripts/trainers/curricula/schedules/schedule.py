@@ -217,7 +217,7 @@ class Schedule:
         """Return the stage of a global iteration, counted from 0.
 
         Random draws are uniform over the stages and depend on (seed, iteration) alone, so a resumed
-        training continues the same sequence. What lies past the end is of the last epoch's kind.
+        training continues the same sequence. Batches past the end are like those of the last epoch.
         """
         if self.seed is None:
             return self._clipped(bisect_right(self._iteration_ends, iteration))
