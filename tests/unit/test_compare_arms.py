@@ -2,24 +2,23 @@
 
 import math
 import re
-import shutil
-import subprocess
 from itertools import product
 
 import pandas as pd
 import pytest
 
 from helpers.fake_study import FakeStudy
+from helpers.latex import compile_article
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.formatting import TIME, number, unit
 from workflow_scripts.evaluation.collect_results import collect_results
 from workflow_scripts.evaluation.compare_arms import (
     compare,
     compare_arms,
-    latex_text,
     to_latex,
     to_markdown,
 )
+from workflow_scripts.evaluation.latex import latex_text
 from workflow_scripts.records.run_reader import OVERALL
 
 NAN = math.nan
@@ -218,17 +217,8 @@ def test_latex_compiles(tmp_path):
     for body in re.findall(r"\\toprule\n(.*?)\\bottomrule", text, re.S):
         rows = [line for line in body.splitlines() if line.endswith(r"\\")]
         assert len({len(re.findall(r"(?<!\\)&", line)) for line in rows}) == 1
-    engine = shutil.which("tectonic") or shutil.which("pdflatex")
-    if engine is None:
+    done = compile_article(tmp_path, text, "booktabs")
+    if done is None:
         return
-    document = tmp_path / "article.tex"
-    document.write_text(
-        "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
-        f"{text}\\end{{document}}\n"
-    )
-    options = [] if engine.endswith("tectonic") else ["-interaction=nonstopmode", "-halt-on-error"]
-    done = subprocess.run(
-        [engine, *options, document.name], cwd=tmp_path, capture_output=True, text=True
-    )
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "article.pdf").stat().st_size > 0

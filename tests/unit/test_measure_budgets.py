@@ -15,7 +15,7 @@ from workflow_scripts.evaluation.measure_budgets import (
     Curve,
     crossing,
     measure_differences,
-    measure_targets,
+    measure_final_targets,
     to_markdown,
 )
 
@@ -150,12 +150,12 @@ def test_seeds_that_disagree_decide_nothing():
 
 
 def targets(runs):
-    table = measure_targets(runs, "constant_4")
+    table = measure_final_targets(runs, "constant_4")
     return table[table["cost"] == "training_gflop"].set_index(["arm", "level"])
 
 
 def test_targets_are_shares_of_the_final_dice_of_the_longest_reference():
-    assert list(measure_targets(sweep(), "constant_4").columns) == TARGETS
+    assert list(measure_final_targets(sweep(), "constant_4").columns) == TARGETS
     rows = targets(sweep())
     assert rows.loc[("progressive", 1.0), "target"] == pytest.approx(0.8)
     share = (0.8 - 0.52) / (0.87 - 0.52)
@@ -179,7 +179,8 @@ def test_less_than_the_shortest_training_is_a_bound_or_unknown():
 
 def printed(runs):
     return to_markdown(
-        *(measure(runs, "constant_64") for measure in (measure_differences, measure_targets)), runs
+        *(measure(runs, "constant_64") for measure in (measure_differences, measure_final_targets)),
+        runs,
     )
 
 
@@ -210,6 +211,6 @@ def test_a_sweep_of_the_reference_alone_or_without_dice_has_no_differences():
 
 
 def test_a_reference_without_a_run_is_named():
-    for measure in (measure_differences, measure_targets):
+    for measure in (measure_differences, measure_final_targets):
         with pytest.raises(UserError, match="other_8, which has no run"):
             measure(sweep(), "other_8")

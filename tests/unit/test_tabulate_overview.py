@@ -2,13 +2,12 @@
 
 import math
 import re
-import shutil
-import subprocess
 
 import pandas as pd
 import pytest
 
 from helpers.fake_study import FakeStudy
+from helpers.latex import ENGINE, compile_article
 from workflow_scripts.evaluation.assess_significance import assess
 from workflow_scripts.evaluation.collect_results import collect_results
 from workflow_scripts.evaluation.compare_arms import compare
@@ -152,21 +151,10 @@ def test_the_structure_of_the_latex_tables(tmp_path):
         assert "\n\\midrule\n" in body
 
 
-ENGINE = shutil.which("tectonic") or shutil.which("pdflatex")
-
-
 @pytest.mark.skipif(ENGINE is None, reason="there is no LaTeX here")
 def test_latex_compiles_and_fits_the_page(tmp_path):
     text = to_latex(full_page(tmp_path), "2 folds × 2 seeds")
-    document = tmp_path / "article.tex"
-    document.write_text(
-        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n"
-        f"{text}\\end{{document}}\n"
-    )
-    options = [] if ENGINE.endswith("tectonic") else ["-interaction=nonstopmode", "-halt-on-error"]
-    done = subprocess.run(
-        [ENGINE, *options, document.name], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = compile_article(tmp_path, text, "booktabs,graphicx")
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout, "a table is wider than the text"
     assert "Float too large" not in done.stdout, "a table is longer than a page"

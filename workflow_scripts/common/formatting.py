@@ -62,6 +62,11 @@ def pipe_table(rows: pd.DataFrame) -> str:
     return tabulate.tabulate(rows, "keys", "pipe", showindex=False, disable_numparse=True)
 
 
+def titled_table(title: str, rows: pd.DataFrame) -> str:
+    """Text cells as a Markdown table below its title; names in title and head are escaped."""
+    return f"**{markdown_text(title)}**\n\n{pipe_table(rows.rename(columns=markdown_text))}"
+
+
 def bullets(notes: Iterable[str]) -> str:
     """Notes as a Markdown list of 100 characters a line."""
     return "\n".join(textwrap.fill(f"- {note}", 100, subsequent_indent="  ") for note in notes)

@@ -13,7 +13,7 @@ from scipy.stats import wilcoxon
 
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.evaluation.time_to_target import cost_until
-from workflow_scripts.records.run_reader import RunKey
+from workflow_scripts.records.run_reader import RunKey, mean_of_all
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "not enough evidence"
 FEWEST_TASKS = 6
@@ -129,13 +129,13 @@ def measure(quantity: str, pairs: pd.DataFrame, subset: Collection[str] = ()) ->
         return _target_ratio(pairs, TARGET_RATIOS[quantity])
     if quantity in COST_RATIOS:
         sides = [f"{COST_RATIOS[quantity]}_{side}" for side in ("arm", "reference")]
-        means = pairs.groupby("task")[sides].agg(lambda values: values.mean(skipna=False))
-        return float((means[sides[0]] / means[sides[1]]).mean(skipna=False))
+        means = pairs.groupby("task")[sides].agg(mean_of_all)
+        return mean_of_all(means[sides[0]] / means[sides[1]])
     if quantity == "subset_gain":
         inside = pairs["task"].isin(subset)
         return measure("dice_ratio", pairs[inside]) / measure("dice_ratio", pairs[~inside])
     sides = [f"dice_foreground_mean_{side}" for side in ("arm", "reference")]
-    dice = pairs.groupby("task")[sides].agg(lambda values: values.mean(skipna=False))
+    dice = pairs.groupby("task")[sides].agg(mean_of_all)
     dice.columns = pd.Index(["dice", "dice_reference"])
     if dice.empty or dice.isna().any(axis=None):
         return math.nan

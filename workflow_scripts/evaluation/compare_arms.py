@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-from nbconvert.filters import escape_latex
 
 from workflow_scripts.common.console import redirect
 from workflow_scripts.common.errors import UserError
@@ -16,13 +15,13 @@ from workflow_scripts.common.formatting import (
     TIME,
     bullets,
     counted,
-    markdown_text,
     number,
-    pipe_table,
     repeats,
+    titled_table,
     unit,
 )
-from workflow_scripts.records.run_reader import KEYS, OVERALL, label_values
+from workflow_scripts.evaluation.latex import latex_text
+from workflow_scripts.records.run_reader import KEYS, OVERALL, label_values, mean_of_all
 
 COSTS = (
     "training_steps",
@@ -46,10 +45,6 @@ PRINTED = {
 }
 """Costs of the printed tables: heading, units to choose from, and whether the ratio is shown (that
 of kg CO2eq is nearly that of kWh)."""
-TYPESET = str.maketrans(
-    {"±": r"$\pm$", "×": r"$\times$", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}"}
-)
-"""Characters that no LaTeX takes for a command, but that an old one cannot typeset."""
 SMALL = [
     {"selector": "footnotesize", "props": ":;"},
     {"selector": "setlength", "props": r":{\tabcolsep}{2.5pt};"},
@@ -74,11 +69,6 @@ def training_dice(runs: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([whole.assign(label="", label_name="foreground"), by_label], ignore_index=True)
 
 
-def _mean_of_all(values: pd.Series) -> float:
-    """Mean, or NaN if any value is missing, because means over different sets are not comparable."""
-    return float(values.mean(skipna=False))
-
-
 def compare(
     runs: pd.DataFrame,
     cases: pd.DataFrame,
@@ -101,7 +91,7 @@ def compare(
     foreground = dice[dice["label"] == ""]
     over_tasks = foreground.groupby(
         ["arm", "fold", "seed", "label", "label_name"], as_index=False
-    ).agg(dice=("dice", _mean_of_all), nan_dice=("nan_dice", "sum"), cases=("cases", "sum"))
+    ).agg(dice=("dice", mean_of_all), nan_dice=("nan_dice", "sum"), cases=("cases", "sum"))
     dice = pd.concat([dice, over_tasks.assign(task=OVERALL)], ignore_index=True)
     table = dice.groupby(["task", "arm", "label", "label_name"], as_index=False).agg(
         folds=("fold", "nunique"),
@@ -112,8 +102,8 @@ def compare(
         dice_std=("dice", "std"),
     )
     table["cases"] //= table["seeds"]
-    costs = runs.groupby(["task", "arm"], as_index=False)[list(COSTS)].agg(_mean_of_all)
-    totals = costs.groupby("arm", as_index=False)[list(COSTS)].agg(_mean_of_all)
+    costs = runs.groupby(["task", "arm"], as_index=False)[list(COSTS)].agg(mean_of_all)
+    totals = costs.groupby("arm", as_index=False)[list(COSTS)].agg(mean_of_all)
     totals["task"] = OVERALL
     costs = pd.concat([costs, totals], ignore_index=True).assign(label="")
     table = table.merge(costs, on=["task", "arm", "label"], how="left")
@@ -241,16 +231,8 @@ def notes(table: pd.DataFrame) -> list[str]:
 
 def to_markdown(table: pd.DataFrame) -> str:
     """The comparison as Markdown that is also readable as plain text."""
-    parts = [
-        f"**{heading}**\n\n{pipe_table(rows.rename(columns=markdown_text))}"
-        for heading, rows in sections(table)
-    ]
+    parts = [titled_table(heading, rows) for heading, rows in sections(table)]
     return "\n\n".join([*parts, bullets(notes(table))]) + "\n"
-
-
-def latex_text(text: str) -> str:
-    """`text` with everything that LaTeX would take as a command escaped."""
-    return escape_latex(text).translate(TYPESET)
 
 
 def to_latex(table: pd.DataFrame) -> str:

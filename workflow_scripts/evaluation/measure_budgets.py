@@ -1,10 +1,10 @@
-"""A sweep of training lengths: Dice at equal cost, where the curves cross, cost of a final Dice.
+"""A sweep of training lengths: Dice at equal cost, crossing points, and the cost to reach a Dice.
 
-An arm of a sweep is named after what it trains and its number of epochs: `constant_42`. Between
-the lengths that were trained, Dice is interpolated linearly over the logarithm of the cost; nothing
-is extrapolated. A curve that saturates lies above its chords, so interpolation makes an arm look
-worse than it is. Differences are therefore given both where the arm was trained (the reference is
-interpolated, too favourable for the arm) and where the reference was (the arm is interpolated).
+The name of an arm ends with its number of epochs: `constant_42`. Between trained lengths, Dice is
+interpolated linearly over the logarithm of the cost; nothing is extrapolated. A saturating curve
+lies above its chords, so interpolation underestimates Dice. Differences are therefore given where
+the arm was trained (interpolating the reference, which favours the arm) and where the reference was
+trained (interpolating the arm, which favours the reference).
 """
 
 import math
@@ -28,9 +28,8 @@ from workflow_scripts.common.formatting import (
     Choices,
     bullets,
     in_unit,
-    markdown_text,
-    pipe_table,
     repeats,
+    titled_table,
 )
 from workflow_scripts.common.paired_statistics import LEVEL
 from workflow_scripts.records.run_reader import without_length
@@ -42,9 +41,9 @@ COSTS: Mapping[str, tuple[str, Choices]] = {
     "training_kwh": ("energy", ENERGY),
     "training_gflop": ("FLOP", COMPUTATION),
 }
-"""Columns of runs.csv: what the tables call them, and units to choose from."""
+"""Columns of runs.csv, with their names in the tables and units to choose from."""
 LEVELS = (0.95, 0.99, 1.00)
-"""Shares of the Dice with which the reference arm's longest trainings end."""
+"""Shares of the Dice of the reference arm's longest training."""
 ARM, REFERENCE = "arm", "reference"
 DIFFERENCES = [
     *("task", "arm", "reference_arm", "cost", "trained", "epochs", "trainings"),
@@ -58,23 +57,23 @@ TARGETS = [
 
 @dataclass(frozen=True)
 class Curve:
-    """Lengths of one arm, fold and seed: costs in increasing order, Dice and epochs of each."""
+    """All lengths of one arm, fold and seed: costs in increasing order, their Dice and epochs."""
 
     costs: NDArray[np.float64]
     dice: NDArray[np.float64]
     epochs: NDArray[np.int64]
 
     def dice_at(self, cost: float) -> float:
-        """Return the Dice at a cost; NaN outside of what was trained."""
+        """Return the Dice at a cost; NaN outside the range of trained costs."""
         if not self.costs[0] * (1 - 1e-9) <= cost <= self.costs[-1] * (1 + 1e-9):
             return math.nan
         return float(np.interp(math.log(cost), np.log(self.costs), self.dice))
 
     def cost_of(self, target: float) -> tuple[float, bool]:
-        """Return the lowest cost from which the curve stays at a Dice, and whether it is a bound.
+        """Return the lowest cost from which the curve stays above a Dice, and if it is a bound.
 
-        Infinite if the curve ends below the target. If it begins above it, less would have been
-        enough: the cost of the shortest training is an upper bound.
+        The cost is infinite if the curve ends below the target. If the curve starts above it, the
+        cost of the shortest training is an upper bound.
         """
         below = np.flatnonzero(self.dice < target - 1e-12)
         if not len(below):
@@ -88,11 +87,11 @@ class Curve:
 
 
 Curves = dict[tuple[str, str, int, int], Curve]
-"""By task, arm without its length, fold and seed."""
+"""Key: task, arm without its length, fold, seed."""
 
 
 def curves(runs: pd.DataFrame, cost: str) -> Curves:
-    """Return all curves; none where a cost is unknown or zero."""
+    """Return all curves for which every cost is known and positive."""
     table = runs.assign(family=runs["arm"].map(without_length)).sort_values(cost)
     table = table.dropna(subset=["dice_foreground_mean"])
     return {
@@ -107,7 +106,7 @@ def curves(runs: pd.DataFrame, cost: str) -> Curves:
 
 
 def paired(runs: pd.DataFrame, cost: str, base: str) -> Iterator[tuple[Any, Curve, Curve]]:
-    """Yield the key and the curve of every arm with the reference's of the same fold and seed."""
+    """Yield key and curve of every arm, and the reference curve of the same fold and seed."""
     found = curves(runs, cost)
     for key, curve in found.items():
         reference = found.get((key[0], base, *key[2:]))
@@ -118,7 +117,7 @@ def paired(runs: pd.DataFrame, cost: str, base: str) -> Iterator[tuple[Any, Curv
 def interval(rows: pd.DataFrame) -> tuple[float, float]:
     """95 % confidence interval of the mean `difference` (Student's t); NaN for a single value.
 
-    The unit is the seed, whose folds are averaged; with one seed it is the fold.
+    The sample consists of seeds, each averaged over its folds, or of folds if there is one seed.
     """
     unit = "seed" if rows["seed"].nunique() > 1 else "fold"
     values = rows.groupby(unit)["difference"].mean()
@@ -131,7 +130,7 @@ def interval(rows: pd.DataFrame) -> tuple[float, float]:
 def _at_equal_cost(
     arm: Curve, reference: Curve, trained: str
 ) -> Iterator[tuple[int, float, float, float]]:
-    """Yield epochs, cost and both Dice for each length that `trained` has."""
+    """Yield epochs, cost, Dice of the arm and of the reference at each length of `trained`."""
     own, other = (arm, reference) if trained == ARM else (reference, arm)
     for epochs, cost, dice in zip(own.epochs, own.costs, own.dice, strict=True):
         both = (dice, other.dice_at(cost))
@@ -139,12 +138,12 @@ def _at_equal_cost(
 
 
 def measure_differences(runs: pd.DataFrame, reference_arm: str) -> pd.DataFrame:
-    """Return the Dice of every arm beside the reference's at equal cost.
+    """Return the Dice of every arm and of the reference at equal cost.
 
-    One row per task, arm, cost, and length of the arm or of the reference (`trained` says whose;
-    the other is interpolated), with the columns `DIFFERENCES`: means over the folds and seeds for
-    which both have that cost, and the 95 % interval of the difference (`interval`). `relative` is
-    the cost over that of the reference's longest training.
+    One row per task, arm, cost, and training length of the arm or of the reference; `trained` says
+    which, and the other one is interpolated. Columns `DIFFERENCES`: means over all folds and seeds
+    in which both curves cover that cost, and the 95 % interval of the difference (`interval`).
+    `amount` is in the unit of runs.csv, `relative` its ratio to the reference's longest training.
     `UserError` if the reference arm has no run.
     """
     base = _base(runs, reference_arm)
@@ -171,13 +170,14 @@ def measure_differences(runs: pd.DataFrame, reference_arm: str) -> pd.DataFrame:
     return pd.DataFrame(result, columns=DIFFERENCES)
 
 
-def measure_targets(runs: pd.DataFrame, reference_arm: str) -> pd.DataFrame:
-    """Return what each arm's lengths cost until they reach a share of the reference's final Dice.
+def measure_final_targets(runs: pd.DataFrame, reference_arm: str) -> pd.DataFrame:
+    """Return the cost of each arm to reach a share of the reference's final Dice.
 
-    One row per task, arm, level and cost, with the columns `TARGETS`. The target is that of the
-    same fold and seed; amounts and their ratios to the reference's are medians over these, infinite
-    where half of them or more end below the target. They are upper bounds (`at_most`) where a
-    shortest training of the arm is above the target already, and unknown where the reference's is.
+    One row per task, arm, level and cost, with the columns `TARGETS`. Targets are those of the same
+    fold and seed. `amount` (unit of runs.csv) and `relative` (ratio to the reference) are medians
+    over folds and seeds, and infinite if at least half of the curves end below the target. They are
+    upper bounds (`at_most`) if an arm's shortest training is already above the target; `relative`
+    is NaN if the reference's is.
     `UserError` if the reference arm has no run.
     """
     base = _base(runs, reference_arm)
@@ -186,10 +186,8 @@ def measure_targets(runs: pd.DataFrame, reference_arm: str) -> pd.DataFrame:
         for (task, arm, _, _), curve, reference in paired(runs, cost, base):
             for level in LEVELS:
                 target = level * reference.dice[-1]
-                (amount, bound), (needed, unknown) = (
-                    curve.cost_of(target),
-                    reference.cost_of(target),
-                )
+                amount, bound = curve.cost_of(target)
+                needed, unknown = reference.cost_of(target)
                 relative = math.nan if unknown else amount / needed
                 row = {"task": task, "arm": arm, "level": level, "cost": cost, "target": target}
                 rows.append(row | {"amount": amount, "relative": relative, "at_most": bound})
@@ -216,11 +214,12 @@ def _base(runs: pd.DataFrame, reference_arm: str) -> str:
 
 
 def crossing(rows: pd.DataFrame) -> str:
-    """Say for one arm and cost where it is ahead of the reference, and where behind, in words.
+    """Describe where one arm is ahead of the reference, and where it is behind, for one cost.
 
-    A difference counts if its interval excludes 0, or, without an interval, by its sign; and only
-    where interpolation cannot have made it. So an arm is behind at a length of its own, and ahead
-    from a length of the reference on, if it is ahead in all rows from there.
+    A difference counts if its interval excludes 0 (without an interval, by its sign) and if
+    interpolation cannot explain it. Interpolation favours whichever arm was trained at that cost.
+    So an arm is behind at one of its own lengths, and ahead from one of the reference's lengths if
+    it is ahead in all rows from there on.
     """
     known = rows.dropna(subset=["difference"]).sort_values("amount")
     choices = COSTS[rows["cost"].iloc[0]][1]
@@ -241,9 +240,9 @@ def crossing(rows: pd.DataFrame) -> str:
 
 
 def difference_text(row: Mapping[str, Any], trained: int) -> str:
-    """Return the difference at equal cost with its interval; a dash where there is none.
+    """Return the difference at equal cost with its interval, or a dash if there is none.
 
-    Fewer trainings than `trained` are counted behind it.
+    The number of trainings is added if it is not `trained`.
     """
     if pd.isna(row["difference"]):
         return "–"
@@ -254,7 +253,7 @@ def difference_text(row: Mapping[str, Any], trained: int) -> str:
 
 
 def target_text(row: Mapping[str, Any]) -> str:
-    """Return the ratio of a cost to the reference's until the target; `never` if infinite."""
+    """Return the ratio to the reference's cost to reach the target; `never` if infinite."""
     if pd.isna(row["relative"]):
         return "–"
     if math.isinf(row["relative"]):
@@ -262,80 +261,86 @@ def target_text(row: Mapping[str, Any]) -> str:
     return f"{'≤ ' if row['at_most'] else ''}{row['relative']:.2f}"
 
 
+def length_rows(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the printed Dice and costs of one task: a row for each arm and length."""
+    groups = runs.assign(arm=runs["arm"].map(without_length)).groupby(["arm", "epochs"], sort=False)
+    return pd.DataFrame(
+        {"arm": arm, "epochs": str(epochs), "Dice": _spread(group["dice_foreground_mean"])}
+        | {name: in_unit(group[cost].mean(), choices) for cost, (name, choices) in COSTS.items()}
+        for (arm, epochs), group in groups
+    )
+
+
+def difference_rows(differences: pd.DataFrame, trained: int) -> pd.DataFrame:
+    """Return one task's printed differences: a row for each arm and length, a column per cost."""
+    groups = differences.groupby(["arm", "trained", "epochs"], sort=False)
+    return pd.DataFrame(
+        {"arm": arm, "trained": f"{side}, {epochs} epochs"}
+        | {COSTS[row["cost"]][0]: difference_text(row, trained) for row in group.to_dict("records")}
+        for (arm, side, epochs), group in groups
+    )
+
+
+def crossing_rows(differences: pd.DataFrame) -> pd.DataFrame:
+    """Return one task's `crossing` of each arm (rows) and cost (columns)."""
+    return pd.DataFrame(
+        {"arm": arm}
+        | {COSTS[cost][0]: crossing(rows) for cost, rows in group.groupby("cost", sort=False)}
+        for arm, group in differences.groupby("arm", sort=False)
+    )
+
+
+def target_rows(targets: pd.DataFrame) -> pd.DataFrame:
+    """Return one task's printed targets: a row for each arm and level, a column per cost."""
+    return pd.DataFrame(
+        {"arm": arm, "of its Dice": f"{level:.0%}"}
+        | {COSTS[row["cost"]][0]: target_text(row) for row in group.to_dict("records")}
+        for (arm, level), group in targets.groupby(["arm", "level"], sort=False)
+    )
+
+
 def to_markdown(differences: pd.DataFrame, targets: pd.DataFrame, runs: pd.DataFrame) -> str:
-    """Return the sweep as Markdown: Dice by length, differences at equal cost, cost to target."""
+    """Return the sweep as Markdown: Dice by length, Dice at equal cost, and cost to a Dice."""
     reference = targets["reference_arm"].iloc[0] if len(targets) else "the reference"
-    lengths = runs.assign(family=runs["arm"].map(without_length))
     folds, seeds = runs["fold"].nunique(), runs["seed"].nunique()
+    others = targets[targets["arm"] != reference]
     parts = []
-    for task, of_task in lengths.groupby("task", sort=False):
-        rows = [
-            {"arm": arm, "epochs": str(epochs), "Dice": _spread(group["dice_foreground_mean"])}
-            | {
-                name: in_unit(group[cost].mean(), choices)
-                for cost, (name, choices) in COSTS.items()
-            }
-            for (arm, epochs), group in of_task.groupby(["family", "epochs"], sort=False)
-        ]
-        parts.append(_section(f"Dice and costs: {task}", rows))
-        here = differences[differences["task"] == task]
-        rows = [
-            {"arm": arm, "trained": f"{trained}, {epochs} epochs"}
-            | {
-                COSTS[row["cost"]][0]: difference_text(row, folds * seeds)
-                for row in group.to_dict("records")
-            }
-            for (arm, trained, epochs), group in here.groupby(
-                ["arm", "trained", "epochs"], sort=False
-            )
-        ]
-        parts.append(_section(f"Dice minus that of {reference} at equal …: {task}", rows))
-        rows = [
-            {"arm": arm}
-            | {
-                COSTS[cost][0]: crossing(of_cost)
-                for cost, of_cost in group.groupby("cost", sort=False)
-            }
-            for arm, group in here.groupby("arm", sort=False)
-        ]
-        parts.append(_section(f"Ahead of {reference} or behind at equal …: {task}", rows))
-        here = targets[(targets["task"] == task) & (targets["arm"] != reference)]
-        rows = [
-            {"arm": arm, "of its Dice": f"{level:.0%}"}
-            | {COSTS[row["cost"]][0]: target_text(row) for row in group.to_dict("records")}
-            for (arm, level), group in here.groupby(["arm", "level"], sort=False)
-        ]
-        heading = f"Cost until as good as {reference} ends up, relative to it: {task}"
-        parts.append(_section(heading, rows))
+    for task, of_task in runs.groupby("task", sort=False):
+        at_equal_cost = differences[differences["task"] == task]
+        tables = {
+            f"Dice and costs: {task}": length_rows(of_task),
+            f"Dice minus that of {reference} at equal cost: {task}": difference_rows(
+                at_equal_cost, folds * seeds
+            ),
+            f"Where arms are ahead of {reference} or behind: {task}": crossing_rows(at_equal_cost),
+            f"Cost to reach a share of {reference}'s final Dice, relative to it: {task}": (
+                target_rows(others[others["task"] == task])
+            ),
+        }
+        parts += [titled_table(title, rows) for title, rows in tables.items() if len(rows)]
     trained = repeats(folds, seeds)
     unit = "seeds" if seeds > 1 else "folds"
     notes = [
         f"Mean ± standard deviation over {trained}." if trained else "One training each.",
-        f"At equal cost: Dice minus that of {reference}"
+        f"Equal cost: Dice minus that of {reference}"
         + (f", with the 95 % interval over the {unit} (Student's t)" if trained else "")
-        + ". *trained*: whose length it is; the other's Dice is interpolated over the logarithm of "
-        f"the cost between its lengths, which puts it too low. So rows of the arm flatter it, and "
-        f"rows of {reference} do the opposite. A dash: the other was not trained for so little or "
-        "so much.",
-        "Ahead or behind: the interval excludes 0, and interpolation cannot be the reason: behind "
-        f"at a length of the arm, ahead at a length of {reference} and in all rows above it.",
-        "The last table: medians; shares of the Dice with which the longest training of "
-        f"{reference} ends. `never`: the longest training of the arm ends below it. `≤`: its "
-        f"shortest one is already there. A dash: so is that of {reference}.",
+        + ". One of the two arms was trained at exactly this cost (column *trained*); the Dice of "
+        "the other is interpolated between its training lengths, over the logarithm of the cost. "
+        f"Interpolation underestimates Dice, so rows trained by the arm favour the arm, and rows "
+        f"trained by {reference} favour {reference}. A dash means that the other arm has no "
+        "training this short or this long.",
+        "An arm is *behind* if the interval excludes 0 at a cost where the arm was trained. It is "
+        f"*ahead* if the interval excludes 0 at a cost where {reference} was trained, and at all "
+        "higher costs. Interpolation cannot explain either.",
+        f"Final Dice: that of {reference}'s longest training. Values are medians over trainings. "
+        "*never*: the arm's longest training stays below. ≤: its shortest training is already "
+        f"above. A dash: {reference}'s shortest training is already above.",
     ]
-    return "\n\n".join([*filter(None, parts), bullets(notes)]) + "\n"
+    return "\n\n".join([*parts, bullets(notes)]) + "\n"
 
 
 def _spread(dice: pd.Series) -> str:
     return f"{dice.mean():.3f}" + (f" ± {dice.std():.3f}" if len(dice) > 1 else "")
-
-
-def _section(heading: str, rows: list[dict[str, str]]) -> str:
-    if not rows:
-        return ""
-    table = pd.DataFrame(rows)
-    table["arm"] = table["arm"].map(markdown_text)
-    return f"**{markdown_text(heading)}**\n\n{pipe_table(table)}"
 
 
 if __name__ == "__main__":
@@ -343,7 +348,7 @@ if __name__ == "__main__":
     trained = read_csv(snakemake.input.runs)
     compared_with = snakemake.params.reference_arm
     equal_cost, to_target = (
-        measure(trained, compared_with) for measure in (measure_differences, measure_targets)
+        measure(trained, compared_with) for measure in (measure_differences, measure_final_targets)
     )
     equal_cost.to_csv(snakemake.output.differences, index=False)
     to_target.to_csv(snakemake.output.targets, index=False)

@@ -17,9 +17,8 @@ from workflow_scripts.common.formatting import (
     Choices,
     bullets,
     in_unit,
-    markdown_text,
-    pipe_table,
     repeats,
+    titled_table,
 )
 from workflow_scripts.evaluation.time_to_target import COSTS, cost_until, progress
 from workflow_scripts.records.run_reader import KEYS
@@ -105,8 +104,7 @@ def to_markdown(table: pd.DataFrame) -> str:
             )
             wide = texts.pivot(index="arm", columns="level", values="text")
             wide = wide.reindex(texts["arm"].unique())[texts["level"].unique()].reset_index()
-            heading = markdown_text(f"{title} to target: {task}")
-            parts.append(f"**{heading}**\n\n{pipe_table(wide.rename(columns=markdown_text))}")
+            parts.append(titled_table(f"{title} to target: {task}", wide))
     trained = repeats(table["folds"].max(), table["seeds"].max())
     medians = f"Costs and ratios are medians over {trained}: a ratio need not be that of two costs."
     notes = [

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from nbconvert.filters import escape_latex
 
 from workflow_scripts.common.console import redirect
 from workflow_scripts.common.files import read_csv
-from workflow_scripts.common.formatting import bullets, markdown_text, pipe_table, repeats
+from workflow_scripts.common.formatting import bullets, repeats, titled_table
 from workflow_scripts.common.paired_statistics import LEVEL
-from workflow_scripts.records.run_reader import OVERALL
+from workflow_scripts.evaluation.latex import latex_text
+from workflow_scripts.records.run_reader import OVERALL, mean_of_all
 
 DICE = "dice"
 COSTS = {
@@ -71,8 +71,7 @@ def _measure(foreground: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
 
 def _over_tasks(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over the tasks for each measure and arm; NaN if one task has no value."""
-    groups = table.groupby(["measure", "arm"], sort=False)["value"]
-    return groups.agg(lambda values: values.mean(skipna=False)).reset_index()
+    return table.groupby(["measure", "arm"], sort=False)["value"].agg(mean_of_all).reset_index()
 
 
 def _ranks(table: pd.DataFrame, method: str = "average") -> pd.Series:
@@ -154,8 +153,7 @@ def to_markdown(table: pd.DataFrame, trained: str) -> str:
     for heading, text, rows in zip(
         headings, texts, dice_and_costs(table, markdown_cell), strict=True
     ):
-        printed = pipe_table(rows.rename(columns=markdown_text))
-        parts.append(f"**{heading}**\n\n{printed}\n\n{bullets([text])}")
+        parts.append(f"{titled_table(heading, rows)}\n\n{bullets([text])}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -168,21 +166,15 @@ def to_latex(table: pd.DataFrame, trained: str) -> str:
     texts = captions(table, trained)
     for rows, caption in zip(dice_and_costs(table, latex_cell), texts, strict=True):
         names = [name for name in rows.columns if name in ("Cost", "Task")]
-        rows[names] = rows[names].map(escape_latex)
-        heads = [
-            name if name in names else rf"\shortstack[r]{{{escape_latex(name)}}}"
-            for name in rows.columns
-        ]
-        heads = [head.replace(r"\_", r"\\") for head in heads]
-        caption = escape_latex(caption)
-        for character, command in {"±": r"\pm", "↑": r"\uparrow", "↓": r"\downarrow"}.items():
-            caption = caption.replace(character, f"${command}$")
+        rows[names] = rows[names].map(latex_text)
+        arms = [latex_text(arm).replace(r"\_", r"\\") for arm in rows.columns.drop(names)]
+        heads = [*names, *(rf"\shortstack[r]{{{arm}}}" for arm in arms)]
         text = (
             rows.set_axis(heads, axis="columns")
             .style.hide(axis="index")
             .to_latex(
-                caption=caption.replace("<", "$<$"),
-                column_format=f"@{{}}{'l' * len(names)}{'r' * (rows.shape[1] - len(names))}@{{}}",
+                caption=latex_text(caption),
+                column_format=f"@{{}}{'l' * len(names)}{'r' * len(arms)}@{{}}",
                 hrules=True,
                 position="htbp",
                 position_float="centering",

@@ -34,7 +34,7 @@ def progress(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_until(training: pd.DataFrame, target: float) -> dict[str, float]:
-    """Return the costs until the Dice of a training (`progress`) reaches the target and stays there.
+    """Return the costs until a training (`progress`) reaches the target Dice and stays there.
 
     It stays there if no later epoch falls below the target. Costs are infinite if the training ends
     below it. Differences within rounding error are ignored.

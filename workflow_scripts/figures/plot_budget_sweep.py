@@ -16,7 +16,7 @@ from workflow_scripts.common.figure_style import (
     save,
 )
 from workflow_scripts.common.formatting import COMPUTATION, ENERGY, TIME, repeats, unit
-from workflow_scripts.records.run_reader import without_length
+from workflow_scripts.records.run_reader import mean_of_all, without_length
 
 COSTS = {
     "training_kwh": ("energy of training, {}", ENERGY),
@@ -37,7 +37,7 @@ def budgets(runs: pd.DataFrame) -> pd.DataFrame:
         dice=("dice_foreground_mean", "mean"),
         low=("dice_foreground_mean", "min"),
         high=("dice_foreground_mean", "max"),
-        **{cost: (cost, lambda values: values.mean(skipna=False)) for cost in COSTS},
+        **{cost: (cost, mean_of_all) for cost in COSTS},
     )
 
 

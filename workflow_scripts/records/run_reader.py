@@ -70,6 +70,11 @@ class Run:
     cases: pd.DataFrame
 
 
+def mean_of_all(values: pd.Series) -> float:
+    """Return the mean, NaN if a value is missing: means over different sets are not comparable."""
+    return float(values.mean(skipna=False))
+
+
 def without_length(arm: str) -> str:
     """Return a sweep's arm without its number of epochs: `constant` for `constant_42`."""
     return re.sub(r"_\d+$", "", arm)
