@@ -73,7 +73,7 @@ def page_of(study, without_nsd=()):
 @pytest.mark.parametrize("without", [(), (TASKS[0],)], ids=["nsd", "a task without nsd"])
 def test_story_is_told_in_order(tmp_path, without):
     page, text = page_of(FakeStudy(tmp_path, tasks=TASKS, folds=(0, 1), cases=5), without)
-    parts = ("Does it work", "What was claimed", "Evidence", "Costs", "How it was made")
+    parts = ("Does it work", "Published claims", "Evidence", "Costs", "How it was made")
     places = [page.index(f">{part}") for part in parts]
     assert places == sorted(places)
     assert "not enough evidence" in text
@@ -96,6 +96,18 @@ def test_the_page_begins_with_the_answer_and_what_it_rests_on(tmp_path):
     )
     assert page.index("This rests on") < page.index("data:image/png") < page.index("Study ")
     assert "Every task by itself" not in text
+
+
+@pytest.mark.parametrize(("dice", "words"), [(0.7, "No arm reaches"), (0.9, "has a mean Dice of")])
+def test_the_answer_says_if_no_arm_is_as_good_as_the_reference(tmp_path, dice, words):
+    study = FakeStudy(tmp_path, arms=("constant", "progressive"), folds=(0,))
+    study.dice = {
+        key: {"case": dict.fromkeys("12", {"constant": 0.8, "progressive": dice}[key[1]])}
+        for key in study.keys()
+    }
+    _, text = page_of(study)
+    assert words in text.split("\n")[0]
+    assert f"{dice:.3f} against 0.800 for constant ({dice - 0.8:+.3f}" in text.split("\n")[0]
 
 
 def test_reference_arm_alone(tmp_path):

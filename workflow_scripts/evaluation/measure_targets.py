@@ -106,15 +106,15 @@ def to_markdown(table: pd.DataFrame) -> str:
             wide = wide.reindex(texts["arm"].unique())[texts["level"].unique()].reset_index()
             parts.append(titled_table(f"{title} to target: {task}", wide))
     trained = repeats(table["folds"].max(), table["seeds"].max())
-    medians = f"Costs and ratios are medians over {trained}: a ratio need not be that of two costs."
+    medians = f"Costs and ratios are medians over {trained}: ratios need not match the costs."
     notes = [
         f"Targets: shares of the smoothed pseudo Dice with which the arm {reference} ends on the "
-        "same fold and seed. A training is there once it no longer falls below the target.",
+        "same fold and seed. A target is reached when the training no longer falls below it.",
         *([medians] if trained else []),
         f"In brackets: relative to the arm {reference}. `never`: the training ends below the "
-        "target" + (f", or so do at least half of the {trained}." if trained else "."),
-        "The pseudo Dice is that of validation patches, noisier than the final Dice and not the "
-        "same: an arm that is as good here may be better or worse after the final validation.",
+        "target" + (f", as do at least half of the {trained}." if trained else "."),
+        "Pseudo Dice comes from validation patches and is noisier than the final Dice. An arm that "
+        "is equally good here may be better or worse in the final validation.",
     ]
     return "\n\n".join([*parts, bullets(notes)]) + "\n"
 
