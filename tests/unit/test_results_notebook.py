@@ -103,7 +103,7 @@ def test_the_answer_says_if_no_arm_is_as_good_as_the_reference(tmp_path, dice, w
     study = FakeStudy(tmp_path, arms=("constant", "progressive"), folds=(0,))
     study.dice = {
         key: {"case": dict.fromkeys("12", {"constant": 0.8, "progressive": dice}[key[1]])}
-        for key in study.keys()
+        for key in study.folders()
     }
     _, text = page_of(study)
     assert words in text.split("\n")[0]
