@@ -1,4 +1,4 @@
-"""What every schedule begins with: the planned patch and batch, and the network's poolings."""
+"""Input of every schedule: the planned patch and batch, and the network's poolings.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,9 +42,9 @@ class PatchPlan:
     def from_strides(
         cls, patch_size: Sequence[int], strides: Sequence[Sequence[int] | int], batch_size: int
     ) -> Self:
-        """Return the plan of a network with these strides, which nnU-Net's plans tell.
+        """Return the plan of a network with the strides of nnU-Net's plans.
 
-        Raises ValueError also for strides that the schedules are not defined for.
+        Raises ValueError also for strides other than 1 or 2.
         """
         size = tuple(int(n) for n in patch_size)
         return cls(size, count_poolings(strides), int(batch_size))
@@ -65,7 +65,7 @@ class PatchPlan:
 def count_poolings(strides: Sequence[Sequence[int] | int]) -> tuple[int, ...]:
     """Return the number of stride-2 stages per axis from a plan's `arch_kwargs.strides`.
 
-    Raises ValueError for a stride other than 1 or 2, which the schedules are not defined for.
+    Raises ValueError for a stride other than 1 or 2.
     """
     per_axis = list(zip(*[_as_tuple(stride) for stride in strides], strict=True))
     for axis, values in enumerate(per_axis):

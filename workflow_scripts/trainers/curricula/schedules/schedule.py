@@ -34,7 +34,7 @@ PACINGS = ("equal", "volume")
 
 @dataclass(frozen=True)
 class Stage:
-    """What training batches are like for a while.
+    """A stage of the schedule: patch and batch size of its training batches.
 
     Attributes:
         patch_size: voxels per axis that the network sees, in nnU-Net's axis order.
