@@ -1,4 +1,4 @@
-"""Input of every schedule: the planned patch and batch, and the network's poolings.
+"""Input of every schedule: the planned patch and batch, and the network's poolings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
