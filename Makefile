@@ -1,24 +1,24 @@
-# The front door. `make demo` and `make test` set up `.venv` from the lock by themselves.
+# Entry point. `make demo` and `make test` set up `.venv` from the lock file automatically.
 SHELL := bash
 CORES ?= all
 
 .PHONY: help demo test bench gpu-check docs lint lock clean
 help:
 	@echo 'make demo   run the study of config/demo.yaml on this machine (CORES=2 limits it), show its table and report'
-	@echo 'make test   the tests, four files at a time (ALL=1 adds the long ones, TESTS=folder selects some)'
+	@echo 'make test   run the tests, four files at a time (ALL=1 adds the long ones, TESTS=folder selects some)'
 	@echo 'make bench  measure the trainers side by side (ARCHIVES=folder adds the real Task04; half an hour without a GPU)'
-	@echo 'make gpu-check  try every path of a GPU in a quarter of an hour (ARCHIVES=folder adds Task04; DEVICE=cpu tries it without)'
+	@echo 'make gpu-check  test every GPU code path in a quarter of an hour (ARCHIVES=folder adds Task04; DEVICE=cpu runs it without a GPU)'
 	@echo 'make docs   build the documentation as a site (site/index.html)'
-	@echo 'make lint   formatting, linting and types only'
-	@echo 'make lock   resolve requirements*.in into the lock files (UPGRADE=--upgrade takes newer versions)'
-	@echo 'make clean  remove what the demo and the tools made; downloads and other studies stay'
+	@echo 'make lint   check formatting, linting and types only'
+	@echo 'make lock   resolve requirements*.in into the lock files (UPGRADE=--upgrade allows newer versions)'
+	@echo 'make clean  remove the output of the demo and the tools; keep downloads and other studies'
 
 # --- The environment -------------------------------------------------------------------------------------------------
 
-# Nothing of the user's own Python may leak in; all that is run comes from .venv.
+# Nothing of the user's own Python may leak in; everything runs from .venv.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PYTHONNOUSERSITE := 1
-# Snakemake does not quote the path to Python. Say so before gigabytes are installed.
+# Snakemake does not quote the path to Python. Fail before gigabytes are installed.
 ifneq ($(words $(CURDIR)),1)
 $(error The path of this folder contains a space: '$(CURDIR)'. Snakemake cannot start Python from there; move the folder)
 endif
@@ -29,7 +29,8 @@ endif
 PY := .venv/bin/python
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m
 
-# A candidate counts only if it runs (a pyenv shim may not), can make environments, and has a version that the lock covers.
+# A Python is suitable if it runs (a pyenv shim may not), can make environments, and has a version
+# that the lock file covers.
 SUITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .venv/lock-installed: requirements.lock
@@ -50,9 +51,10 @@ SUITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:
 	$(PY) -m pip install --disable-pip-version-check --progress-bar off -r requirements-dev.lock
 	@touch $@
 
-# Only where no Python from 3.11 to 3.13 is installed: any older one with pip brings uv, and uv a Python of its own.
+# Only if no Python from 3.11 to 3.13 is installed: any older Python with pip installs uv, and uv
+# installs a Python.
 .venv-bootstrap/python3.11:
-	@echo 'No Python 3.11, 3.12 or 3.13 (with venv) is installed; trying to bring one with uv ...'
+	@echo 'No Python 3.11, 3.12 or 3.13 (with venv) is installed; trying to install one with uv ...'
 	@set -uo pipefail; export UV_PYTHON_INSTALL_DIR="$(CURDIR)/.venv-bootstrap/pythons" UV_CACHE_DIR="$(CURDIR)/.venv-bootstrap/cache"; \
 	python3 -m venv .venv-bootstrap \
 	&& .venv-bootstrap/bin/python -m pip install --quiet --disable-pip-version-check uv \
@@ -63,7 +65,7 @@ SUITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:
 	  echo 'Install one (Debian: apt install python3 python3-venv; or python.org, conda, pyenv), then: make PYTHON=/path/to/python3.11' >&2; \
 	  exit 1; }
 
-# --- What one comes for ----------------------------------------------------------------------------------------------
+# --- Main targets ----------------------------------------------------------------------------------------------------
 
 DEMO := results/demo
 
@@ -75,14 +77,15 @@ demo: .venv/lock-installed
 	@echo; cat $(DEMO)/tables/comparison.md; echo
 	@echo 'Report: $(DEMO)/report.zip (unpack it and open report.html)'
 
-# A file's tests stay together, since they share what its fixtures have made. A Slurm that is installed and does not answer
-# would hold up each start of Snakemake by nine seconds: its plugin asks for the cluster's settings.
+# The tests of a file stay together, because they share fixtures. If Slurm is installed but does not
+# answer, each start of Snakemake would take nine seconds longer: its plugin asks for the cluster's
+# settings.
 test: export SLURM_CONF := /dev/null
 test: .venv/lock-dev-installed
 	$(RUN) pytest -n 4 --dist loadfile --no-loadscope-reorder $(if $(ALL),,-m 'not ci') $(TESTS)
 
 BENCH := results/bench/bench.md results/bench/loading.md
-# Snakemake takes the last `--config` alone, so all that is changed goes into one.
+# Snakemake only uses the last `--config`, so all changes go into one.
 ifdef ARCHIVES
 TASK04 := archives='$(ARCHIVES)' 'tasks=[Task99_BrainTissue, Task04_Hippocampus]' \
   'checksums={Task04_Hippocampus: 30c0bc764dda9712c928f83b2df23c20}'
@@ -110,7 +113,7 @@ gpu-check: .venv/lock-installed
 	@cat $(CHECK)
 	@! grep -q '| failed ' $(CHECK)
 
-# mkdocs-material announces its successor in every build; that is not a warning about the pages.
+# mkdocs-material announces its successor in every build; this is not a warning about the pages.
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: .venv/lock-dev-installed
 	$(RUN) mkdocs build --quiet --strict
@@ -119,7 +122,8 @@ docs: .venv/lock-dev-installed
 lint: .venv/lock-dev-installed
 	$(RUN) pytest tests/workflow/test_format_and_lint.py
 
-# uv only resolves (for all machines of [tool.uv] in pyproject.toml at once); the markers that hold for all of them are dropped.
+# uv only resolves, for all machines of [tool.uv] in pyproject.toml at once. Markers that are true
+# for all of them are dropped.
 MACHINES := ((platform_machine == 'arm64' and sys_platform == 'darwin') or (platform_machine == 'aarch64' and sys_platform == 'linux') or (platform_machine == 'x86_64' and sys_platform == 'linux'))
 LINUX := ((platform_machine == 'aarch64' and sys_platform == 'linux') or (platform_machine == 'x86_64' and sys_platform == 'linux'))
 UV_COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-emit-index-url --no-header $(UPGRADE)

@@ -8,8 +8,8 @@ REQUIRED INPUTS, in resources/nnUNet_preprocessed/{dataset}/:
 OUTPUTS:
 
     results/{study}/bench.csv, bench.md       ratios, their goals, and the machine
-    results/{study}/loading.csv, loading.md   loading of batches on the ten published plans
-    results/{study}/gpu_check.json, gpu_check.md   paths of the GPU, passed or failed: `make gpu-check`
+    results/{study}/loading.csv, loading.md   loading of batches with the ten published plans
+    results/{study}/gpu_check.json, gpu_check.md   code paths of the GPU, passed or failed: `make gpu-check`
 """
 
 
@@ -58,7 +58,7 @@ rule bench_loading:
         f"logs/bench_loading/{STUDY.name}.log",
     conda:
         "../envs/nnunet.yaml"
-    threads: config["training"]["threads"]  # all: nothing else may run meanwhile
+    threads: config["training"]["threads"]  # all, so that nothing else runs meanwhile
     resources:
         **JOBS.of("bench_loading"),
     params:
@@ -102,6 +102,6 @@ rule gpu_check:
         energy=config["energy"],
         iterations=config["bench"]["iterations"],
     message:
-        "Checking the paths of the GPU on {params.runs}"
+        "Checking the GPU code paths on {params.runs}"
     script:
         "../workflow_scripts/benchmark/gpu_check.py"

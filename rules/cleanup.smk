@@ -1,15 +1,16 @@
 """
-This part of the workflow makes room: what it removes can be made again, and no result needs it.
+This part of the workflow frees disk space. The files that it removes can be made again, and no
+result needs them.
 
 REQUIRED INPUTS:
 
-    none; what is not there is skipped
+    none; missing files are skipped
 
-OUTPUTS: none, they remove
+OUTPUTS: none. The rules remove
 
     clean_preprocessed   in resources/nnUNet_preprocessed/{dataset}/: the arrays, their manifest and
                          gt_segmentations/ of the study's tasks; refused while a training needs them
-    clean_archives       resources/archives/{task}.tar of the study's tasks that were converted
+    clean_archives       resources/archives/{task}.tar of the study's tasks that have been converted
 """
 
 

@@ -1,12 +1,12 @@
 """
-What all rules share: the checked configuration, the study that it describes, and helpers.
+Shared by all rules: the checked configuration, the study that it describes, and helpers.
 
 REQUIRED INPUTS:
 
     config (from --configfile, from a module's `config:`, or config/demo.yaml),
     config/schemas/config.schema.yaml, config/datasets.tsv, config/job_resources.tsv
 
-OUTPUTS: none, there are no rules here
+OUTPUTS: none; there are no rules here
 """
 
 import json
@@ -60,15 +60,15 @@ STUDY = Study(config, MSD)
 JOBS = JobResources(
     STUDY, BASE / "config/job_resources.tsv", BASE / "config/published/nnunet_plans.tsv"
 )
-# As many jobs on GPUs as there are GPUs, unless `--resources gpu=…` says otherwise. Without
-# GPUs, trainings run on the CPU and only the number of cores limits them.
+# One job per GPU, unless `--resources gpu=…` sets another limit. Without GPUs, trainings run on the
+# CPU and only the number of cores limits them.
 GPUS = 0 if config["training"]["device"] == "cpu" else count_gpus()
 if GPUS and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", GPUS)
 
 HAS_BUDGET = set(config["budget"].values()) != {None}
 RESULTS = f"results/{STUDY.name}"
-# The suffix is empty for `training.seed`, and `_seed_2` for another.
+# The suffix is empty for `training.seed`, and for example `_seed_2` for another seed.
 RUN = f"{RESULTS}/runs/{{task}}/{{arm}}/fold_{{fold}}{{seed_suffix}}"
 RUN_OF_TRAINING_SEED = RUN.removesuffix("{seed_suffix}")
 
@@ -116,14 +116,14 @@ wildcard_constraints:
 def code(script):
     """Return the modules that a script of this workflow imports, as inputs of its rule.
 
-    For rules whose outputs are soon made again: Snakemake itself looks at the script alone.
+    For rules whose outputs are quick to make again. Snakemake itself only checks the script.
     """
     modules = imported_modules(BASE / "workflow_scripts" / script)
     return [shipped(str(path.relative_to(BASE))) for path in modules]
 
 
 def run_files(name, seeds=STUDY.seeds):
-    """Return the path of one file of every run of the study with these seeds."""
+    """Return the path of one file of every run of the study with the given seeds."""
     return [
         f"{RUN}/{name}".format(task=task, arm=arm, fold=fold, seed_suffix=STUDY.seed_suffix(seed))
         for task, arm, fold, seed in STUDY.runs
@@ -132,10 +132,10 @@ def run_files(name, seeds=STUDY.seeds):
 
 
 def checked_first(wildcards):
-    """Make a training wait until its study has been checked (and forecast, where that is needed).
+    """Make a training wait until its study has been checked (and forecast, if needed).
 
     The list is empty: the check is not an input, so repeating it does not retrain anything. Trials
-    of a search wait for it in the search's first step.
+    of a search wait for the check in the first step of the search.
     """
     done = Path(RUN.format(**wildcards), "run.json").is_file()
     if not done and wildcards.arm in config["arms"]:
@@ -144,7 +144,7 @@ def checked_first(wildcards):
 
 
 def trials_of_part(wildcards):
-    """Return the runs of the trials of a part, as listed when the previous part was decided."""
+    """Return the runs of a part's trials, which were listed when the previous part was decided."""
     before = checkpoints.choose_frequencies.get(task=wildcards.task, part=int(wildcards.part) - 1)
     return expand(
         f"{RUN_OF_TRAINING_SEED}/run.json",

@@ -1,20 +1,20 @@
 """
-This part of the workflow brings a task's data into nnU-Net's raw format.
+This part of the workflow converts the data of a task to nnU-Net's raw format.
 
 REQUIRED INPUTS:
 
-    config/datasets.tsv (read as MSD in common.smk), and either `archives`/{task}.tar or a network;
-    for the demo task the ICBM 2009 template that the package nilearn contains;
-    for an own task its folder in the configuration, which is only read and on purpose no input: an
-    imported task needs it no more (but for the images, if they are links)
+    config/datasets.tsv (read as MSD in common.smk), and `archives`/{task}.tar or a network;
+    for the demo task, the ICBM 2009 template in the package nilearn;
+    for an own task, its folder in the configuration. It is only read and deliberately not an input:
+    an imported task no longer needs it (except for the images, if they are links)
 
 OUTPUTS:
 
     resources/archives/{task}.tar                 checksum verified; a link if found in `archives`
     resources/msd/{task}/                         unpacked and checked, removed after conversion
-    resources/nnUNet_raw/{dataset}/dataset.json   and beside it imagesTr/, labelsTr/
+    resources/nnUNet_raw/{dataset}/dataset.json   with imagesTr/ and labelsTr/ beside it
 
-STEPS: download_task or make_demo_task, extract_task, convert_task; an own task: import_own_task
+STEPS: download_task or make_demo_task, extract_task, convert_task; for an own task, import_own_task
 """
 
 
@@ -25,7 +25,7 @@ rule download_task:
         "logs/download_task/{task}.log",
     wildcard_constraints:
         task="|".join(MSD),
-    # A download that breaks off is tried again; a file in `archives` stays what it is.
+    # An interrupted download is retried. For a file in `archives`, a retry would not help.
     retries: 0 if config["archives"] else 2
     localrule: True
     conda:
@@ -58,7 +58,7 @@ rule make_demo_task:
 
 rule extract_task:
     input:
-        # Identified by its checksum: copying or touching an archive does not change it.
+        # Identified by its checksum, so copying or touching an archive has no effect.
         archive=lambda wildcards: (ancient if wildcards.task in MSD else str)(
             f"resources/archives/{wildcards.task}.tar"
         ),

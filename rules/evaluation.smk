@@ -1,6 +1,6 @@
 """
-This part of the workflow collects the files of all runs in tidy tables, compares the arms, says how
-sure the differences are, and what they mean for what was published.
+This part of the workflow collects the files of all runs in tidy tables, compares the arms, assesses
+the significance of the differences, and checks published claims.
 
 REQUIRED INPUTS:
 
@@ -18,17 +18,17 @@ and in results/{study}/tables/:
 
     runs.csv                  one row per run
     cases.csv                 one row per validation case and label: Dice, NSD and counts
-    epochs.csv, stages.csv, energy.csv    the runs' own tables, one below the other
+    epochs.csv, stages.csv, energy.csv    the tables of all runs, concatenated
     comparison.{csv,md,tex}   the arms against the reference arm, per task and overall
     overview.{csv,md,tex}     tasks by arms: Dice with ranks and significance, and relative costs
     significance.csv          every arm against the reference arm, paired over cases
-    targets.{csv,md}          what each arm needs until it is as good as the reference arm ends up
+    targets.{csv,md}          cost for each arm to become as good as the fully trained reference arm
     budget.{csv,md}, budget_targets.csv   of a sweep of training lengths (`snakemake budget_sweep`): Dice
                               at equal cost, crossing points, and the cost to reach a final Dice
     variance.csv              spread of Dice due to folds, to seeds, and to the rest
-    claims.{csv,md}           each published claim, what was measured, and a verdict
+    claims.{csv,md}           each published claim, the measured value, and a verdict
     reference_runs.csv        the reference arm beside published nnU-Net, by task and fold
-    class_balance.csv         foreground in patches of each curriculum size, as nnU-Net samples them
+    class_balance.csv         foreground in patches of each curriculum size, as sampled by nnU-Net
 """
 
 NSD_TOLERANCE_MM = {
@@ -191,7 +191,7 @@ rule measure_targets:
         tasks=STUDY.tasks,
         arms=list(config["arms"]),
     message:
-        f"Measuring what each arm of the study {STUDY.name} needs to reach a target"
+        f"Measuring the cost of reaching a target for each arm of the study {STUDY.name}"
     script:
         "../workflow_scripts/evaluation/measure_targets.py"
 
@@ -238,7 +238,7 @@ rule separate_variance:
         tasks=STUDY.tasks,
         arms=list(config["arms"]),
     message:
-        f"Separating the spread of seeds and folds in the study {STUDY.name}"
+        f"Separating the variance due to seeds and folds in the study {STUDY.name}"
     script:
         "../workflow_scripts/evaluation/separate_variance.py"
 
@@ -263,7 +263,7 @@ rule check_claims:
             f"{RESULTS}/tables/reference_runs.csv",
             caption="report/reference_runs.rst",
             category="Tables",
-            labels={"table": "Reference arm beside published nnU-Net"},
+            labels={"table": "Reference arm and published nnU-Net"},
         ),
     log:
         f"logs/check_claims/{STUDY.name}.log",

@@ -4,7 +4,7 @@ This part of the workflow draws the figures, each as .svg and .png.
 REQUIRED INPUTS:
 
     results/{study}/tables/{runs,cases,epochs,comparison,significance,targets,class_balance}.csv
-    config/plotting.yaml, all that is about looks: an edit redraws figures and nothing before them
+    config/plotting.yaml, the style of the figures: an edit only redraws figures
     for patches, in resources/nnUNet_preprocessed/{dataset}/: plans and preprocessed cases
     for predictions, images and references in resources/nnUNet_raw/{dataset}/, and the predictions in
     the runs' nnU-Net folders
@@ -12,15 +12,15 @@ REQUIRED INPUTS:
 OUTPUTS, in results/{study}/figures/:
 
     {differences,dice,cost,convergence,profiles,schedule,class_balance}.{svg,png}
-    patches.{svg,png}       what the network sees of one patch, from beginning to end of a training
+    patches.{svg,png}       one patch as the network sees it, from the beginning to the end of a training
     predictions.{svg,png}   slices of the worst, median and best case
-    budget.{svg,png}        Dice against energy, a line an arm, of a study whose arms differ in length
+    budget.{svg,png}        Dice against cost, one line per arm, of a study whose arms differ in length
                             (config/budget_sweep.yaml): `snakemake budget_sweep`
 """
 
 
-# Rules that inherit share the line `script:`, so the name of theirs is a parameter. `localrule` they
-# do not inherit.
+# Inheriting rules share the line `script:`, so the name of their script is a parameter. They do not
+# inherit `localrule`.
 rule plot_dice:
     input:
         runs=f"{RESULTS}/tables/runs.csv",
@@ -178,7 +178,7 @@ rule plot_patches:
             f"{RESULTS}/figures/patches.png",
             caption="report/patches.rst",
             category="Figures",
-            labels={"figure": "Patches in the course of training"},
+            labels={"figure": "Patches during training"},
         ),
     log:
         f"logs/plot_patches/{STUDY.name}.log",
@@ -198,7 +198,7 @@ rule plot_patches:
             for name, arm in config["arms"].items()
         },
     message:
-        "Drawing patches in the course of training"
+        "Drawing patches during training"
     script:
         "../workflow_scripts/figures/plot_patches.py"
 

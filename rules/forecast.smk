@@ -1,12 +1,12 @@
 """
-This part of the workflow forecasts what the study will cost, from plans alone: `snakemake forecast`.
-With a `budget` in the configuration no training begins before the forecast is within it, and with
-`cluster.max_runtime_minutes` none before it tells how much time a job should ask for.
+This part of the workflow forecasts the cost of the study from plans alone: `snakemake forecast`.
+With a `budget` in the configuration, no training starts unless the forecast is within it. With
+`cluster.max_runtime_minutes`, no training starts before the forecast sets the run time of its job.
 
 REQUIRED INPUTS:
 
     config/published/nnunet_plans.tsv, nnunet_runs.tsv
-    read if they are there, on purpose no inputs, since a forecast must not make them:
+    read if they exist, but deliberately not inputs, because a forecast must not make them:
     nnU-Net's own plans in resources/nnUNet_preprocessed/{dataset}/, and with `forecast.calibration:
     measured` the finished runs in `forecast.runs`
 
@@ -15,7 +15,7 @@ OUTPUTS, in results/{study}/forecast/:
     forecast.csv         one row per task and arm
     forecast.md          totals, arms, assumptions and error on one screen
     forecast.{svg,png}   bars by arm
-    within_budget.json   only with a budget: what it was checked against
+    within_budget.json   only with a budget: the limits and the forecast
     needs.json           result of the check before the first training: plans, names, disk space
 """
 
@@ -64,7 +64,7 @@ rule forecast_study:
         runs=shipped("config/published/nnunet_runs.tsv"),
         loading=shipped("config/published/loading.tsv"),
         code=code("forecast/forecast_study.py"),
-        # Needed for the trainings anyway; without them no budget could be checked and no job timed.
+        # The trainings need them anyway. Without them, costs and run times are unknown.
         unpublished=[
             STUDY.plans(task)
             for task in STUDY.tasks

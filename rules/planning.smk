@@ -9,7 +9,7 @@ OUTPUTS, in resources/nnUNet_preprocessed/{dataset}/:
 
     dataset_fingerprint.json
     {plans}.json                      nnU-Net's plans; {plans}_{digest}.json with the study's overrides
-    {data_identifier}.manifest.json   the cases that {data_identifier}/ holds
+    {data_identifier}.manifest.json   the cases in {data_identifier}/
     splits_final.json                 nnU-Net's five folds
 
 STEPS: fingerprint_task, plan_task, override_plans, preprocess_task, write_splits
@@ -71,7 +71,7 @@ rule override_plans:
         configuration=STUDY.configuration,
         overrides=lambda wildcards: STUDY.overrides(STUDY.task_of[wildcards.dataset]),
     message:
-        "Changing the plans of {wildcards.dataset} as the configuration says"
+        "Applying the overrides of the configuration to the plans of {wildcards.dataset}"
     script:
         "../workflow_scripts/planning/override_plans.py"
 

@@ -1,9 +1,9 @@
 """
-This part of the workflow runs the notebooks and renders them as HTML pages of one file each.
+This part of the workflow runs the notebooks and renders each as a single HTML file.
 
 REQUIRED INPUTS:
 
-    notebooks/{results,curricula,scale_space}.ipynb, and of results/{study}/ the tables and figures
+    notebooks/{results,curricula,scale_space}.ipynb, and the tables and figures in results/{study}/
     that they show
 
 OUTPUTS, in results/{study}/notebooks/:
@@ -11,8 +11,8 @@ OUTPUTS, in results/{study}/notebooks/:
     {results,curricula,scale_space}.ipynb   with outputs
     {results,curricula,scale_space}.html    self-contained
 
-A notebook that fails is left as far as it came in logs/. `snakemake --report` gathers these pages
-with the figures and tables; it can only be called after the run, so no rule makes it.
+If a notebook fails, the partial notebook is in logs/. `snakemake --report` collects these pages
+with the figures and tables. It can only be called after the run, so there is no rule for it.
 """
 
 from workflow_scripts.study.scale_grid import transfers
@@ -75,7 +75,7 @@ use rule run_results_notebook as run_curricula_notebook with:
         ),
     log:
         f"logs/run_curricula_notebook/{STUDY.name}.log",
-    localrule: True  # which is not inherited
+    localrule: True  # not inherited
     message:
         "Running the notebook curricula"
 

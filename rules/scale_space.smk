@@ -12,9 +12,9 @@ OUTPUTS, in results/{study}/:
     baked/{arm}/scale_{scale}/{dataset}/…            nnU-Net's model folder, with trainers/ for
                                                      nnUNet_extTrainer
     scales/{task}/{arm}/fold_{fold}/                 Dice and cost at each evaluated scale factor, and
-                                                     Dice of weights in networks of another one
-    tables/scale_space.{csv,md}          accuracy and cost of inference, and what a reader must know
-    tables/scale_choice.csv              the cheapest good enough scale factor
+                                                     Dice of weights in networks of other factors
+    tables/scale_space.{csv,md}          accuracy and cost of inference, with notes for the reader
+    tables/scale_choice.csv              the cheapest scale factor that is good enough
     tables/scale_checks.csv              whether the weights follow the scale factor
     tables/scale_costs.csv               cost of training
     tables/scale_comparisons.{csv,md}    the hypernetwork against its controls, paired over cases

@@ -27,7 +27,7 @@ MOST_TRIALS = {trial: trial_arm(trial, config) for trial in most_trials(config["
 SEARCHED = {"search": config["search"], "training": {"epochs": config["training"]["epochs"]}}
 
 
-localrules:  # `use rule` does not inherit it
+localrules:  # not inherited by `use rule`
     forecast_search_study,
     check_search_budget,
 

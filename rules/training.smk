@@ -11,13 +11,13 @@ within_budget.json, and with `cluster.max_runtime_minutes` for the forecast, whi
 OUTPUTS, in results/{study}/runs/{task}/{arm}/fold_{fold}{seed_suffix}/:
 
     run.json      one record: versions, seed, plans hash, hardware, Dice, seconds, energy
-    epochs.csv    one row per kept epoch, growing while it trains
-    stages.csv    the same, summed a stage
+    epochs.csv    one row per kept epoch, written while training
+    stages.csv    the same, summed per stage
     energy.csv    one row per attempt, phase and stage
     summary.json  nnU-Net's own validation summary
 
-nnU-Net's own folder, results/{study}/nnunet/{arm}/, is on purpose no output: Snakemake deletes the
-outputs of a failed job, and a repeated job resumes from the checkpoints in it.
+nnU-Net's own folder, results/{study}/nnunet/{arm}/, is deliberately not an output: Snakemake
+deletes the outputs of a failed job, and a repeated job resumes from the checkpoints in it.
 """
 
 

@@ -33,10 +33,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def calm(folder):
-    """A whole undisturbed study through the profile; its training is done, the rest under way.
+    """An undisturbed study through the profile; its training has finished, the rest is running.
 
-    Its data are prepared by a run of their own: what a run of Snakemake is going to make no other
-    one may use as long as it lasts.
+    A separate run prepares its data, because files that one run of Snakemake is going to make are
+    locked for all other runs until it ends.
     """
     study = Study(folder, "calm")
     assert study.start(targets=DATA).finish() == 0, study.said[-4000:]
@@ -55,9 +55,9 @@ def calm(folder):
 
 @pytest.fixture(scope="session")
 def disturbed(calm):
-    """By fault: its study and what Slurm said, or the exception that its handling has raised.
+    """Map each fault to its study and Slurm's report, or to the exception that it raised.
 
-    FAULT_TABLE names the file to which the table of docs/results/reliability.md is written.
+    `FAULT_TABLE` names the file to which the table of docs/results/reliability.md is written.
     """
     done = [entry for entry in calm.ledger() if entry.get("phase") == "training"]
     seconds = sum(e["seconds"] for e in done) / sum(e["iterations"] for e in done)

@@ -35,7 +35,7 @@ def test_a_study_disturbed_is_complete(fault, calm):
     _, study = fault
     epochs, wanted = (pd.read_csv(each.runs / "epochs.csv") for each in (study, calm))
     assert len(epochs) == EPOCHS
-    assert epochs[SCHEDULE].equals(wanted[SCHEDULE]), "the schedule of the undisturbed one"
+    assert epochs[SCHEDULE].equals(wanted[SCHEDULE]), "same schedule as the undisturbed study"
     record = json.loads((study.runs / "run.json").read_text())
     assert record["cases"] == 2
     assert record["attempts"] == len(study.attempts())
@@ -61,7 +61,7 @@ def test_no_energy_row_is_lost(fault):
 
 
 def slurm_logs(study):
-    """Return what Slurm caught of the study's trainings that failed."""
+    """Return the Slurm logs of the study's failed trainings."""
     folder = study.folder / "logs/slurm/rule_train_fold"
     jobs = [attempt["job"] for attempt in study.attempts()]
     return [path.read_text() for job in jobs for path in folder.glob(f"*/{job}.log")]
@@ -96,13 +96,13 @@ def test_the_whole_study_went_through_slurm(calm, disturbed):
         assert (calm.folder / "results/calm/tables" / name).is_file()
     submitted = calm.said.count("has been submitted with SLURM jobid")
     rules = ("extract", "convert", "fingerprint", "preprocess", "train", "surface", "balance")
-    assert submitted == len(rules) + 1, "and the predictions; all other rules run where it does"
+    assert submitted == len(rules) + 1, "plus predictions; all other rules run locally"
     jobs = slurm("squeue", "--noheader", "--states=all", "--format=%k %b %C").stdout
     assert f"rule_train_fold_wildcards_{TASK}_{ARM}_0" in jobs
 
 
 def test_the_commands_of_the_page_work_as_written(calm, disturbed):
-    """All but those marked; with the lab's profile, and the small study for the paper's."""
+    """Except for the marked ones; with the lab's profile and the small study, not the paper's."""
     assert calm.finish() == 0, calm.said[-6000:]
     page = (ROOT / "docs/how-to/slurm.md").read_text()
     blocks = re.findall(r"(<!-- not run: [^\n]+ -->\n)?```bash\n(.+?)```", page, re.DOTALL)

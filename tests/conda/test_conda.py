@@ -1,7 +1,8 @@
-"""Every rule in its own conda environment, under a Snakemake that has nothing else beside it.
+"""Every rule in its own conda environment, with a Snakemake installed on its own.
 
-`CONDA_TESTS=folder` asks for these tests, with `conda` on the PATH. The folder keeps the
-environments (several GB) for the next run. Where that conda takes its packages from is its affair.
+`CONDA_TESTS=folder` enables these tests; `conda` must be on the PATH. The folder keeps the
+environments (several GB) for the next run. That conda's configuration decides where the packages
+come from.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ DEMO = [
     "training={epochs: 3, iterations_per_epoch: 4, validation_iterations_per_epoch: 1}",
 ]
 STUDY = ["--", "all", "budget_sweep"]
-TARGETS = [*STUDY, "forecast"]  # which is made again once there are plans
+TARGETS = [*STUDY, "forecast"]  # made again once plans exist
 IMPORT = """
 import json, sys
 failed = {}
@@ -55,13 +56,14 @@ print("RESULT", json.dumps([platform.python_version(), found]))
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not KEPT, reason="CONDA_TESTS names no folder for conda environments of several GB"
+        not KEPT,
+        reason="CONDA_TESTS is not set to a folder for the conda environments (several GB)",
     ),
 ]
 
 
 def ask(python, code, *arguments):
-    """Run `code` in an interpreter that sees its own packages alone; return its result."""
+    """Run `code` in an interpreter that sees only its own packages; return its result."""
     command = [str(python), "-I", "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -69,7 +71,7 @@ def ask(python, code, *arguments):
 
 
 def interpreter():
-    """Return a Python for Snakemake, if possible of another version than the environments'."""
+    """Return a Python for Snakemake, preferably of a different version than the environments'."""
     works = "import sys, venv, ensurepip; assert sys.version_info[:2] in ((3, 12), (3, 13))"
     for name in ("python3.13", "python3.12"):
         command = [name, "-c", works]
@@ -80,7 +82,7 @@ def interpreter():
 
 @pytest.fixture(scope="session")
 def lean():
-    """A Python with Snakemake and what that installs, made as docs/how-to/environments.md says."""
+    """A Python with Snakemake and its dependencies, set up as in docs/how-to/environments.md."""
     lock = ROOT / "requirements.lock"
     digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
     folder = Path(KEPT).absolute() / f"snakemake-{digest}"
@@ -95,14 +97,14 @@ def lean():
 
 @pytest.fixture(scope="session")
 def workflow(lean, tmp_path_factory):
-    """A copy of the workflow with all its environments made.
+    """A copy of the workflow with all its environments created.
 
     Attributes: `run(*arguments)`, which starts Snakemake, and `prefixes`, by environment file.
     """
     assert shutil.which("conda"), "CONDA_TESTS is set, but there is no conda on the PATH"
     folder = copy_tree(tmp_path_factory.mktemp("conda"))
     prefix = ["--conda-prefix", str(Path(KEPT).absolute() / "environments")]
-    # Nothing of the Python that runs these tests may help, nor what keeps the user's own out.
+    # Hide the Python that runs these tests, and unset the variables that hide the user's packages.
     env = {
         "PATH": os.pathsep.join([str(Path(shutil.which("conda")).parent), "/usr/bin", "/bin"]),
         "PIP_CONSTRAINT": str(ROOT / "requirements.lock"),
@@ -126,7 +128,7 @@ def python_of(workflow, path):
 
 @pytest.fixture(scope="session")
 def failed_imports(workflow):
-    """By environment: the import statements of all its rules that fail in it, with the error."""
+    """Map each environment to the failing import statements of its rules, with their errors."""
     wanted = {
         path: sorted(
             {
@@ -146,7 +148,7 @@ def failed_imports(workflow):
 
 @pytest.fixture(scope="session")
 def demo(workflow, tmp_path_factory):
-    """The finished demo study, run by a user whose home is full of what must not be used."""
+    """The finished demo study, run by a user whose home is full of files that must not be used."""
     home = tmp_path_factory.mktemp("home")
     packages = home / ".local/lib/python3.11/site-packages"
     packages.mkdir(parents=True)
@@ -186,7 +188,7 @@ def test_all_imports_of_a_rule_work_in_its_own_environment(failed_imports, name)
 
 
 def test_the_demo_runs_in_the_environments(workflow, demo):
-    """Torch is not beside Snakemake, so a training's version of it is its environment's."""
+    """Snakemake's Python has no torch, so a training's torch version is its environment's."""
     version, _ = ask(python_of(workflow, ROOT / "envs/nnunet.yaml"), LIST)
     records = [json.loads(path.read_text()) for path in demo.glob("runs/*/*/fold_0/run.json")]
     assert {record["arm"] for record in records} == {"constant", "progressive", "random"}
@@ -212,7 +214,7 @@ def test_the_report_is_made(workflow, demo):
 
 
 def test_only_another_environment_runs_a_finished_study_again(workflow, demo):
-    """What docs/how-to/environments.md says of a study that moves from conda to pip or back."""
+    """As docs/how-to/environments.md says about moving a study from conda to pip or back."""
     same = workflow.run(*DEMO, *workflow.prefix, "-n", *STUDY)
     assert "Nothing to be done" in same.stdout
     without = [argument for argument in DEMO if argument not in ("--sdm", "conda")]

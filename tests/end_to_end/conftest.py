@@ -1,4 +1,4 @@
-"""A study so small that its whole road takes a minute or two, in a folder of its own."""
+"""A study so small that its complete run takes a minute or two, in its own folder."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from helpers.tree import copy_tree, snakemake, start, write_config
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory):
-    """The finished study: folder, config, the command's arguments and what its run printed.
+    """The finished study: folder, config, the command's arguments and the output of its run.
 
-    The workflow is a clone that tests may change, its working directory another folder.
+    The workflow is a clone that tests may change; its working directory is another folder.
     """
     clone = copy_tree(tmp_path_factory.mktemp("clone"))
     folder = tmp_path_factory.mktemp("study")
@@ -39,7 +39,7 @@ def study(tmp_path_factory):
 
 
 def children(pid):
-    """Return what `pid` has started."""
+    """Return the child processes of `pid`."""
     run = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
     pairs = [line.split() for line in run.stdout.splitlines()]
     return [int(child) for child, parent in pairs if int(parent) == pid]
@@ -51,9 +51,9 @@ def lines(path):
 
 @pytest.fixture(scope="session")
 def killed(study):
-    """A training killed twice: first its own process, then Snakemake with all it started.
+    """A training killed twice: first its own process, then Snakemake with all its children.
 
-    Attributes: the three runs, and the epochs that the ledger had after each kill.
+    Attributes: the three runs, and the epochs in the ledger after each kill.
     """
     config = {
         **study.config,
@@ -107,7 +107,7 @@ def killed(study):
 
 
 def end_group(pid):
-    """Kill Snakemake's process group; a training's loaders outlive it when it is killed."""
+    """Kill Snakemake's process group, because a training's loaders outlive a killed training."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Archives that cannot be used, by the real command: one clear message, and nothing is lost."""
+"""Unusable archives with the real command: one clear message, and nothing is lost."""
 
 import hashlib
 import io
@@ -104,7 +104,7 @@ UNUSABLE = {
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of the workflow in which an earlier study has left its results."""
+    """A folder in which an earlier study has left its results."""
     folder = tmp_path / "tree"
     folder.mkdir()
     for name in ("results/earlier/tables/runs.csv", "resources/archives/Task05_Prostate.tar"):
@@ -120,7 +120,7 @@ def made(folder):
 
 
 def prepare(tree, archive=None, accepted=True, env=None):
-    """Let Snakemake unpack and check the task from a folder that has `archive` (bytes)."""
+    """Let Snakemake unpack and check the task from a folder with `archive` (bytes)."""
     archives = tree.parent / "archives"
     archives.mkdir(exist_ok=True)
     config = [f"tasks=[{TASK}]", f"archives={archives}"]

@@ -57,7 +57,9 @@ def test_regions_are_measured_as_such(study):
         ("(1, 2)", "whole"),
         ("(2,)", "core"),
     }
-    assert {row["case"] for row in cases} == {"patient 0", "patient 1"}, "of the own fold 1"
+    assert {row["case"] for row in cases} == {"patient 0", "patient 1"}, (
+        "from the dataset's own fold 1"
+    )
     for row in cases:
         assert 0 <= float(row["nsd"]) <= 1
     whole, core = (

@@ -1,7 +1,7 @@
-"""From the files of 400 runs to the report, by the real command. The study is MADE UP.
+"""From the files of 400 runs to the report, with the real command. The study is MADE UP.
 
-Ten tasks × five folds × the full-length arms of config/config.yaml with 60 cases, in the layout
-that trainings leave: it shows that a study of the papers' size goes through, not that it was
+Ten tasks × five folds × the full-length arms of config/config.yaml, with 60 cases, in the layout
+that trainings produce. It shows that a study of the papers' size runs through, not that it was
 trained.
 """
 
@@ -32,7 +32,7 @@ from workflow_scripts.trainers.curricula.schedules.settings import (
 CONFIG = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 SEED = CONFIG["training"].setdefault("seed", 1)
 del CONFIG["arms"]["constant_short"]
-del CONFIG["cluster"]  # with it a training's time comes from a forecast, which nobody makes here
+del CONFIG["cluster"]  # it would require a forecast, which is not made here
 AFTER_TRAINING = ["collect_results", "compare_arms", "assess_significance", "check_claims"]
 AFTER_TRAINING += ["separate_variance", "measure_targets", "plot_profiles", "plot_differences"]
 AFTER_TRAINING += ["tabulate_overview"]
@@ -49,7 +49,7 @@ def write_image(path, voxels):
 
 
 def write_examples(root, runs, cases):
-    """Write the images, references and predictions that the figure of example slices shows."""
+    """Write the images, references and predictions for the figure of example slices."""
     labels = np.zeros((16, 16, 16), np.uint8)
     labels[4:12, 4:12, 4:12], labels[6:10, 6:10, 6:10] = 1, 2
     image = np.random.default_rng(0).normal(size=labels.shape).astype(np.float32)
@@ -81,7 +81,7 @@ def write_balance(path, tasks):
 
 
 def write_patches(folder):
-    """Draw the one figure that needs preprocessed data, of noise."""
+    """Draw the one figure that needs preprocessed data, from noise."""
     plan, length = PatchPlan((16, 16, 16), (2, 2, 2), 2), TrainingLength(10, 5)
     schedule = plan_schedule(plan, length, CurriculumSettings("progressive"))
     patch = np.random.default_rng(0).normal(size=(16, 16, 16))
@@ -93,7 +93,7 @@ def write_patches(folder):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """The folder, the arguments of the command and the results of the study, all made."""
+    """Folder, command-line arguments and results folder of the finished study."""
     root = tmp_path_factory.mktemp("full")
     made_up = FakeStudy(
         root,

@@ -1,4 +1,4 @@
-"""A tiny dataset whose cases and labels have names that mean something else to most tools."""
+"""A tiny dataset whose cases and labels have names with a special meaning to most tools."""
 
 import json
 import re
@@ -99,7 +99,7 @@ def test_names_stand_in_markdown_and_latex_as_they_are(hostile):
     page = (hostile / "tables/comparison.md").read_text()
     table = page.partition("Dice by label")[2].partition("\n\n")[2].splitlines()
     columns = [len(re.findall(r"(?<!\\)\|", line)) for line in table[:4]]
-    assert columns == [len(LABELS) + 2] * 4, "a | within a name ends no cell"
+    assert columns == [len(LABELS) + 2] * 4, "a | in a name must not end a cell"
     assert r"left \| right" in table[0]
     latex = (hostile / "tables/comparison.tex").read_text()
     assert r"50 \%" in latex

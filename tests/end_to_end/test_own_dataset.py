@@ -1,4 +1,4 @@
-"""Two datasets of the user's own, one in nnU-Net's raw format and one in MSD's, made a study."""
+"""A study of two of the user's own datasets, one in nnU-Net's raw format, one in MSD's."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.ci
 
 
 def to_raw_format(source, target):
-    """Write an MSD dataset of one channel in nnU-Net's raw format."""
+    """Convert an MSD dataset of one channel to nnU-Net's raw format."""
     for place, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
         (target / place).mkdir(parents=True)
         for path in (source / place).iterdir():
@@ -67,7 +67,7 @@ def snapshot(folder):
 
 
 def read_only(folder, writable=False):
-    """Take away or give back the right to write; the links' own targets stay as they are."""
+    """Remove or restore write permission; the targets of links stay as they are."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(0o755 if writable else 0o555)
@@ -75,7 +75,7 @@ def read_only(folder, writable=False):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """The configuration of a study of both, in a copy of the workflow; the data are read-only."""
+    """The configuration of a study of both datasets, in its own folder; the data are read-only."""
     data = tmp_path_factory.mktemp("data")
     write_archive(data / f"{DEMO}.tar", cases=6, seed=1)
     extract_archive(data / f"{DEMO}.tar", data / DEMO)
@@ -262,7 +262,7 @@ def test_cleaned_data_are_made_again_only_when_something_is_to_be_trained(own):
     assert trainings(text) == {(RAW, "constant", 0), (RAW, "constant", 1)}
     done = run(own, *targets, folds=[0, 1])
     assert done.returncode == 0, done.stdout + done.stderr
-    # The finished fold was listed too, and found that it is finished.
+    # The finished fold was listed, too, but was not trained again.
     assert {path: path.stat().st_mtime_ns for path in checkpoints} == checkpoints
     assert {path: path.read_bytes() for path in finished} == finished
     assert (own.tree / folds[1] / "summary.json").is_file()

@@ -15,7 +15,7 @@ ACDC, BRATS = "Task542_ACDC", "Task543_BraTS"
 ARCHIVES = {ACDC: "Task42_ACDC.tar", BRATS: "Task43_BraTS15mini.tar"}
 FOLDER = os.environ.get("OWN_ARCHIVES")
 ARMS = {
-    # Its smallest patch of ACDC has two slices.
+    # On ACDC, its smallest patch has two slices.
     "progressive_performance": {"trainer": "nnUNetTrainerProgressivePerformancePatch"},
     "scale_space": {"trainer": "nnUNetTrainerScaleSpace"},
 }
@@ -24,14 +24,14 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not FOLDER or not all(Path(FOLDER, name).is_file() for name in ARCHIVES.values()),
-        reason=f"OWN_ARCHIVES names no folder with {' and '.join(ARCHIVES.values())}",
+        reason=f"OWN_ARCHIVES is not set to a folder with {' and '.join(ARCHIVES.values())}",
     ),
 ]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """A study of both with tiny networks."""
+    """A study of both tasks with tiny networks."""
     data = tmp_path_factory.mktemp("data")
     for name in ARCHIVES.values():
         task = name.removesuffix(".tar")

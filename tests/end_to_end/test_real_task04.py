@@ -1,4 +1,4 @@
-"""The real Task04_Hippocampus through the whole road, with networks too small to be any good."""
+"""A complete study of the real Task04_Hippocampus, with networks too small to be accurate."""
 
 import csv
 import json
@@ -25,14 +25,14 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not ARCHIVES or not Path(ARCHIVES, f"{TASK}.tar").is_file(),
-        reason=f"MSD_ARCHIVES names no folder with {TASK}.tar",
+        reason=f"MSD_ARCHIVES is not set to a folder with {TASK}.tar",
     ),
 ]
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """config/hippocampus.yaml with a schedule of seconds."""
+    """config/hippocampus.yaml with trainings of a few seconds."""
     folder = tmp_path_factory.mktemp("task04")
     config = write_config(
         folder,

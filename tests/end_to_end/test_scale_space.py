@@ -65,7 +65,7 @@ def test_tables_figures_and_page_are_made(scales):
     assert set(transfer["cases"]) == {1}
     page = (scales[0] / "results/scales/notebooks/scale_space.html").read_text()
     assert page.count("data:image/png;base64") == 2
-    # Validation as nnU-Net does it, at the largest scale factor, is the evaluation there.
+    # At the largest scale factor, the evaluation equals nnU-Net's own validation.
     run = scales[0] / f"results/scales/runs/{TASK}/scale_space/fold_0/run.json"
     assert dice["scale_space", 0.5] == pytest.approx(
         json.loads(run.read_text())["dice_foreground_mean"], abs=1e-6

@@ -1,4 +1,4 @@
-"""A tiny study by the real command: what it leaves, what reruns, and what survives a kill."""
+"""A tiny study with the real command: its outputs, what reruns, and what survives a kill."""
 
 import csv
 import json
@@ -126,7 +126,7 @@ def test_a_run_records_its_epochs_energy_and_dice(study, arm):
     seconds = sum(float(row["seconds"]) for row in energy if row["phase"] == "training")
     assert seconds == pytest.approx(record["training_seconds"])
     for row in energy:
-        # What is metered and the time it is metered over belong together.
+        # Energy and time must belong to the same work, so the mean power must be plausible.
         assert float(row["kwh"]) * 3.6e6 / float(row["seconds"]) < 500, row
 
 
@@ -201,7 +201,7 @@ def test_other_looks_redraw_figures_and_their_pages_only(study):
 
 @pytest.mark.parametrize("name", ["plot_cost.py", "../common/formatting.py"])
 def test_other_code_draws_its_figure_again(study, name):
-    """Of a rule that inherits its `script:`, and of a module that the script imports."""
+    """Applies to a rule that inherits its `script:`, and to a module that the script imports."""
     path = study.clone / "workflow_scripts/figures" / name
     before, dates = path.read_text(), path.stat()
     try:
@@ -217,8 +217,8 @@ def test_other_code_draws_its_figure_again(study, name):
 def test_a_file_that_is_only_touched_reruns_nothing(study):
     """Snakemake compares the content of small files, so a new date alone is no change.
 
-    `--max-checksum-file-size 0` makes it go by date; no profile sets it, because then a branch
-    switched back and forth, which changes the dates of files, would rerun all that reads them.
+    `--max-checksum-file-size 0` makes it compare dates. No profile sets it: switching a branch back
+    and forth changes the dates of files, and would rerun all rules that read them.
     """
     path = study.clone / "config/plotting.yaml"
     path.touch()
@@ -258,7 +258,7 @@ def test_other_overrides_change_the_plans_but_preprocess_nothing(study):
 
 @pytest.mark.ci
 def test_a_second_seed_is_trained_beside_the_first(study):
-    """The first seed's training stays; tables, figures and pages are made of both."""
+    """The first seed's training stays; tables, figures and pages are made from both."""
     short = {**study.config, "arms": {arm: study.config["arms"][arm] for arm in ARMS[:2]}}
     short["training"] = {**study.config["training"], "epochs": 1, "seed": 3}
     alone = write_config(study.folder, "seeds", short, study="seeds")
@@ -307,7 +307,7 @@ def test_a_killed_training_goes_on_where_it_was(killed):
     attempts = [entry for entry in ledger if entry["entry"] == "attempt"]
     assert [entry["attempt"] for entry in attempts] == [1, 2, 3]
     first, second = len(killed.after_first), len(killed.after_second)
-    # The epoch in which the kill fell may be trained again, never one that had its checkpoint.
+    # The epoch of the kill may be trained again, but never one with a checkpoint.
     assert attempts[0]["resumed_at"] == 0
     assert first - 1 <= attempts[1]["resumed_at"] <= first
     assert attempts[2]["resumed_at"] > attempts[1]["resumed_at"]
@@ -334,7 +334,7 @@ def test_the_energy_of_every_attempt_is_kept(killed):
 
 @pytest.mark.ci
 def test_a_finished_training_of_other_length_is_refused_and_kept(study, killed, tmp_path):
-    """More epochs make a new job of it; the script then names what differs and trains nothing."""
+    """More epochs trigger the job again; the script names the difference and trains nothing."""
     arguments = [
         *killed.arguments[:4],
         "--configfile",
@@ -353,7 +353,7 @@ def test_a_finished_training_of_other_length_is_refused_and_kept(study, killed, 
 
 
 def test_stock_nnunet_predicts_with_the_model(study, tmp_path):
-    arm = "low_frequency"  # of the classes, that with the most of its own
+    arm = "low_frequency"  # the trainer class that differs most from nnU-Net's
     record = json.loads((study.results / f"runs/{TASK}/{arm}/fold_0/run.json").read_text())
     images = study.folder / f"resources/nnUNet_raw/{record['dataset']}/imagesTr"
     (tmp_path / "in").mkdir()
@@ -397,9 +397,9 @@ def test_the_report_builds(study):
 
 @pytest.fixture(scope="module")
 def other(study, tmp_path_factory):
-    """The folder of somebody else's workflow that has this one as a module, its study finished.
+    """The folder of another workflow that uses this one as a module, with its study finished.
 
-    A budget makes trainings wait for a checkpoint, whose name differs here.
+    With a budget, trainings wait for a Snakemake checkpoint, whose name differs here.
     """
     folder = tmp_path_factory.mktemp("other")
     (folder / "Snakefile").write_text(OTHER_WORKFLOW.format(snakefile=study.clone / "Snakefile"))
@@ -472,7 +472,7 @@ def contents(folder):
 
 @pytest.fixture
 def hostile(tmp_path):
-    """Return the environment of a user whose home folder is full of other settings."""
+    """Return the environment of a user whose home folder is full of conflicting settings."""
     home = tmp_path / "a home with spaces"
     for name, content in HOSTILE_FILES.items():
         path = home / name

@@ -1,4 +1,4 @@
-"""What the rules import and what locks and environments hold: found by reading, not by running."""
+"""Imports of the rules and packages of locks and environments, read without running a rule."""
 
 import ast
 import json
@@ -40,7 +40,7 @@ Path("{output}").write_text(json.dumps(found))
 
 @cache
 def every_rule():
-    """Return all rules as Snakemake has read them, by name."""
+    """Return all rules as Snakemake reads them, by name."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         output = folder / "rules.json"
@@ -61,7 +61,7 @@ def rules():
 
 
 def pins(name):
-    """Read a lock: package -> set of versions (two where Python versions need different ones)."""
+    """Read a lock: package -> set of versions (two if Python versions need different ones)."""
     found = {}
     for line in (ROOT / name).read_text().splitlines():
         if line and not line.lstrip().startswith("#"):
@@ -82,14 +82,14 @@ def environment_pins(path):
 
 
 def names_of(node):
-    """Return the dotted names that an import statement asks for."""
+    """Return the dotted module names of an import statement."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     return [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
 
 
 def statements(tree):
-    """Return the import statements for what is neither Python's own nor this project's."""
+    """Return the import statements for modules outside the standard library and this project."""
     found = set()
     for node in ast.walk(tree):
         tops = {name.partition(".")[0] for name in names_of(node)}
@@ -113,6 +113,6 @@ def imports_of(script):
 
 
 def top_level(statement):
-    """Return the name of the package that an import statement takes from."""
+    """Return the name of the package from which a statement imports."""
     (name, *_) = names_of(ast.parse(statement).body[0])
     return Path(name.replace(".", "/")).parts[0]

@@ -19,7 +19,7 @@ SPEED = {"constant": 1.0, "progressive": 0.4, "random": 0.5}
 
 @dataclass
 class FakeStudy:
-    """What to make up. `dice` overrides the Dice of a run: case -> label -> value."""
+    """Settings of a made-up study. `dice` overrides the Dice of a run: case -> label -> value."""
 
     root: Path
     tasks: tuple[str, ...] = ("Task98_Fake",)
@@ -34,17 +34,17 @@ class FakeStudy:
     dice: dict[RunKey, dict[str, dict[str, float]]] | None = None
 
     def keys(self) -> list[RunKey]:
-        """All runs, in the order of the workflow."""
+        """Return all runs, in the order of the workflow."""
         return list(product(self.tasks, self.arms, self.folds, self.seeds))
 
     def folder(self, key: RunKey) -> Path:
-        """Where the files of a run are."""
+        """Return the folder with the files of a run."""
         task, arm, fold, seed = key
         suffix = "" if seed == self.seeds[0] else f"_seed_{seed}"
         return self.root / "results/fake/runs" / task / arm / f"fold_{fold}{suffix}"
 
     def folders(self) -> dict[RunKey, Path]:
-        """The folder of every run."""
+        """Return the folder of every run."""
         return {key: self.folder(key) for key in self.keys()}
 
     def write(self) -> "FakeStudy":
@@ -55,7 +55,7 @@ class FakeStudy:
 
 
 def stage_of(arm: str, epoch: int, epochs: int) -> int:
-    """Equal thirds; an arm that is not progressive has one stage."""
+    """Return the stage: equal thirds, or one stage for an arm that is not progressive."""
     return min(epoch * len(STAGES) // epochs, 2) if arm.startswith("progressive") else 0
 
 
@@ -67,7 +67,7 @@ def generator(study: FakeStudy, key: RunKey, *more: int) -> np.random.Generator:
 
 
 def made_up_epochs(study: FakeStudy, key: RunKey) -> pd.DataFrame:
-    """epochs.csv of a run: the costs follow the patch size, Dice saturates."""
+    """Return epochs.csv of a run: the costs follow the patch size, Dice saturates."""
     task, arm, _, _ = key
     size = 1 + study.tasks.index(task)
     rng = generator(study, key)
@@ -104,7 +104,7 @@ def made_up_epochs(study: FakeStudy, key: RunKey) -> pd.DataFrame:
 
 
 def made_up_summary(study: FakeStudy, key: RunKey) -> dict[str, Any]:
-    """summary.json of a run, in nnU-Net's layout."""
+    """Return summary.json of a run, in nnU-Net's layout."""
     fold, rng = key[2], generator(study, key, 7)
     given = (study.dice or {}).get(key)
     if given is None:
@@ -133,7 +133,7 @@ def made_up_summary(study: FakeStudy, key: RunKey) -> dict[str, Any]:
 
 
 def made_up_surface(summary: dict[str, Any]) -> pd.DataFrame:
-    """surface.csv of a run: an NSD between Dice and 1."""
+    """Return surface.csv of a run: an NSD between Dice and 1."""
     rows = [
         {
             "case": Path(entry["reference_file"]).name.split(".")[0],

@@ -1,7 +1,7 @@
-"""Kill a training of the tiny task again and again, and resume it; note what happened.
+"""Kill and resume a training of the tiny task repeatedly, and record what happened.
 
-Run as a script with a file that holds the calls; the notes are beside it. Each attempt is a forked
-process: it has this one's imports, and nothing else of the attempts before it.
+Run as a script with a file of calls; the records are written beside it. Each attempt is a forked
+process: it shares the imports of this one, and nothing of earlier attempts.
 """
 
 import json
@@ -22,11 +22,11 @@ KILLS = [
     signal.SIGKILL,
     signal.SIGINT,
     signal.SIGTERM,
-] * 2  # the moments of the ten are random
+] * 2  # all ten at random moments
 
 
 def start(call, die_at_border=False):
-    """Fork a process that makes the call; return its number."""
+    """Fork a process that makes the call; return its PID."""
     pid = os.fork()
     if pid:
         return pid
@@ -59,7 +59,7 @@ def _die_between_border_and_checkpoint():
 
 
 def wait(pid, seconds=300):
-    """Return how the process ended: its exit code, or minus the signal's number."""
+    """Wait for the process; return its exit code, or minus the signal's number."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -85,7 +85,7 @@ def wait_for_training(pid, ledger, before):
 
 
 def main(spec):
-    """Train `whole` without disturbance, `killed` with ten kills and a death at a border."""
+    """Train `whole` undisturbed, and `killed` with ten kills and one at a stage border."""
     nnunet_setup.RAW, nnunet_setup.PREPROCESSED = Path(spec["raw"]), Path(spec["preprocessed"])
     import pandas as pd
 

@@ -1,8 +1,8 @@
-"""The faults: each starts a study on Slurm, disturbs its training, and waits for its end.
+"""The faults: each starts a study on Slurm, disturbs its training, and waits for it to end.
 
-A fault's docstring is its row's title in the table of docs/results/reliability.md. It gets the
-folder, the study's name and the seconds that an iteration takes, and returns the study and what
-Slurm said.
+A fault's docstring is the title of its row in the table of docs/results/reliability.md. Each takes
+the folder, the study's name and the seconds per iteration. It returns the study and Slurm's
+report.
 """
 
 import math
@@ -21,7 +21,7 @@ from helpers.slurm_lab import (
 )
 
 LONG_SECONDS = 130
-"""About how long a training lasts that must outlast a time limit of a minute or two."""
+"""Approximate length of a training that must outlast a time limit of a minute or two."""
 
 
 def finished(study):
@@ -30,7 +30,7 @@ def finished(study):
 
 
 def long_training(iteration_seconds):
-    """Return a configuration's training that lasts about `LONG_SECONDS` on this machine."""
+    """Return the `training` section for a training of about `LONG_SECONDS` on this machine."""
     iterations = math.ceil(LONG_SECONDS / iteration_seconds / EPOCHS)
     return {**CONFIG["training"], "iterations_per_epoch": iterations}
 
@@ -51,17 +51,17 @@ def killed(folder, name, iteration_seconds):
     study.wait_for_checkpoint()
     os.kill(study.pid_of_training(), signal.SIGKILL)
     state = wait_for_state(job, "FAILED")
-    return finished(study), f"Slurm: {state}, submitted again with half as much memory again"
+    return finished(study), f"Slurm: {state}, resubmitted with 1.5 times the memory"
 
 
 def starved(folder, name, iteration_seconds):
-    """more memory taken than asked for."""
+    """more memory used than requested."""
     study = Study(folder, name, extra=("--set-resources", "train_fold:mem_mb=1600"))
     study.start("--preemptible-retries", "0")
     study.finish()
     assert study.process.returncode != 0, "1600 MB were enough"
     study.extra = ()
-    return finished(study.start()), "Slurm: FAILED; started again by hand with the usual memory"
+    return finished(study.start()), "Slurm: FAILED; restarted by hand with the usual memory"
 
 
 def timed_out(folder, name, iteration_seconds):
@@ -95,7 +95,7 @@ def requeued(folder, name, iteration_seconds):
 
 
 def beheaded(folder, name, iteration_seconds):
-    """`kill -9` of Snakemake, and started again while its job lives."""
+    """`kill -9` of Snakemake, restarted while its job is running."""
     study = Study(folder, name).start()
     job = study.wait_for_epochs(1)
     study.kill_head()
@@ -108,19 +108,19 @@ def beheaded(folder, name, iteration_seconds):
 
 
 def restarted(folder, name, iteration_seconds):
-    """`slurmctld` restarted in mid-study."""
+    """`slurmctld` restarted during the study."""
     study = Study(folder, name).start()
     study.wait_for_epochs(1)
     began = time.monotonic()
     restart_slurmctld(3)
     away = time.monotonic() - began
-    return finished(study), f"away for {away:.0f} s; all studies of this table went on"
+    return finished(study), f"down for {away:.0f} s; all studies of this table continued"
 
 
 def undisturbed(folder, name, iteration_seconds):
-    """none: two studies at once in one folder."""
+    """none: two simultaneous studies in one folder."""
     first = Study(folder, f"{name}_1").start()
-    time.sleep(10)  # two that end in the same instant stumble over each other's locks
+    time.sleep(10)  # studies that end at the same time collide on Snakemake's locks
     second = Study(folder, f"{name}_2").start()
     finished(first)
     return finished(second), "both complete"

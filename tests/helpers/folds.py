@@ -1,4 +1,4 @@
-"""Trainings of the tiny task by `train_fold`, in processes of their own as Snakemake's jobs are."""
+"""Trainings of the tiny task by `train_fold`, in separate processes like Snakemake's jobs."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 
 
 def make_calls(spec):
-    """Run the code `before` of a spec, then make its calls, and note what each said."""
+    """Run the code `before` of a spec, then make its calls, and record the result of each."""
     nnunet_setup.RAW, nnunet_setup.PREPROCESSED = Path(spec["raw"]), Path(spec["preprocessed"])
     exec(spec["before"], {})
     with contextlib.nullcontext() if spec["spawning"] else forked_pools():
@@ -43,7 +43,7 @@ def make_calls(spec):
 
 
 def train(call):
-    """Call `train_fold` with what `Folds.call` has returned, read from JSON or not."""
+    """Call `train_fold` with a result of `Folds.call`, directly or read back from JSON."""
     from workflow_scripts.study.settings import RunSettings
     from workflow_scripts.study.specification import RunSpec
     from workflow_scripts.training.fold_training import Files, train_fold
@@ -57,9 +57,9 @@ def train(call):
 
 
 class Folds:
-    """Calls of `train_fold` in processes of their own, as Snakemake's jobs would be.
+    """Calls of `train_fold` in separate processes, like Snakemake's jobs.
 
-    `log` is what the last process of `run` printed.
+    `log` is the output of the last process of `run`.
     """
 
     def __init__(self, prepared, root):
@@ -105,7 +105,7 @@ class Folds:
     def start(self, *calls, before="", spawning=False):
         """Start a process that runs the code `before`, then makes the calls.
 
-        nnU-Net's pools fork their worker unless they are to do as they do, `spawning` it.
+        nnU-Net's pools fork their worker. With `spawning`, they spawn it, as they do by default.
         """
         said = self.root / f"calls_{time.monotonic_ns()}.said"
         spec = {"raw": str(self.raw), "preprocessed": str(self.preprocessed)}

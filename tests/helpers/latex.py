@@ -1,4 +1,4 @@
-"""Compile a piece of LaTeX, if there is a TeX here."""
+"""Compile a piece of LaTeX, if TeX is installed."""
 
 import shutil
 import subprocess
@@ -7,7 +7,7 @@ ENGINE = shutil.which("tectonic") or shutil.which("pdflatex")
 
 
 def compile_article(folder, body, packages):
-    """Compile `body` in an article with these packages; return the run, or None without a TeX."""
+    """Compile `body` in an article with these packages; return the run, or None without TeX."""
     if ENGINE is None:
         return None
     document = folder / "article.tex"

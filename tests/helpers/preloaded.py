@@ -1,9 +1,9 @@
-"""What processes of tests have imported (`processes.py`)."""
+"""Imports shared by the processes of tests (see `processes.py`)."""
 
 import functools
 import os
 
-# nnU-Net reads it when it is imported; `nnunet_setup.configure` sets the same for one thread.
+# nnU-Net reads it at import; `nnunet_setup.configure` sets the same value for one thread.
 os.environ["nnUNet_def_n_proc"] = "1"
 
 import cpuinfo
@@ -12,6 +12,6 @@ import snakemake.cli  # noqa: F401
 import workflow_scripts.training.fold_session
 import workflow_scripts.training.fold_training  # noqa: F401
 
-# codecarbon asks for it in every process, which takes a second.
+# codecarbon queries it in every process, which takes a second.
 cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
 cpuinfo.get_cpu_info()

@@ -1,7 +1,7 @@
-"""Processes that have the imports of a training, or Snakemake's, when they begin.
+"""Processes that start with the imports of a training, or of Snakemake, already done.
 
-These take longer than what most tests do with them. One process a test runner has imported all;
-the others are forked from it, and share nothing else.
+The imports take longer than most tests that need them. One process per test runner imports
+everything; the others are forked from it, and share nothing else.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ WITH_POOLS = (
 )
 """Modules of nnU-Net that spawn pools of processes."""
 
-PATIENCE = 3600  # s; a timeout ends a run that hangs, not one on a slow machine
+PATIENCE = 3600  # s; ends a run that hangs, not one on a slow machine
 
 
 class Forked:
-    """A running function with what `subprocess.Popen` has; the leader of a process group."""
+    """A function in its own process and process group, with the interface of `subprocess.Popen`."""
 
     def __init__(self, function, *arguments, output=None):
-        """Call `function`; `output` is a path for standard output and error, or one for each."""
+        """Call `function`; `output` is a path for standard output and error, or a pair of paths."""
         paths = output if isinstance(output, tuple) else (output, output)
         self._process = FORKING.Process(target=_begin, args=(function, arguments, paths))
         self._process.start()
@@ -43,7 +43,7 @@ class Forked:
 
     @property
     def returncode(self):
-        """Exit code, minus the number of the signal that ended it, or None."""
+        """Exit code, or minus the number of the signal that ended it; None while it runs."""
         return self._process.exitcode
 
     def poll(self):
@@ -61,7 +61,7 @@ class Forked:
 
 def _begin(function, arguments, paths):
     os.setsid()
-    # It would inherit this one's way to start processes, where a job has the platform's.
+    # Otherwise it would inherit this start method; a job has the platform's default.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     for descriptor, path in enumerate(paths, start=1):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -77,7 +77,7 @@ def _begin(function, arguments, paths):
 
 @contextlib.contextmanager
 def forked_pools():
-    """Let nnU-Net's pools fork their one worker, which would import nnU-Net for 5 s if spawned."""
+    """Let nnU-Net's pools fork their one worker; a spawned one would import nnU-Net for 5 s."""
     pools = SimpleNamespace(get_context=lambda method: SimpleNamespace(Pool=_forked_pool))
     with contextlib.ExitStack() as stack:
         for name in WITH_POOLS:
@@ -95,13 +95,13 @@ def _be_as_spawned():
         signal.signal(number, signal.SIG_DFL)
     import torch
 
-    # OpenMP's other threads are not forked: whoever waits for them would wait for ever.
+    # OpenMP's other threads do not survive the fork, so waiting for them would never end.
     torch.set_num_threads(1)
     torch.set_num_threads = lambda number: None
 
 
 def run_forked(command, env, capture_output, text):
-    """In the place of `subprocess.run` for `python -m MODULE SPEC`: a process with the imports."""
+    """Replace `subprocess.run` of `python -m MODULE SPEC` by a process that has the imports."""
     assert (capture_output, text, command[1]) == (True, True, "-m")
     path = Path(command[-1])
     outputs = path.with_suffix(".out"), path.with_suffix(".err")

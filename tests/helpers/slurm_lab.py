@@ -1,4 +1,4 @@
-"""Studies on a real Slurm: started, disturbed, and what their ledgers tell of it afterwards."""
+"""Studies on a real Slurm: start them, disturb them, and read the effects from their ledgers."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ CONFIG = {
     "energy": {"tracking_mode": "process"},
     "demo_task": {"cases": 6, "seed": 1},
 }
-# What a lab fills in, asked for a GPU although it trains on the CPU, and polled more often.
+# A lab's settings, but with a GPU request although training is on the CPU, and faster polling.
 LAB = {
     "default-resources": {
         "slurm_partition": "cpu",
@@ -63,9 +63,8 @@ LAB = {
     "latency-wait": 5,
 }
 
-# Two Snakemakes of one folder that end in the same second race to remove its locks
-# (docs/how-to/slurm.md).
-# The work of both is done, and the same command once more finds nothing left to do.
+# Two Snakemakes in one folder that end in the same second race to remove its locks
+# (docs/how-to/slurm.md). The work of both is done, so repeating the command finds nothing to do.
 # One that starts at that moment has no folder to write its locks to.
 STUMBLED = re.compile(
     r"(\(100%\) done\n(?!.*\nBuilding DAG).*_delete_locks"
@@ -75,7 +74,7 @@ STUMBLED = re.compile(
 
 
 def why_not():
-    """Return why no study can be run here, or None."""
+    """Return why no study can run here, or None."""
     try:
         answer = slurm("sinfo", "--noheader", "--format=%T", "--partition=gpu", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -87,7 +86,7 @@ def why_not():
 
 
 def slurm(*arguments, timeout=60):
-    """Run a command of Slurm."""
+    """Run a Slurm command."""
     return subprocess.run(arguments, capture_output=True, text=True, timeout=timeout, check=False)
 
 
@@ -108,7 +107,7 @@ class Study:
 
     @property
     def said(self):
-        """What Snakemake printed in all its runs."""
+        """Output of all its Snakemake runs."""
         return (self.folder / f"{self.name}.log").read_text()
 
     @property
@@ -121,7 +120,7 @@ class Study:
         return (*profiles, "--configfile", self.config, *self.extra, *more)
 
     def start(self, *more, targets=None):
-        """Start Snakemake for the training alone, or for other targets (none: the whole study)."""
+        """Start Snakemake for the training alone, or for `targets` (empty: the whole study)."""
         self.started = (more, targets)
         if targets is None:
             targets = [(self.runs / "run.json").relative_to(self.folder)]
@@ -143,7 +142,7 @@ class Study:
         assert done.returncode == 0, done.stderr
 
     def finish(self, seconds=1200):
-        """Wait for the end of Snakemake; return its exit code."""
+        """Wait for Snakemake to end; return its exit code."""
         try:
             code = self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -165,7 +164,7 @@ class Study:
         return path
 
     def ledger(self):
-        """All whole entries of the ledger so far."""
+        """Return all complete entries of the ledger so far."""
         try:
             lines = (self.fold / "ledger.jsonl").read_text().splitlines()
         except (ValueError, FileNotFoundError):
@@ -182,7 +181,7 @@ class Study:
         return [entry for entry in self.ledger() if entry["entry"] == "attempt"]
 
     def wait_for_epochs(self, more=2, seconds=1200):
-        """Wait until the present attempt has trained some epochs; return its Slurm job."""
+        """Wait until the current attempt has trained some epochs; return its Slurm job."""
         known, until = len(self.attempts()), time.monotonic() + seconds
         while time.monotonic() < until:
             assert self.process.poll() is None, f"{self.name} ended\n{self.said[-4000:]}"
@@ -197,13 +196,13 @@ class Study:
         raise AssertionError(f"{self.name} does not train\n{self.said[-4000:]}")
 
     def wait_for_checkpoint(self):
-        """Wait until all finished epochs are in a checkpoint: it is written after their entries."""
+        """Wait until a checkpoint contains all finished epochs; it follows their entries."""
         ledger, checkpoint = self.fold / "ledger.jsonl", self.fold / "checkpoint_latest.pth"
         while not checkpoint.exists() or checkpoint.stat().st_mtime < ledger.stat().st_mtime:
             time.sleep(0.02)
 
     def pid_of_training(self):
-        """Number of the process that holds the lease."""
+        """Return the PID of the process that holds the lease."""
         (lease,) = (self.fold / "lease").glob("*.json")
         return json.loads(lease.read_text())["pid"]
 
@@ -222,13 +221,16 @@ def wait_for_state(job, *states, seconds=300):
 
 
 def account(study):
-    """Return what a study's disturbance has cost, from its ledger and its tables.
+    """Return the cost of a study's disturbance, from its ledger and its tables.
 
-    attempts; ends (how each attempt ended); epochs_repeated: epochs that were finished, and trained
-    again; exact: whether each attempt that could say how it ended was gone on from at its very last
-    iteration; energy_rows: those of energy.csv that are paid for; energy_rows_expected: pieces of
-    work in the ledger, by attempt, phase and stage; attempts_with_energy; attempts_metered: those
-    that must have some, all but one that was killed before its first reading.
+    attempts: number of attempts.
+    attempts_metered: attempts that must have energy: all but those killed before a first reading.
+    ends: how each attempt ended.
+    epochs_repeated: epochs that were finished, and trained again.
+    exact: whether each attempt with a recorded end was continued from its very last iteration.
+    energy_rows: rows of energy.csv with energy.
+    energy_rows_expected: pieces of work in the ledger, by attempt, phase and stage.
+    attempts_with_energy: attempts that have energy.
     """
     entries, energy = study.ledger(), pd.read_csv(study.runs / "energy.csv")
     attempts = [entry for entry in entries if entry["entry"] == "attempt"]
@@ -266,7 +268,7 @@ def account(study):
 
 
 def restart_slurmctld(pause):
-    """Stop the controller, wait some seconds, and start it as it was."""
+    """Stop the controller, wait `pause` seconds, and restart it with the same settings."""
     pid = int((STATE / "run/slurmctld.pid").read_text())
     os.kill(pid, signal.SIGTERM)
     with contextlib.suppress(OSError):  # it may stay as a zombie

@@ -1,4 +1,4 @@
-"""The configuration of a study so small that its whole road takes a minute or two."""
+"""The configuration of a study so small that its complete run takes a minute or two."""
 
 import yaml
 
@@ -7,7 +7,7 @@ from helpers.tree import ROOT
 TASK = "Task99_BrainTissue"
 SHIPPED = yaml.safe_load((ROOT / "config/config.yaml").read_text())["arms"]
 ARMS = ("constant", "progressive", "random", "low_frequency")
-"""Of each shape that records have; the real Task04 trains all arms."""
+"""One arm for each layout of records; the test of the real Task04 trains all arms."""
 TRAINERS = {arm: SHIPPED[arm]["trainer"] for arm in ARMS}
 CONFIG = {
     "study": "tiny",

@@ -1,4 +1,4 @@
-"""Snakemake on this workflow, its studies in a folder of the test's own."""
+"""Run Snakemake on this workflow, with studies in the test's own folder."""
 
 import os
 import re
@@ -18,7 +18,7 @@ GREETING = "Using workflow specific profile "
 
 
 def copy_tree(target):
-    """Copy what a clone would have, and files that are not committed yet, to `target`."""
+    """Copy the files of a clone, and those that are not committed yet, to `target`."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -45,7 +45,7 @@ def write_config(folder, name, config, **changes):
 
 
 def located(folder, arguments):
-    """Return the arguments of Snakemake with the study in `folder`, but for a clone of its own."""
+    """Return Snakemake's arguments with the study in `folder`, unless it is itself a clone."""
     if (Path(folder) / "Snakefile").exists():
         return list(map(str, arguments))
     return ["--directory", str(folder), *map(str, arguments)]
@@ -58,7 +58,7 @@ def command(*arguments, python=sys.executable):
 def snakemake(folder, *arguments, env=None, timeout=PATIENCE, python=sys.executable):
     """Run Snakemake on a study in `folder`; the result has returncode, stdout and stderr.
 
-    After `timeout` seconds it is killed, and the jobs that it started with it.
+    After `timeout` seconds, it is killed together with its jobs.
     """
     process = start(folder, *arguments, env=env, python=python)
     try:
@@ -71,7 +71,7 @@ def snakemake(folder, *arguments, env=None, timeout=PATIENCE, python=sys.executa
 
 
 def start(folder, *arguments, env=None, python=sys.executable):
-    """Start Snakemake as the leader of a process group of its own."""
+    """Start Snakemake as the leader of its own process group."""
     return subprocess.Popen(
         command(*located(folder, arguments), python=python),
         cwd=folder if (Path(folder) / "Snakefile").exists() else ROOT,
@@ -84,12 +84,12 @@ def start(folder, *arguments, env=None, python=sys.executable):
 
 
 def said(stderr):
-    """Return the lines on standard error but the one that greets every run."""
+    """Return the lines of standard error without the one that greets every run."""
     return [line for line in stderr.splitlines() if not line.startswith(GREETING)]
 
 
 def dry_run(folder, *arguments):
-    """Return what `snakemake -n` with these arguments gives, as `snakemake` does, but sooner."""
+    """Return the result of `snakemake -n` with these arguments, but faster than `snakemake`."""
     folder, arguments = Path(folder), ["-n", *arguments]
     start_in = folder if (folder / "Snakefile").exists() else ROOT
     with tempfile.TemporaryDirectory() as name:
@@ -119,6 +119,6 @@ def plan(folder, *arguments):
 
 
 def trainings(text):
-    """Return the set of (task, arm, fold) that a dry-run's text would train."""
+    """Return the set of (task, arm, fold) that a dry run would train, from its text."""
     found = re.findall(r"Training (\w+), (\w+), fold (\d), seed \d+$", text, re.M)
     return {(task, arm, int(fold)) for task, arm, fold in found}

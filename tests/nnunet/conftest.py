@@ -18,13 +18,13 @@ PLANS = "tinyPlans"
 CONFIGURATION = "3d_fullres"
 CASES = 7
 SHAPE = (24, 32, 24)
-# Two poolings an axis, so units of 4 voxels: (8, 4, 4), (8, 8, 4), (8, 8, 8), (12, 8, 8), the plan.
+# Two poolings per axis, so units of 4 voxels: (8, 4, 4), (8, 8, 4), (8, 8, 8), (12, 8, 8), plan.
 OVERRIDES = {"patch_size": [16, 8, 8], "batch_size": 4, "features_per_stage": [4, 8, 8]}
 
 
 @dataclass
 class TinyTask:
-    """The task's files, and a maker of trainers whose results go to a folder of their own."""
+    """The task's files, and a factory of trainers whose results go to their own folder."""
 
     raw: Path
     preprocessed: Path
@@ -46,7 +46,7 @@ class TinyTask:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What nnU-Net needs to know."""
+        """nnU-Net's environment variables."""
         return {
             "nnUNet_raw": str(self.raw),
             "nnUNet_preprocessed": str(self.preprocessed),
@@ -67,7 +67,7 @@ class TinyTask:
         plans: dict[str, Any] | None = None,
         **attributes: object,
     ) -> Any:
-        """Return an initialised trainer of fold 0 on the CPU, its weights drawn from `seed`."""
+        """Return an initialised trainer of fold 0 on the CPU, with weights drawn from `seed`."""
         import torch
 
         from workflow_scripts.common.nnunet_setup import find_trainer
@@ -106,7 +106,7 @@ def prepared(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def prepare(root: Path) -> tuple[Path, Path]:
-    """Make the task in a folder, as the workflow's rules would leave it."""
+    """Create the task in a folder, as the workflow's rules do."""
     from workflow_scripts.common import nnunet_setup
     from workflow_scripts.common.files import write_json
     from workflow_scripts.planning.fingerprint_task import fingerprint_task
@@ -119,7 +119,7 @@ def prepare(root: Path) -> tuple[Path, Path]:
     cases = write_raw(raw / DATASET)
     with pytest.MonkeyPatch.context() as patch, forked_pools():
         for name in TinyTask(raw, preprocessed, root).environment:
-            patch.setenv(name, "")  # what `configure` changes is put back at the end
+            patch.setenv(name, "")  # so that changes by `configure` are undone at the end
         patch.setattr(nnunet_setup, "RAW", raw)
         patch.setattr(nnunet_setup, "PREPROCESSED", preprocessed)
         fingerprint_task(DATASET, 1)

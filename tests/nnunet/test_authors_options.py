@@ -1,4 +1,4 @@
-"""What the authors of the patch curricula do differently from nnU-Net, as options of an arm."""
+"""Options of an arm by which the authors of the patch curricula deviate from nnU-Net."""
 
 import json
 
@@ -19,7 +19,7 @@ FLAT = [8, 32, 32]  # more than three times as wide as high: nnU-Net augments sl
 
 @pytest.fixture
 def flat(tiny):
-    """Return a maker of trainers of a plan with flat patches, whose smallest one is not flat."""
+    """Return a factory of trainers with a flat planned patch, whose smallest patch is not flat."""
 
     def trainer(name=PROGRESSIVE, patch=FLAT, **options):
         plans = tiny.plans
@@ -30,7 +30,7 @@ def flat(tiny):
 
 
 def kinds(plan):
-    """Tell of a stage's transforms what depends on the kind of augmentation."""
+    """Return the settings of a stage's transforms that depend on the kind of augmentation."""
     transforms = plan.transforms.transforms
     spatial = next(t for t in transforms if type(t).__name__ == "SpatialTransform")
     by_slice = any(isinstance(t, Convert3DTo2DTransform) for t in transforms)
@@ -38,7 +38,7 @@ def kinds(plan):
 
 
 def test_augmentation_per_stage_is_what_nnunet_chooses_for_each_patch(flat):
-    """As of nnU-Net's own trainer, had it been planned at the stage's size."""
+    """It is that of nnU-Net's own trainer, if planned at the stage's size."""
     plans = flat(faithful_augmentation_per_stage=True)._loading_plans()[0]
     assert plans[-1].stage.patch_size == tuple(FLAT)
     for plan in plans:
@@ -104,7 +104,7 @@ def test_which_arms_may_mirror():
 
 @pytest.mark.parametrize(("share", "expected"), [(None, 1), (0.5, 2), (0.0, 0), (1.0, 4)])
 def test_validation_patches_are_forced_to_hold_foreground_as_wanted(tiny, share, expected):
-    """Of a batch of four; None is nnU-Net's third."""
+    """In a batch of four; None is nnU-Net's third."""
     trainer = tiny.trainer(PROGRESSIVE, validation_oversample_foreground_percent=share)
     training, validation = trainer._loading_plans()
     assert sum(validation.forced) == expected

@@ -1,4 +1,4 @@
-"""The augmentation of whole batches against nnU-Net's own, which takes one sample at a time."""
+"""Augmentation of whole batches, compared with nnU-Net's own, which takes single samples."""
 
 import multiprocessing
 from types import SimpleNamespace
@@ -49,12 +49,12 @@ EFFICIENCY = "nnUNetTrainerProgressiveEfficiencyPatch"
 SMALL = (np.deg2rad(-30), np.deg2rad(30))
 ANY = (-np.pi, np.pi)
 SAMPLES = 2500
-# Of some 100 comparisons with fixed seeds none may be as unlikely as this.
+# No p-value of some 100 comparisons with fixed seeds may be below this.
 UNLIKELY = 1e-4
 
 
 def pipeline(patch=(8, 8, 8), dummy_2d=False, mirror=(0, 1, 2), masked=False, **options):
-    """Return nnU-Net's training transforms, and the size of what they are given."""
+    """Return nnU-Net's training transforms, and the size of their input."""
     rotation = ANY if dummy_2d else SMALL
     options = {"deep_supervision_scales": None, "use_mask_for_norm": [masked]} | options
     transforms = nnUNetTrainer.get_training_transforms(
@@ -75,7 +75,7 @@ def blocks(samples, size, labels, edge=4, seed=1):
 
 
 def augment(augmentation, images, labels, patch, seed=3):
-    """Augment images and labels of the initial patch as the loader has it done."""
+    """Augment images and labels of the initial patch as the loader does."""
     draws = Draws.of((seed,))
     placement = augmentation.place(len(images), draws)
     centre = tuple(
@@ -95,7 +95,7 @@ def augment(augmentation, images, labels, patch, seed=3):
 
 
 def one_by_one(transforms, images, labels, seed=3):
-    """Augment with nnU-Net's own pipeline."""
+    """Augment each sample with nnU-Net's own pipeline."""
     np.random.seed(seed)
     torch.manual_seed(seed)
     found = [
@@ -155,7 +155,7 @@ def test_rotated_and_scaled_samples_are_nnunet_s_voxel_by_voxel(patch, labels):
 
 @pytest.mark.parametrize("dummy_2d", [False, True])
 def test_targets_move_with_images(dummy_2d):
-    """Of an image that is its own label, each voxel's label is its value, rounded."""
+    """If an image equals its labels, each voxel's label is its value, rounded."""
     patch = (6, 16, 12)
     transforms, initial = pipeline(patch, dummy_2d)
     spatial = [t for t in transforms.transforms if not isinstance(t, RandomTransform)]
@@ -172,7 +172,7 @@ def test_targets_move_with_images(dummy_2d):
     assert ((values > 0.01) & (values < 0.99)).any(), "some samples are interpolated"
 
 
-# --- intensities, with parameters that leave nothing to chance
+# --- intensities, with fixed parameters
 
 
 FIXED = {
@@ -194,7 +194,7 @@ FIXED = {
 @pytest.mark.parametrize("name", FIXED)
 def test_an_intensity_transform_changes_images_as_nnunet_s(name):
     images = torch.randn(7, 3, 8, 11, 9, generator=torch.Generator().manual_seed(4)) * 2 + 1
-    images[2, 1] = 0.5  # a constant channel, as of an empty patch
+    images[2, 1] = 0.5  # a constant channel, as in an empty patch
     batch = Batch(images.clone(), torch.zeros(7, 1, 8, 11, 9, dtype=torch.int16))
     _batched(FIXED[name])(batch, Draws.of((1,)))
     expected = torch.stack([FIXED[name](image=image.clone())["image"] for image in images])
@@ -220,7 +220,7 @@ def test_channels_and_axes_are_changed_together_where_nnunet_does():
     assert len(torch.unique(factors[:, 0])) == 50
 
 
-# --- how often, and how much: two samples of 2,500, nnU-Net's and ours
+# --- frequency and strength: two sets of 2,500 samples, nnU-Net's and ours
 
 
 def changed(before, after):
@@ -352,7 +352,7 @@ def test_weaker_augmentation_changes_less():
 
 
 def test_masks_regions_ignore_label_and_deep_supervision_are_nnunet_s():
-    """Without randomness every later transform does to a batch what it does to a sample."""
+    """Without randomness, every later transform has the same effect on a batch as on a sample."""
     patch = (8, 8, 8)
     transforms, initial = pipeline(
         patch,
@@ -485,7 +485,7 @@ def test_a_batch_is_a_function_of_its_seed_alone(tiny):
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_on_the_training_s_device_the_same_batches_are_made(tiny, monkeypatch, workers):
-    """The device is the CPU here, so that the bits are the same; on a GPU the noise differs."""
+    """The device is the CPU here, so the bits are the same; on a GPU, the noise differs."""
     monkeypatch.setenv("nnUNet_n_proc_DA", workers)
     found = []
     for on_device in (False, True):
@@ -511,7 +511,7 @@ def test_a_training_that_augments_on_its_device_leaves_no_process(tiny, monkeypa
 
 
 def test_every_draw_comes_from_the_batch_s_own_generators(tiny, monkeypatch):
-    """Nothing else that draws in the same process may change a batch."""
+    """Other random draws in the same process may not change a batch."""
     transforms, initial = pipeline()
     augmentation = BatchedAugmentation(transforms)
     images, labels = torch.randn(50, 1, *initial), torch.zeros(50, 1, *initial).short()

@@ -1,4 +1,4 @@
-"""What `make bench` says of the loading of batches."""
+"""The loading times that `make bench` reports."""
 
 import copy
 
@@ -19,7 +19,7 @@ from workflow_scripts.forecast.workload import Plan, published_plans
 
 @pytest.fixture(scope="module")
 def small():
-    """Return a published plan with a smaller patch, as quick to load."""
+    """Return a published plan with a smaller patch, so that it loads quickly."""
     found = published_plans(ROOT / "config/published/nnunet_plans.tsv")["Task04_Hippocampus"]
     plans = copy.deepcopy(found.plans)
     plans["configurations"]["3d_fullres"] |= {"patch_size": [16, 24, 16], "batch_size": 3}

@@ -1,4 +1,4 @@
-"""One measured training as `make bench` starts it."""
+"""One measured training, as `make bench` starts it."""
 
 import numpy as np
 import pytest

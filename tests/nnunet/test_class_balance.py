@@ -14,7 +14,7 @@ LABELS = SimpleNamespace(
 
 
 class OneCase:
-    """A volume of 32 voxels a side with a cube of 4 in one corner, as a nnU-Net dataset."""
+    """A volume of 32 voxels per side with a cube of 4 in one corner, as an nnU-Net dataset."""
 
     identifiers = ("case",)
 
@@ -48,7 +48,7 @@ def test_whole_batches_are_drawn():
 
 
 def test_a_reduced_patch_keeps_the_share_of_foreground_but_may_lose_a_thin_label():
-    """The cube of 4 voxels stays a cube of 2 at half the size; at an eighth it falls between."""
+    """At half size, the cube of 4 voxels becomes one of 2; at the smallest size, it is lost."""
     whole, half, eighth = (Stage((32 // n,) * 3, 2, field_of_view=(32, 32, 32)) for n in (1, 2, 16))
     drawn = []
     for stage in (whole, half, eighth):

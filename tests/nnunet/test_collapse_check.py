@@ -1,4 +1,4 @@
-"""Does training make the weights follow the scale factor? The check, and what must fail it."""
+"""The check that training makes the weights follow the scale factor, and networks that fail it."""
 
 import copy
 
@@ -54,7 +54,7 @@ def test_an_untrained_network_fails_although_its_weights_differ_by_scale(trained
 
 
 def test_a_network_of_which_w0_alone_was_trained_fails(trained):
-    """The control: modulation and perceptron as they were at the start."""
+    """The control: modulation and perceptron keep their initial weights."""
     network, untrained = networks(trained[1])
     kept = {name: value for name, value in untrained.state_dict().items() if "primary" not in name}
     assert any("modulation" in name for name in kept)

@@ -1,4 +1,4 @@
-"""A training that is killed at ten random moments, and once at a border, against its twin."""
+"""A training killed at ten random moments and at a stage border, against an undisturbed twin."""
 
 import json
 import os
@@ -19,7 +19,7 @@ EPOCHS, ITERATIONS, VALIDATIONS = 15, 40, 2
 
 @pytest.fixture(scope="module")
 def faults(prepared, tmp_path_factory):
-    """Both trainings, finished; `reports` has one entry an attempt of the killed one."""
+    """Both trainings, finished; `reports` has one entry per attempt of the killed one."""
     folds = Folds(prepared, tmp_path_factory.mktemp("faults"))
     length = {
         "epochs": EPOCHS,
@@ -65,7 +65,7 @@ def test_the_schedule_is_that_of_the_undisturbed_twin(faults):
     ):
         assert killed[column].tolist() == whole[column].tolist(), column
     assert killed["train_gflop"].tolist() == pytest.approx(whole["train_gflop"].tolist())
-    # A validation that was interrupted within an epoch is done again, and its work counted.
+    # A validation that was interrupted within an epoch is repeated, and its work is counted.
     assert (killed["gflop"] >= whole["gflop"] * (1 - 1e-9)).all()
 
 
@@ -89,12 +89,12 @@ def test_the_weights_are_those_of_the_undisturbed_twin(faults):
 
 
 def test_a_signal_loses_no_iteration_and_a_kill_at_most_an_epoch(faults):
-    """What an attempt resumed at, against what the former one had done."""
+    """Compare where each attempt resumed with where the previous one ended."""
     attempts = [entry for entry in faults.ledger if entry["entry"] == "attempt"]
     assert len(attempts) == 12
     assert any(attempt["resumed_within"] for attempt in attempts)
     resumed = [(a["resumed_at"], a["resumed_within"]) for a in attempts]
-    assert resumed == sorted(resumed), "never back behind a checkpoint"
+    assert resumed == sorted(resumed), "never resumed before the last checkpoint"
     for (one, other), report in zip(pairwise(attempts), faults.reports, strict=False):
         work = [e for e in faults.ledger if e.get("phase") == "training"]
         mine = [entry for entry in work if entry["attempt"] == one["attempt"]]

@@ -1,4 +1,4 @@
-"""nnU-Net's final validation: interrupted, and gone on with at the first case that lacks."""
+"""nnU-Net's final validation: interrupted, and resumed at the first missing case."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ import torch
 from helpers.folds import EPOCHS, Folds, kill_group
 from workflow_scripts.training.final_validation import is_whole
 
-# What happens as the first case that this process predicts is predicted.
+# Runs code before this process predicts its n-th case.
 AT_FIRST_CASE = """
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -48,7 +48,7 @@ preemption.Deadline.seconds_left = -1.0
 
 @pytest.fixture(scope="module")
 def folds(prepared, tmp_path_factory):
-    """The training `whole`, and copies of it whose validation is still to be done."""
+    """The training `whole`, and copies without a final validation."""
     folds = Folds(prepared, tmp_path_factory.mktemp("folds"))
     assert folds.run(folds.call("whole")) == ["ok"]
     for name in ("stopped", "late", "killed"):
@@ -66,7 +66,7 @@ def copy_trained(folds, name):
 
 
 def end(folds, name, before, spawning=False):
-    """Run a process that does not come to the end; return its status and what it said."""
+    """Run a process that does not finish; return its status and its messages."""
     process, said = folds.start(folds.call(name), before=before, spawning=spawning)
     try:
         process.wait(300)
@@ -81,7 +81,7 @@ def predictions(folds, name):
 
 
 def summary(folds, name):
-    """nnU-Net's summary, without the folder's name."""
+    """Return nnU-Net's summary, without the folder's name."""
     return (folds.fold(name) / "validation/summary.json").read_text().replace(f"/{name}/", "/-/")
 
 
@@ -90,7 +90,7 @@ def ends(folds, name):
 
 
 def check_energy(folds, name, cases):
-    """`cases` are what each piece of the validation predicted, by attempt."""
+    """Check the energy; `cases` is (attempt, whether it is a case) of each piece of validation."""
     entries = [e for e in folds.ledger(name) if e.get("phase") == "validation"]
     assert [(e["attempt"], "case" in e) for e in entries] == cases
     run, energy = folds.read(name, "run"), folds.read(name, "energy")
@@ -167,7 +167,7 @@ def test_a_case_whose_export_was_killed_is_predicted_again(folds):
 
 @pytest.mark.slow
 def test_predictions_of_another_kind_are_made_anew(folds):
-    """Another checkpoint, then other mirroring, and back."""
+    """After a change of the checkpoint, then of mirroring, and back."""
     shutil.copytree(folds.root / "whole", folds.root / "changed")
     call, before = folds.call("changed"), predictions(folds, "changed")
     final = folds.fold("changed") / "checkpoint_final.pth"
@@ -187,7 +187,7 @@ def test_predictions_of_another_kind_are_made_anew(folds):
     assert [entry["mirroring"] for entry in ends] == [False, False, True, False]
     assert len({entry["checkpoint"] for entry in ends}) == 2
     cases = [e for e in folds.ledger("changed") if "case" in e]
-    assert len(cases) == 2 * len(ends), "no prediction of another kind was taken over"
+    assert len(cases) == 2 * len(ends), "no prediction of another kind was reused"
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd", ".gipl", ".png"])
@@ -215,7 +215,7 @@ def test_a_damaged_compressed_image_is_not_whole(tmp_path):
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((20, 30, 40), np.uint8)), path)
     content = bytearray(path.read_bytes())
     assert is_whole(path)
-    content[-8] ^= 1  # of the check sum
+    content[-8] ^= 1  # in the checksum
     path.write_bytes(content)
     assert not is_whole(path)
     content[12:20] = b"\xff" * 8

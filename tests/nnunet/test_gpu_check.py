@@ -1,4 +1,4 @@
-"""`make gpu-check`, on the tiny task: on the CPU, and on a GPU where there is one (`-m gpu`)."""
+"""`make gpu-check` on the tiny task: on the CPU, and on a GPU if there is one (`-m gpu`)."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def workdir(tiny, tmp_path, monkeypatch):
     (tmp_path / "resources/nnUNet_raw").symlink_to(tiny.raw)
     (tmp_path / "results").mkdir()
     monkeypatch.chdir(tmp_path)
-    return Path("results")  # relative, as the rule's is
+    return Path("results")  # relative, as in the rule
 
 
 @pytest.mark.ci
@@ -71,7 +71,7 @@ def test_on_a_cpu_everything_passes_that_needs_no_gpu(tiny, workdir, monkeypatch
     assert impossible == {"torch.compile", "energy of the GPU (NVML)"}
     assert {name for name, outcome in outcomes.items() if outcome == FAILED} == set(), rows
     detail = {row["check"]: row["detail"] for row in rows}
-    assert "losses differ by 0e+00" in detail["losses in fp32 as on a CPU"]
+    assert "losses differ by 0e+00" in detail["losses in fp32 equal those on a CPU"]
     assert "bit by bit" in detail["deterministic resume after kill -9"]
     assert detail["arm progressive"].startswith("15 iterations at 5 sizes, time over FLOPs ")
     assert detail["arm low_frequency"].startswith("40 iterations at 3 sizes")

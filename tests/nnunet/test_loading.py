@@ -1,4 +1,4 @@
-"""What the journal's curricula ask of loading, stepping, sharing among GPUs and compiling."""
+"""Loading, stepping, sharing among GPUs and compiling for the journal's curricula."""
 
 import os
 from collections import Counter
@@ -35,7 +35,7 @@ ORIGINAL_CHECK = functional._verify_spatial_size
 
 
 class Shelf:
-    """The task's cases under many names, so that two draws are never the same; notes its loads."""
+    """The task's cases under many names, so that no two draws are the same; records its loads."""
 
     def __init__(self, dataset):
         self.identifiers = [f"{case}@{n}" for case in dataset.identifiers for n in range(2000)]
@@ -48,7 +48,7 @@ class Shelf:
 
 
 def untransformed(trainer, dataset=None):
-    """Return the training loader, its batches as they are cropped, and where it notes forcing."""
+    """Return the training loader without transforms, and the list of its forced samples."""
     plans = [
         replace(plan, transforms=None, initial_patch_size=plan.stage.patch_size, batched=None)
         for plan in trainer._loading_plans()[0]
@@ -68,7 +68,7 @@ def untransformed(trainer, dataset=None):
 
 
 def note_forced(loader):
-    """Return a list that grows by every sample's `force_fg`, as nnU-Net's loader crops it."""
+    """Return a list that grows by `force_fg` of every sample that nnU-Net's loader crops."""
     crop, forced = loader.get_bbox, []
 
     def note(shape, force_fg, locations):
@@ -139,7 +139,7 @@ def test_a_batch_reads_no_more_volumes_than_the_planned_one(tiny):
 
 
 def test_crops_of_a_volume_differ(tiny):
-    """64 crops of 4 volumes at places of their own, not 4 crops 16 times."""
+    """The 64 crops of 4 volumes are at different places, not 4 crops repeated 16 times."""
     loader, _ = untransformed(tiny.trainer(PERFORMANCE, epochs=6, iterations=1))
     crops = {crop.numpy().tobytes() for crop in next(loader)["data"]}
     assert len(crops) > 60
@@ -156,7 +156,7 @@ def test_share_of_forced_samples_at_the_planned_batch(tiny, batch_size, expected
 
 
 def test_validation_keeps_nnunet_s_rule(tiny):
-    """Its samples are forced last, of cases drawn one by one, at the planned patch and batch."""
+    """The last samples are forced, cases are drawn one by one, patch and batch are as planned."""
     loader = tiny.trainer(PERFORMANCE, epochs=6).get_dataloaders()[1].data_loader
     forced = note_forced(loader)
     for _ in range(3):
@@ -167,7 +167,7 @@ def test_validation_keeps_nnunet_s_rule(tiny):
 
 
 def test_forced_patches_hold_less_foreground_at_every_stage(tiny):
-    """The class balance that the small patches are for."""
+    """This class balance is the purpose of the small patches."""
     trainer = tiny.trainer(EFFICIENCY, epochs=6, iterations=40)
     loader, forced = untransformed(trainer)
     shares = []
@@ -186,7 +186,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(tiny, monkeypatch):
     taken = {}
     for workers in (0, 1, 3):
         monkeypatch.setenv("nnUNet_n_proc_DA", str(workers))
-        monkeypatch.setattr(os, "cpu_count", lambda: 8)  # nnU-Net takes no more than there are
+        monkeypatch.setattr(os, "cpu_count", lambda: 8)  # nnU-Net starts no more workers than CPUs
         loaders = tiny.trainer(PERFORMANCE, epochs=6, iterations=1).get_dataloaders()
         taken[workers] = [list(islice(loader, 6)) for loader in loaders]
         for loader in loaders:
@@ -264,7 +264,7 @@ def test_a_stage_with_fewer_samples_than_gpus_is_named(tiny, monkeypatch):
 
 
 def test_the_dice_over_a_batch_needs_equal_shares(tiny, monkeypatch):
-    """nnU-Net gathers it from all processes as if they had as many samples each."""
+    """nnU-Net gathers it from all processes as if each had the same number of samples."""
     plans = tiny.plans
     plans["configurations"]["3d_fullres"]["batch_dice"] = True
     trainer = tiny.trainer(PERFORMANCE, plans=plans, epochs=6)
@@ -320,7 +320,7 @@ def test_max_batch_and_pacing_reach_the_training(tiny, name):
 
 @pytest.mark.parametrize("last", [(16, 8, 8), (8, 12, 4)], ids=["plan", "other"])
 def test_a_listed_curriculum_trains_as_listed(tiny, last):
-    """Wherever it ends, validation is at the planned patch and batch."""
+    """Regardless of the last stage, validation uses the planned patch and batch."""
     stages = listed(((8, 8, 8), 2, 1), ((4, 4, 8), 7, 2), (last, 3, 1))
     trainer = tiny.trainer(LISTED, epochs=4, iterations=1, stage_list=stages)
     train, validation = watch_shapes(trainer)
@@ -348,7 +348,7 @@ def test_a_wrong_list_is_refused(tiny, stages, message):
 
 
 def watch_bottleneck(trainer):
-    """Note shape, mode and whether torch's own check is in place, of every forward pass."""
+    """Record shape, mode and whether torch's own check is in place, for every forward pass."""
     seen = []
     trainer.network.encoder.stages[-1].register_forward_hook(
         lambda module, _, output: seen.append(
@@ -400,7 +400,7 @@ def test_no_stage_has_one_voxel_where_that_is_unwanted(tiny):
 
 
 def gradients_of_bottleneck(trainer, size):
-    """Return the largest absolute gradient of every parameter, convolutions and norms apart."""
+    """Return the largest absolute gradient per parameter, of convolutions and of norms."""
     trainer.network.train()
     trainer.network.zero_grad()
     data = torch.randn(4, 1, *size, generator=torch.Generator().manual_seed(0))
@@ -434,7 +434,7 @@ def test_one_voxel_trains_no_more_than_the_bias_above_it(tiny):
 
 
 class Backend:
-    """A compiler that keeps count: of graphs, of dynamic ones, and of the calls of either."""
+    """A compiler backend that counts graphs, dynamic graphs, and calls of both."""
 
     def __init__(self):
         self.graphs = self.dynamic = self.calls = 0
@@ -452,7 +452,7 @@ class Backend:
 
 @pytest.fixture
 def dynamo():
-    """Return dynamo's configuration, which is put back afterwards."""
+    """Return dynamo's configuration, which is restored afterwards."""
     config = torch._dynamo.config
     names = ("automatic_dynamic_shapes", "recompile_limit", "fail_on_recompile_limit_hit")
     torch._dynamo.reset()
@@ -462,7 +462,7 @@ def dynamo():
 
 
 def compiled_network(backend):
-    """Return a network that pools by four, as one whose smallest patch is 4 voxels a side."""
+    """Return a network that pools by four, so that its smallest patch is 4 voxels per side."""
     network = torch.nn.Sequential(
         torch.nn.Conv3d(1, 2, 4, stride=4),
         torch.nn.InstanceNorm3d(2, affine=True),
@@ -471,7 +471,7 @@ def compiled_network(backend):
 
 
 SHAPES = [(4 * a, 4 * b, 8) for a in (1, 2, 3, 4, 5) for b in (1, 2)]
-"""Each has a graph of training and one of validation: too many for a limit made for one size."""
+"""Each needs a graph for training and one for validation, too many for one size's limit."""
 
 
 def train_and_validate(network, shapes):
@@ -492,7 +492,7 @@ def test_every_size_is_compiled_once(dynamo):
     assert backend.dynamic == 0
     train_and_validate(network, SHAPES[::-1])
     assert backend.graphs == 2 * len(SHAPES), "all of them are still known"
-    assert backend.calls == 4 * len(SHAPES), "none was left to eager"
+    assert backend.calls == 4 * len(SHAPES), "nothing fell back to eager mode"
 
 
 def test_more_sizes_than_were_told_are_no_silent_fallback(dynamo):
@@ -512,11 +512,11 @@ def test_torch_alone_would_compile_a_dynamic_graph_or_fall_back(dynamo):
     backend = Backend()
     train_and_validate(compiled_network(backend), SHAPES[:6])
     assert backend.graphs == 8
-    assert backend.calls < 2 * len(SHAPES[:6]), "the rest ran in eager, without a word"
+    assert backend.calls < 2 * len(SHAPES[:6]), "the rest ran in eager mode without a warning"
 
 
 def test_one_voxel_and_compiled_code_do_not_disturb_each_other(dynamo):
-    """To and fro between the stage of one voxel and others: each is compiled once."""
+    """Switch between the stage of one voxel and others: each size is compiled once."""
     compile_every_size(3, 1)
     backend = Backend()
     network = compiled_network(backend).train()
@@ -544,7 +544,7 @@ def test_a_compiled_training_is_prepared_for_all_its_sizes(tiny, monkeypatch, co
 
 
 def deep_plans(plans):
-    """Return plans of a network of five stages, whose loss is of three outputs, and ten sizes."""
+    """Return plans with five network stages, a loss with three outputs, and ten sizes."""
     configuration = plans["configurations"]["3d_fullres"]
     configuration |= {"patch_size": [64, 64, 64], "batch_size": 1}
     configuration["architecture"]["arch_kwargs"] |= {
@@ -559,7 +559,7 @@ def deep_plans(plans):
 
 
 def test_the_compiled_loss_is_prepared_for_all_its_sizes(tiny, monkeypatch, dynamo):
-    """nnU-Net compiles the Dice loss, too, and calls it once for every output of a size."""
+    """nnU-Net also compiles the Dice loss, and calls it once per output of each size."""
     trainer = tiny.trainer(PERFORMANCE, plans=deep_plans(tiny.plans), epochs=10, iterations=1)
     backend, compile_with = Backend(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda module: compile_with(module, backend=backend))

@@ -25,7 +25,7 @@ BATCH = 2
 
 @pytest.fixture
 def make(tiny):
-    """Return a maker of trainers of the tiny task at a plan with three different bands."""
+    """Return a factory of trainers of the tiny task, with a plan that has three different bands."""
 
     def trainer(name=COMPUTE, **options):
         plans = tiny.plans
@@ -36,7 +36,7 @@ def make(tiny):
 
 
 def run_to_end(trainer):
-    """Train; return the shapes of training and validation by epoch, and every batch's content."""
+    """Train; return (epoch, shape, batch) of every training step and every validation step."""
     seen = {"train_step": [], "validation_step": []}
 
     def watched(step, found):
@@ -85,7 +85,7 @@ def batches(trainer):
 def test_it_trains_at_the_scheduled_bands_and_validates_at_the_planned_patch(make, name):
     trainer = make(name)
     train, validation = run_to_end(trainer)
-    each = {(8, 8, 8): 8, (12, 12, 8): 4, (16, 16, 8): 2}  # 2 x 2048 / voxels, half up
+    each = {(8, 8, 8): 8, (12, 12, 8): 4, (16, 16, 8): 2}  # 2 x 2048 / voxels, rounded half up
     expected = [
         (epoch, (BATCH, 1, *size))
         for epoch, size in enumerate(SIZES)
@@ -115,7 +115,7 @@ def test_targets_are_of_the_size_of_every_output(make):
 
 
 def test_a_batch_is_the_reduced_one_of_the_loader_and_its_targets_are_nnunet_s(make):
-    """The same numbered batch at full size, reduced by hand, and deep supervision per sample."""
+    """Compare with the same batch at full size, reduced by hand, and supervision per sample."""
     from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import (
         DownsampleSegForDSTransform,
     )
@@ -126,7 +126,7 @@ def test_a_batch_is_the_reduced_one_of_the_loader_and_its_targets_are_nnunet_s(m
     for number in range(12):
         found, full = next(ours), next(loader)
         size = SIZES[number // 2]
-        assert torch.is_tensor(full["target"]), "targets of the outputs are made of reduced labels"
+        assert torch.is_tensor(full["target"]), "output targets are made from the reduced labels"
         assert full["data"].shape[2:] == tuple(PATCH)
         assert torch.equal(found["data"], reduce_image(full["data"], size))
         labels = reduce_labels(full["target"], size)
@@ -139,7 +139,7 @@ def test_a_batch_is_the_reduced_one_of_the_loader_and_its_targets_are_nnunet_s(m
 
 
 def test_the_last_stage_is_that_of_the_constant_arm(make):
-    """Full strength and size: batch k of it is the constant arm's batch k, bit for bit."""
+    """At full strength and size, batch k is the constant arm's batch k, bit for bit."""
     ours, constant = make(ITERATIONS), make(CONSTANT)
     ours.current_epoch = constant.current_epoch = 9
     one, other = batches(ours), batches(constant)
@@ -163,7 +163,7 @@ def test_options_of_the_lowpass_reach_the_batches(make):
 
 
 def test_foreground_is_neither_won_nor_lost_with_the_bandwidth(make):
-    """The field of view stays, so class balance does: unlike in patch curricula."""
+    """Unlike in patch curricula, the field of view stays, and so does the class balance."""
     loader = batches(make(ITERATIONS, iterations=30))._loader
     for size in set(SIZES[:6]):
         shares = [
@@ -177,7 +177,7 @@ def test_foreground_is_neither_won_nor_lost_with_the_bandwidth(make):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_regions_and_ignored_labels_take_the_same_way(make, channels):
-    """Boolean targets of several channels stay boolean, and no value appears that was not there."""
+    """Boolean targets of several channels stay boolean, and no new value appears."""
     trainer = make(ITERATIONS)
     ours = batches(trainer)
     generator = torch.Generator().manual_seed(1)
@@ -203,7 +203,7 @@ def test_without_deep_supervision_there_is_one_target(make):
 
 
 def numbered(trainer, monkeypatch):
-    """Let the loader hand out batches that hold nothing but their number, cheaply."""
+    """Let the loader yield cheap batches that contain nothing but their number."""
     from workflow_scripts.trainers.curricula.batches.loading import ScheduledDataLoader
 
     def generate(loader):
@@ -232,7 +232,7 @@ def test_every_fourth_and_every_second_batch_is_new(make, monkeypatch):
     first_seen = [n for n, number in enumerate(drawn) if number not in drawn[:n]]
     assert first_seen == [n for n in range(total) if schedule.loads(n)]
     assert sorted(set(drawn)) == list(range(schedule.batches_before(total)))
-    # Whatever is repeated is of the same stage.
+    # Only batches of the same stage are repeated.
     assert all(
         schedule.stage_of_batch(number) == schedule.stage_of_iteration(iteration)
         for iteration, number in enumerate(drawn)
@@ -270,14 +270,16 @@ def test_a_repeated_batch_is_the_loaded_one_and_survives_a_training_step(make):
         "keys": list(first["keys"]),
     }
     trainer.train_step(first)
-    assert equal_batches(next(trainer.dataloader_train), copy), "one is kept, so it is drawn"
+    assert equal_batches(next(trainer.dataloader_train), copy), (
+        "only one batch is kept, so it must be drawn"
+    )
 
 
 SAMPLES = 4
 
 
 def numbered_samples(make, monkeypatch, **options):
-    """Return a maker of trainers, mixing replay, whose loader numbers every sample."""
+    """Return a trainer with mixed replay whose loader numbers every sample."""
     from workflow_scripts.trainers.curricula.batches.loading import ScheduledDataLoader
 
     def generate(loader):
@@ -298,12 +300,12 @@ def numbered_samples(make, monkeypatch, **options):
 
 
 def samples_of(loader, count):
-    """Return the numbers of the samples of so many batches; image, targets and key must agree."""
+    """Return the sample numbers of `count` batches; image, targets and key must agree."""
     found = []
     for _ in range(count):
         batch = next(loader)
         numbers = [int(key) for key in batch["keys"]]
-        targets = batch["target"]  # the fake loader splits none at the planned size
+        targets = batch["target"]  # the fake loader does not split those at the planned size
         for tensor in (batch["data"], *([targets] if torch.is_tensor(targets) else targets)):
             assert tensor.shape[0] == len(numbers)
             assert [round(float(sample.float().mean())) for sample in tensor] == numbers
@@ -328,7 +330,7 @@ def test_every_mixed_batch_has_its_share_of_new_samples(make, monkeypatch):
 
 
 def test_a_batch_smaller_than_the_replay_has_a_new_sample_every_other_time():
-    """Two samples, four iterations to a batch: new ones come in the first and the third."""
+    """With two samples and four iterations per batch, the first and third bring new ones."""
     loaded = [{"data": torch.zeros(2, 1, 4, 4, 4), "target": torch.zeros(2, 1), "keys": ["a", "b"]}]
     mixed = LowFrequencyBatches.__new__(LowFrequencyBatches)
     mixed._kept, mixed._replay_batches = loaded, 64
@@ -381,7 +383,7 @@ def test_a_training_with_mixed_replay_and_large_batches_runs(make):
 
 @pytest.mark.parametrize("kept", [3, 64])
 def test_batches_after_a_resume_are_those_of_an_uninterrupted_training(make, monkeypatch, kept):
-    """Wherever it resumes, within stages and epochs, it draws from the very same batches."""
+    """Wherever it resumes, within stages and epochs, it draws from the same batches."""
     trainer = make(iterations=6, replay_batches=kept)
     schedule = trainer.schedule()
     total = schedule.iterations_before(10)
@@ -455,7 +457,7 @@ def test_a_stop_within_an_epoch_loses_nothing(make, name, stops):
             path = Path(trainer.output_folder) / "checkpoint_latest.pth"
     assert trained == [(epoch, shape) for epoch, shape, _ in expected]
     for name, values in losses(whole).items():
-        # The last bit of a sum may follow from where a batch lies in memory.
+        # The last bit of a sum may depend on the memory address of a batch.
         assert losses(trainer)[name] == pytest.approx(values, rel=1e-6), name
     assert_same_weights(weights(trainer), weights(whole))
 

@@ -1,4 +1,4 @@
-"""Two processes that want one training, and a training that must end before its time limit."""
+"""Two processes that compete for a training, and a training that must end before its limit."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 
 from helpers.folds import EPOCHS, Folds, kill_group
 
-# The process stops itself before a step, as a scheduler that suspends jobs would stop it.
+# The process stops itself before a step, as a scheduler that suspends jobs would do.
 SLEEP = """
 import os, signal
 from workflow_scripts.trainers.curricula.resumable import ResumableTrainer

@@ -12,7 +12,7 @@ ARMS = [CONSTANT, PROGRESSIVE, LOW, "nnUNetTrainerScaleSpace"]
 
 
 def groups(trainer):
-    """Return what decides a step, of each group of parameters."""
+    """Return the optimiser's settings for each group of parameters."""
     skipped = {"params", "initial_lr"}
     return [
         {key: value for key, value in group.items() if key not in skipped}

@@ -48,14 +48,14 @@ ROLES = {
 
 
 class Meter:
-    """Reads nothing."""
+    """A meter without readings."""
 
     def read(self):
         return Reading()
 
 
 def watch_scales(trainer):
-    """Note the scale factor that the network has in each step of training and validation."""
+    """Record the network's scale factor in each step of training and validation."""
     seen = {"train_step": [], "validation_step": []}
     network = trainer.scale_space
 
@@ -100,7 +100,7 @@ def small_network(seed, **options):
 
 
 def test_left_to_chance_the_share_of_the_kernel_depends_on_the_seed():
-    """The table of docs/explanation/scale_space.md."""
+    """Reproduce the table of docs/explanation/scale_space.md."""
     shares = sorted(kernel_share(small_network(seed)) for seed in range(21))
     assert [round(shares[n], 3) for n in (0, 10, 20)] == [0.019, 0.084, 0.278]
 
@@ -264,7 +264,7 @@ def test_the_optimiser_is_the_wanted_one_of_nnunet(tiny, role, chosen, kind, rat
 
 
 def test_pseudo_dice_is_noted_by_scale(tiny, tmp_path):
-    """That of nnU-Net, over the batches of each scale factor; all of them give nnU-Net's number."""
+    """It is nnU-Net's, per scale factor; over all batches, it equals nnU-Net's own value."""
     from workflow_scripts.trainers.curricula.scale_space import pseudo_dice
 
     trainer = tiny.trainer(SCALE_SPACE, epochs=1, iterations=6, validation_iterations=5, rank=2)
@@ -296,7 +296,7 @@ def test_batches_are_those_of_the_constant_arm_with_whole_targets(tiny):
 
 
 def test_targets_at_one_half_are_stock(tiny):
-    """At the planned sizes targets and weights of the loss are those of nnU-Net."""
+    """At the planned sizes, targets and weights of the loss are those of nnU-Net."""
     stock = tiny.trainer("nnUNetTrainerConstantPatch", batch_seed=9)
     ours = tiny.trainer(SCALE_SPACE, batch_seed=9, scale_factor=0.5, rank=0)
     batches = [next(iter(trainer.get_dataloaders()[0])) for trainer in (stock, ours)]
@@ -347,7 +347,7 @@ def trained(tiny):
 
 
 def validate(trainer, cases, mirroring):
-    """nnU-Net's final validation; return its summary."""
+    """Run nnU-Net's final validation; return its summary."""
     trainer.do_split = lambda: ([], cases)
     axes = trainer.inference_allowed_mirroring_axes
     trainer.inference_allowed_mirroring_axes = axes if mirroring else None
@@ -369,7 +369,7 @@ def test_final_validation_has_the_weights_of_the_final_scale(trained):
 
 @pytest.mark.slow
 def test_stock_nnunet_predicts_with_a_baked_model(trained, tiny):
-    """By its own command in a process that knows nothing of this workflow's folders."""
+    """Use its own command in a process that does not know this workflow's folders."""
     scale, out, model = 0.3, tiny.results.parent / "predicted", tiny.results.parent / "baked"
     images = tiny.results.parent / "images"
     images.mkdir()
@@ -424,7 +424,7 @@ def test_stock_nnunet_predicts_with_a_baked_model(trained, tiny):
     assert np.abs(found - expected).max() < 1e-5
     trained.scale_space.scale_factor = 0.5
     other = torch.softmax(predictor.predict_sliding_window_return_logits(data).float(), 0).numpy()
-    assert np.abs(found - other).max() > 1e-3, "another scale factor predicts otherwise"
+    assert np.abs(found - other).max() > 1e-3, "another scale factor gives other predictions"
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -472,11 +472,11 @@ def test_weights_are_baked_into_the_network_of_another_scale(trained, tiny):
 
 @pytest.fixture
 def evaluation(tiny, monkeypatch):
-    """What evaluations of the task have in common."""
+    """Validation cases and settings shared by all evaluations of the task."""
     monkeypatch.setattr("workflow_scripts.common.nnunet_setup.RAW", tiny.raw)
     monkeypatch.setattr("workflow_scripts.common.nnunet_setup.PREPROCESSED", tiny.preprocessed)
     for name in ("nnUNet_def_n_proc", "nnUNet_extTrainer"):
-        monkeypatch.setenv(name, "1")  # what is changed is put back at the end
+        monkeypatch.setenv(name, "1")  # so that changes are undone at the end
     cases = json.loads((tiny.folder / "splits_final.json").read_text())[0]["val"]
     training = {"device": "cpu", "precision": "fp32", "deterministic": False}
     energy = {"country": "DEU", "tracking_mode": "process"}
@@ -487,7 +487,7 @@ def evaluation(tiny, monkeypatch):
 
 
 def test_an_evaluation_is_nnunet_s_own_validation(trained, tiny, evaluation):
-    """Same Dice as the final validation at that scale factor, mirrored, and what it cost."""
+    """Same Dice as the mirrored final validation at that scale factor, and the cost."""
     validated = replace(evaluation[0], cases=evaluation[0].cases[:1])
     own = validate(trained, validated.cases, mirroring=True)
     model, fold = tiny.results.parent / "baked", Path(trained.output_folder)
@@ -507,7 +507,7 @@ def test_an_evaluation_is_nnunet_s_own_validation(trained, tiny, evaluation):
 
 
 def test_nnunet_s_own_network_is_evaluated_by_the_same_lines(tiny, evaluation):
-    """Its Dice over all cases, here without mirroring."""
+    """Its Dice is over all cases, here without mirroring."""
     validated, settings = evaluation
     trainer = tiny.trainer("nnUNetTrainerConstantPatch", epochs=1, iterations=4)
     trainer.run_training()

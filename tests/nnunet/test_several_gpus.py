@@ -1,4 +1,4 @@
-"""A training shared by two processes (DDP), on the CPU: every stage's batch is dealt out."""
+"""A training shared by two processes (DDP) on the CPU: every stage's batch is distributed."""
 
 import contextlib
 import json
@@ -21,13 +21,13 @@ PERFORMANCE = "nnUNetTrainerProgressivePerformancePatch"
 PROGRESSIVE = "nnUNetTrainerProgressivePatch"
 RANKS = 2
 SIZES = [(4, 4, 4), (8, 4, 4), (8, 8, 4), (8, 8, 8), (12, 8, 8), (16, 8, 8)]
-# For each arm: the planned batch, and patch and batch of every stage. One process has a sample more
-# than the other where the batch is odd.
+# For each arm: the planned batch, and patch and batch of every stage. If the batch is odd, one
+# process has one sample more than the other.
 ARMS = {
     PERFORMANCE: (4, list(zip(SIZES, [64, 32, 16, 8, 5, 4], strict=True))),
     PROGRESSIVE: (5, [(size, 5) for size in SIZES[1:]]),
 }
-# nnU-Net takes it for granted that DDP is on CUDA: the device is put right after its constructor.
+# nnU-Net assumes that DDP is on CUDA, so the device is corrected after its constructor.
 WORKER = """
 import hashlib, json, sys
 from datetime import timedelta
@@ -134,7 +134,7 @@ def planned_for(name, plans):
 
 @pytest.fixture(scope="module")
 def trained(prepared, tmp_path_factory):
-    """What either process noted of both arms' trainings, and where their results are."""
+    """Records of both processes for both arms' trainings, and the results folder."""
     raw, preprocessed = prepared
     root = tmp_path_factory.mktemp("several_gpus")
     folder = preprocessed / "Dataset998_Tiny"
@@ -175,7 +175,7 @@ def trained(prepared, tmp_path_factory):
         while any(process.poll() is None for process in processes):
             failed = any(process.poll() for process in processes)
             if failed or time.monotonic() > deadline:
-                break  # the other one would wait for ever
+                break  # the other process would wait for ever
             time.sleep(0.1)
         codes = [process.poll() for process in processes]
     logs = "\n".join((root / f"{rank}.log").read_text()[-3000:] for rank in range(RANKS))
@@ -197,12 +197,12 @@ def test_the_shares_add_up_to_every_stage_s_batch(trained, name):
             assert [shape[0] for shape in shapes] == [batch - batch // 2, batch // 2], kind
             assert [tuple(shape[2:]) for shape in shapes] == [size] * RANKS, kind
             sums = {total for _, _, total in entries}
-            assert len(sums) == RANKS, "either process draws batches of its own"
+            assert len(sums) == RANKS, "each process draws its own batches"
 
 
 @pytest.mark.parametrize("name", ARMS)
 def test_foreground_is_forced_as_in_one_process(trained, tiny, name):
-    """The samples of both processes, one after the other, are those of the whole batch."""
+    """The samples of both processes, concatenated, are those of the whole batch."""
     planned, stages = ARMS[name]
     alone = tiny.trainer(name, epochs=len(stages), plans=planned_for(name, tiny.plans))
     training, validating = alone._loading_plans()
@@ -218,7 +218,7 @@ def test_foreground_is_forced_as_in_one_process(trained, tiny, name):
 
 
 def test_crops_of_a_volume_share_its_key(trained):
-    """A volume that both processes crop from is drawn by either for itself."""
+    """If both processes crop from a volume, each draws it by itself."""
     for number, (_, batch) in enumerate(ARMS[PERFORMANCE][1]):
         crops = ceil(batch / 4)
         first = 0
@@ -232,7 +232,7 @@ def test_crops_of_a_volume_share_its_key(trained):
 @pytest.mark.parametrize("name", ARMS)
 def test_both_processes_end_with_the_same_weights(trained, name):
     one, other = (ranks[name] for ranks in trained[0])
-    assert one["first"] == other["first"], "from one beginning, whatever their seeds"
+    assert one["first"] == other["first"], "same initial weights regardless of the seeds"
     assert one["last"] == other["last"]
     assert one["last"] != one["first"]
     for kind in ("train_losses", "val_losses"):

@@ -1,4 +1,4 @@
-"""A training as the rule runs it: what it writes, and what a kill leaves of it."""
+"""A training as the rule runs it: its outputs, and what remains after a kill."""
 
 import contextlib
 import shutil
@@ -26,9 +26,9 @@ def is_running(pid):
 
 @pytest.fixture(scope="module")
 def folds(prepared, tmp_path_factory):
-    """One training that ran through, and one that was killed -9 in its fourth epoch, then redone.
+    """One training that ran through, and one that was killed in its fourth epoch, then resumed.
 
-    `folds.said` holds what the calls of the second process said, `folds.log_of_kill` its log.
+    `folds.said` contains the results of the second process's calls, `folds.log_of_kill` its log.
     """
     folds = Folds(prepared, tmp_path_factory.mktemp("folds"))
     process, said = folds.start(folds.call("killed"))
@@ -41,7 +41,7 @@ def folds(prepared, tmp_path_factory):
                 break
             time.sleep(0.005)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        process.kill()  # it alone, as the kernel does where memory is short
+        process.kill()  # the process alone, as the kernel does if memory runs out
         process.wait()
         deadline = time.monotonic() + 60
         while any(map(is_running, children)) and time.monotonic() < deadline:
@@ -175,13 +175,15 @@ def test_a_changed_training_is_refused(folds):
 
 @pytest.mark.slow
 def test_a_finished_training_by_another_default_is_refused(folds):
-    """Its parameters are today's, but not what they mean."""
+    """Its parameters are the same, but their meaning has changed."""
     changed = f"""
 from workflow_scripts.trainers.curricula import arms
 arms.{PROGRESSIVE}.curriculum = "constant"
 """
     (said,) = folds.run(folds.call("killed", outputs="by_another"), before=changed)
-    assert f"{folds.fold('killed')} was trained by another schedule than its arm has now" in said
+    assert (
+        f"{folds.fold('killed')} was trained with a different schedule than its arm has now" in said
+    )
     assert not (folds.root / "by_another").exists()
 
 
@@ -189,13 +191,13 @@ arms.{PROGRESSIVE}.curriculum = "constant"
 def test_a_stage_that_the_network_cannot_pool_is_named(folds):
     assert folds.said[6] == (
         "UserError: arms.progressive, Task98_Tiny: stage 1: patch size [8, 6, 8]: 6 on axis 1 is "
-        "not a multiple of 4, as this plan's network needs; the nearest are 4 and 8"
+        "not a multiple of 4, which this plan's network requires; the nearest are 4 and 8"
     )
 
 
 @pytest.mark.slow
 def test_a_damaged_or_foreign_checkpoint_is_refused(folds):
-    """Neither is silently started over, and the folder stays as it was."""
+    """Neither is silently restarted, and the folder stays as it was."""
     shutil.copytree(folds.root / "killed", folds.root / "damaged")
     final = folds.fold("damaged") / "checkpoint_final.pth"
     (folds.fold("damaged") / "validation/summary.json").unlink()

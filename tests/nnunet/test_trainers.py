@@ -44,7 +44,7 @@ def losses(trainer):
 
 
 def assert_same_losses(one, other):
-    """All but the last bit of a sum, which may follow from where a batch lies in memory."""
+    """Assert equality up to the last bit of a sum, which may depend on a batch's memory address."""
     assert one.keys() == other.keys()
     for name, values in other.items():
         assert one[name] == pytest.approx(values, rel=1e-6), name
@@ -61,7 +61,7 @@ def assert_same_weights(one, other):
 
 
 def watch_shapes(trainer):
-    """Note the shape of the data of every training and validation step."""
+    """Record the shape of the data of every training and validation step."""
     seen = {"train_step": [], "validation_step": []}
 
     def watched(step, shapes):
@@ -86,7 +86,7 @@ def equal_batches(one, other):
 
 
 def draw_from(seed):
-    """Bring all generators into the state that a seed sequence gives."""
+    """Seed all generators from a seed sequence."""
     word = int(np.random.SeedSequence(seed).generate_state(1)[0])
     random.seed(word)
     np.random.seed(word)
@@ -123,7 +123,7 @@ def test_constant_arm_is_the_stock_trainer(tiny):
 
 
 def test_seeded_batches_are_those_of_nnunet_s_loader(tiny, monkeypatch):
-    """With `batch_seed` batch k is what nnU-Net's own loader draws from the same state."""
+    """With `batch_seed`, batch k is what nnU-Net's own loader draws from the same state."""
     from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -162,7 +162,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(tiny, monkeypatch, name)
     taken = {}
     for workers in (0, 1, 3):
         monkeypatch.setenv("nnUNet_n_proc_DA", str(workers))
-        monkeypatch.setattr(os, "cpu_count", lambda: 8)  # nnU-Net takes no more than there are
+        monkeypatch.setattr(os, "cpu_count", lambda: 8)  # nnU-Net starts no more workers than CPUs
         trainer = tiny.trainer(name, epochs=5, iterations=2)
         loaders = trainer.get_dataloaders()
         if workers:
@@ -181,7 +181,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(tiny, monkeypatch, name)
 
 
 def test_batches_of_a_stage_are_those_of_nnunet_s_loader_of_that_size(tiny):
-    """Changing sizes leaves nothing behind: a loader made for one size alone draws the same."""
+    """Changing sizes leaves no traces: a loader for one size alone draws the same batches."""
     from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
     options = {"batch_seed": 5, "batched_augmentation": False}
@@ -246,7 +246,7 @@ def test_random_draws_are_those_of_the_schedule(tiny):
 
 
 def test_foreground_is_forced_more_often_in_training_only(tiny):
-    """At batch 4 a share of 0.5 forces two samples, nnU-Net's 0.33 one."""
+    """In a batch of 4, a share of 0.5 forces two samples, nnU-Net's 0.33 forces one."""
     for name, expected in ((CONSTANT, (1, 1)), (PROGRESSIVE, (2, 1)), (RANDOM, (2, 1))):
         loaders = [loader.data_loader for loader in tiny.trainer(name).get_dataloaders()]
         forced = tuple(sum(map(loader.get_do_oversample, range(BATCH))) for loader in loaders)
@@ -270,7 +270,7 @@ def test_forced_samples_hold_foreground(tiny):
 
 
 def test_the_smallest_patch_is_halved_to_two_voxels_and_trains(tiny):
-    """InstanceNorm refuses a bottleneck of one voxel; the schedule's first leaves 2x1x1."""
+    """InstanceNorm refuses a bottleneck of one voxel; the schedule's first size leaves 2x1x1."""
     trainer = tiny.trainer(PROGRESSIVE, epochs=5, iterations=2)
     bottlenecks = []
     trainer.network.encoder.stages[-1].register_forward_hook(
@@ -291,7 +291,7 @@ def test_the_smallest_patch_is_halved_to_two_voxels_and_trains(tiny):
 
 @pytest.mark.parametrize("name", ARMS)
 def test_the_plan_is_left_alone(tiny, name):
-    """Inference reads the results folder: its plans are the study's, and so is the patch."""
+    """Inference reads the results folder: its plans and its patch are those of the study."""
     trainer = tiny.trainer(name, epochs=2, iterations=1)
     trainer.run_training()
     written = json.loads((Path(trainer.output_folder_base) / "plans.json").read_text())
@@ -321,7 +321,7 @@ def test_initial_patch_size_is_nnunet_s_own(tiny):
 
 
 def test_augmentation_is_that_of_the_planned_patch_at_every_stage(tiny):
-    """A plan of 8x32x32 rotates in the plane; its isotropic first stages must do so, too."""
+    """A plan of 8x32x32 rotates in the plane, so its isotropic first stages must do so, too."""
     plans = tiny.plans
     plans["configurations"]["3d_fullres"]["patch_size"] = [8, 32, 32]
     trainer = tiny.trainer(PROGRESSIVE, plans=plans)
@@ -337,7 +337,7 @@ def test_augmentation_is_that_of_the_planned_patch_at_every_stage(tiny):
 
 
 class KilledError(Exception):
-    """Stands for whatever ends a training."""
+    """Stands for any cause that ends a training."""
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
@@ -374,7 +374,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tiny, name, stop_after):
 @pytest.mark.parametrize("phase", ["train_step", "validation_step"])
 @pytest.mark.parametrize("stops", [[(1, 1)], [(0, 0), (2, 1), (2, 2)]])
 def test_a_stop_within_an_epoch_loses_nothing(tiny, phase, stops):
-    """`stops` are (epoch, step) after which a signal is noticed; RANDOM has sizes within epochs."""
+    """`stops` are (epoch, step) after which a signal is noticed; RANDOM mixes sizes in an epoch."""
     from workflow_scripts.trainers.curricula.resumable import TrainingStopped
 
     options = {"epochs": 4, "iterations": 3, "validation_iterations": 3}
@@ -425,8 +425,8 @@ def test_an_epoch_longer_than_the_interval_is_checkpointed_within(tiny):
 
     trainer.save_checkpoint = note
     trainer.run_training()
-    # nnU-Net's number of the epoch is one less while a checkpoint within it is written; after the
-    # four training steps comes that of the validation step, then the epoch's own (not the last's).
+    # nnU-Net's epoch number is one lower in checkpoints within an epoch. Those of the four training
+    # steps are followed by that of the validation step, then by the epoch's own (except the last).
     first = [(-1, 1), (-1, 2), (-1, 3), (-1, 4), (-1, 4), (0, 0)]
     assert saved == [*first, *((epoch + 1, done) for epoch, done in first[:5])]
 
@@ -486,7 +486,7 @@ def test_a_left_over_half_is_never_taken_for_whole(tiny):
 
 
 def test_one_pool_of_workers_that_ends_with_the_training(tiny, monkeypatch):
-    """A pool a stage would add up; nnU-Net's own two pools are one worker each here."""
+    """One pool per stage would add up; here, nnU-Net's two pools have one worker each."""
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     before = set(multiprocessing.active_children())
     trainer = tiny.trainer(PROGRESSIVE, epochs=5, iterations=2)
@@ -582,7 +582,7 @@ def test_every_config_is_tested():
 
 @pytest.mark.slow
 def test_nnunet_s_own_command_trains_an_arm(tiny):
-    """With nnU-Net's variables alone; 250 iterations an epoch, so it is ended after the first."""
+    """Use only nnU-Net's variables; an epoch has 250 iterations, so stop after the first."""
     command = PYTHON.with_name("nnUNetv2_train")
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},

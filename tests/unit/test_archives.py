@@ -124,7 +124,7 @@ def test_no_network_and_no_archive_says_what_to_do(tmp_path):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `content`, the first `broken` answers of it cut off in the middle."""
+    """Serves `content`; the first `broken` answers are cut off in the middle."""
 
     content, broken, asked = b"", 0, 0
 
@@ -180,7 +180,7 @@ def test_download_of_either_checksum_is_accepted_and_made_once(server, local, tm
 
 
 def test_what_a_killed_download_left_is_removed(server, local, tmp_path):
-    """So its name must be known: pooch's own files have random ones, and archives 28 GB."""
+    """So its name must be known: pooch's own files have random names, and archives 28 GB."""
     archive = tmp_path / f"{TASK}.tar"
     left = tmp_path / f".{TASK}.tar.partial"
     left.write_bytes(b"half of it")
@@ -429,7 +429,7 @@ def test_scaled_labels_are_read_as_their_header_says(dataset):
     [
         ({"numTraining": 4}, "`numTraining` is 4, but `training` lists 3 cases"),
         ({"numTraining": None}, "`numTraining` is None"),
-        ({"test": None}, "without the list `test`"),
+        ({"test": None}, "the list `test`"),
         ({"labels": None}, "`labels` is missing"),
         ({"modality": []}, "`modality` is missing, empty or not of type dict"),
         ({"labels": {"0": "background", "2": "two"}}, "keys of `labels` are not 0, 1, 2"),
@@ -450,7 +450,7 @@ def test_missing_and_broken_description(dataset):
         check_dataset(dataset)
     (dataset / "dataset.json").unlink()
     with pytest.raises(
-        UserError, match=r"dataset.json is missing; an MSD dataset needs a whole one"
+        UserError, match=r"dataset.json is missing; an MSD dataset needs a complete one"
     ):
         check_dataset(dataset)
 
@@ -478,10 +478,10 @@ def test_conversion_that_left_a_channel_out_is_noticed(dataset, tmp_path):
         check_conversion(description, converted)
 
 
-# Real data, where there is some
+# Real data, if available
 
 
-@pytest.mark.skipif("MSD_ARCHIVES" not in os.environ, reason="MSD_ARCHIVES names no folder")
+@pytest.mark.skipif("MSD_ARCHIVES" not in os.environ, reason="MSD_ARCHIVES is not set to a folder")
 def test_real_archives_pass_the_check(tmp_path):
     found = sorted(Path(os.environ["MSD_ARCHIVES"]).glob("Task*.tar"))
     assert found

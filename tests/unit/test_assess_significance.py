@@ -22,7 +22,7 @@ def assessed(study, reference="constant"):
 
 
 def better(study, gain):
-    """Dice of `progressive`, label 1, is that of `constant` and `gain`(case) more."""
+    """Set the Dice of `progressive`, label 1, to that of `constant` plus `gain(case)`."""
     study.dice = {
         (task, arm, fold, seed): {
             f"case_{fold}{n:02d}": {"1": 0.5 + (gain(n) if arm == "progressive" else 0), "2": 0.4}

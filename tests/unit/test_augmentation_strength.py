@@ -1,4 +1,4 @@
-"""The ramp of nnU-Net's augmentation: nothing at 0, its own objects at 1, magnitudes between."""
+"""The ramp of nnU-Net's augmentation: none at 0, nnU-Net's own at 1, magnitudes in between."""
 
 import random
 
@@ -21,7 +21,7 @@ NO_AUGMENTATION = {
     "RemoveRandomConnectedComponentFromOneHotEncodingTransform",
     "ConvertSegmentationToRegionsTransform", "DownsampleSegForDSTransform",
 }  # fmt: skip
-"""What the ramp leaves alone: mirroring, as its authors do, and what is no augmentation."""
+"""Not changed by the ramp: mirroring, as by its authors, and transforms that do not augment."""
 
 
 def pipeline(mirror_axes=(0, 1, 2), dummy_2d=False, **options):
@@ -36,7 +36,7 @@ def inner(transform):
 
 
 def ranges(transforms):
-    """Every magnitude of a pipeline: (kind, attribute) -> its ranges in order."""
+    """Return every magnitude of a pipeline: (kind, attribute) -> its ranges in order."""
     found = {}
     for transform in map(inner, transforms.transforms):
         for name in MAGNITUDES.get(type(transform), {}):
@@ -61,7 +61,7 @@ def sample():
 
 
 def test_the_pinned_pipeline_has_no_unknown_augmentation():
-    """A new nnU-Net may augment in another way; then this ramp would be incomplete."""
+    """A new nnU-Net may augment in other ways, which would make this ramp incomplete."""
     for options in (
         {},
         {"dummy_2d": True},
@@ -124,7 +124,7 @@ def test_nothing_but_mirroring_is_left_at_zero(sample):
     plain = weaken(pipeline(mirror_axes=()), 0.0)
     for seed in range(20):
         found = draw(plain, seed, image, label)
-        assert torch.equal(found["image"], image[:, 3:11, 3:15, 3:11]), "the crop's very voxels"
+        assert torch.equal(found["image"], image[:, 3:11, 3:15, 3:11]), "the same voxels"
         assert torch.equal(found["segmentation"][0], label[:, 3:11, 3:15, 3:11])
     mirrored = [draw(weaken(pipeline(), 0.0), seed, image, label)["image"] for seed in range(20)]
     centre = image[:, 3:11, 3:15, 3:11]
@@ -134,7 +134,7 @@ def test_nothing_but_mirroring_is_left_at_zero(sample):
 
 @pytest.mark.parametrize("strength", [1 / 9, 1.0])
 def test_a_weak_augmentation_runs_and_changes_less(sample, strength):
-    """Every transform applies: the image moves little from the crop, more at full strength."""
+    """Every transform is applied: the image is close to the crop, less so at full strength."""
     image, label = sample
     transforms = weaken(pipeline(mirror_axes=()), strength)
     for transform in transforms.transforms:

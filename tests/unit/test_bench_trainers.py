@@ -35,7 +35,7 @@ def measured(iterations, epochs=((9.0, 5.0, 3.0), (4.5, 2.0, 2.0)), peak=1000.0)
 
 
 def flat(seconds, peak=1000.0, first=60.0):
-    """Three epochs at the planned size, the first one slow."""
+    """Return three epochs at the planned size, the first one slow."""
     rows = [[0, LARGE, first, 8.0], [1, LARGE, seconds, 8.0], [2, LARGE, seconds, 8.0]]
     return measured(rows, peak=peak)
 
@@ -99,7 +99,7 @@ def test_medians_goals_and_page(repeat):
     row = table.loc["progressive / constant: training time over FLOPs"]
     assert (row["goal"], row["met"]) == (1.02, False)
     rates = table.loc[["network FLOP/s / matrix-product FLOP/s, " + x for x in ("fp32", "bf16")]]
-    assert rates["met"].tolist() == [False, True], "these are to be at least their goal"
+    assert rates["met"].tolist() == [False, True], "these must be at least their goal"
     page = to_markdown(table.reset_index(), "A machine.")
     machine, _, *lines = page.splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -160,7 +160,7 @@ def test_every_variant_is_the_run_with_its_own_trainer_and_length(repeat, tmp_pa
     settings = RunSettings(training, EnergySettings("DEU"), mirroring=False, threads=1)
     table, last = bench_trainers.bench_task(run, settings, path, tmp_path, repeats=2, iterations=4)
     assert set(table["repeats"]) == {2}
-    assert list(last) == list(variants(5, 4))[::-1], "every second repeat goes backwards"
+    assert list(last) == list(variants(5, 4))[::-1], "every second repeat runs in reverse order"
     for found, length in seen:
         trainer, changes = variants(5, 4)[found.arm]
         parameters = {"plot_seconds": 0.0} if found.arm == "progressive" else {}

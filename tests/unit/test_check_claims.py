@@ -1,4 +1,4 @@
-"""Verdicts on published claims: never by a demo or a short training, and right by a full study.
+"""Verdicts on published claims: none from a demo or short training, correct from a full study.
 
 The full studies here are MADE UP; no number in them was measured.
 """
@@ -51,7 +51,7 @@ def full(tmp_path_factory):
 
 
 def checked(runs, own=None):
-    """claims.csv by claim; of the MICCAI claims the row of PGPS."""
+    """Return claims.csv by claim; for the MICCAI claims, the row of PGPS."""
     table = check_claims(runs, PUBLISHED, CONTENT, own)[0]
     return table[table["arm"] != "progressive_plus"].set_index("claim")
 
@@ -74,7 +74,7 @@ def test_full_study_that_fulfils_the_claims_supports_them(full):
 
 
 def curves(runs):
-    """epochs.csv: PGPS is there after one of four epochs, PGPS+ never, the others at the end."""
+    """Return four epochs: PGPS reaches the target in the first, PGPS+ never, others in the last."""
     dice = {"progressive": (0.9, 0.9, 0.9, 0.9), "progressive_plus": (0.1, 0.2, 0.3, 0.4)}
     rows = [
         {"task": run.task, "arm": run.arm, "fold": run.fold, "seed": run.seed, "epoch": epoch}
@@ -97,7 +97,7 @@ def test_convergence_is_what_a_training_needs_to_end_up_as_good_as_the_reference
     assert table.loc["progressive_plus", "verdict"] == CONTRADICTED
     without = checked(full)
     assert without.loc["miccai-convergence", "verdict"] == UNDECIDED
-    assert "a cost of every run" in without.loc["miccai-convergence", "missing"]
+    assert "the Dice and cost of every run" in without.loc["miccai-convergence", "missing"]
 
 
 @pytest.mark.parametrize(("column", "word"), [("kg_co2eq", "CO2eq"), ("gflop", "FLOP")])
@@ -190,7 +190,9 @@ def test_efficienttrain_is_judged_at_its_own_length(full):
     longer.loc[longer["arm"] == "low_frequency", "iterations_per_epoch"] = 250_000
     table = checked(longer)
     assert table.loc["efficienttrain-time", "verdict"] == UNDECIDED
-    assert "166,750 iterations a run (here 250,000)" in table.loc["efficienttrain-time", "missing"]
+    assert (
+        "166,750 iterations per run (here 250,000)" in table.loc["efficienttrain-time", "missing"]
+    )
 
 
 def test_what_the_tables_cannot_tell_stays_undecided(full):
@@ -238,11 +240,11 @@ def test_one_task_that_is_not_better_contradicts_all_of_fifteen(full):
 
 
 SHORT = {
-    "fewer iterations": ("epochs", 2, "250,000 iterations a run (here 500,000)"),
+    "fewer iterations": ("epochs", 2, "250,000 iterations per run (here 500,000)"),
     "other plans": ("plans", "nnUNetPlans_01234567", "the plans nnUNetPlans (here nnUNetPlans_01"),
     "other configuration": ("configuration", "3d_lowres", "3d_fullres (here 3d_lowres)"),
     "own parameters": ("parameters", '{"pacing": "volume"}', "1 of its 10 tasks: Task03_Liver"),
-    "no time": ("training_seconds", None, "a Dice or a cost of every run"),
+    "no time": ("training_seconds", None, "the Dice and cost of every run"),
     "other hardware": ("cpu_model", "another", "both arms on the same hardware"),
 }
 
@@ -288,7 +290,7 @@ def test_a_demo_decides_nothing_and_shows_what_it_measured(tmp_path, gain):
     assert set(table["tasks"]) == {"Task99_BrainTissue", ""}, "no run of scale_space"
     beside = check_claims(runs, PUBLISHED, CONTENT)[1]
     text = to_markdown(table.reset_index(), reference_sentence(beside))
-    assert "250,000 iterations a run (here 12)" in " ".join(text.split())
+    assert "250,000 iterations per run (here 12)" in " ".join(text.split())
     assert SUPPORTED not in text
     assert CONTRADICTED not in text
     assert "No run of the arm constant has a published counterpart" in " ".join(text.split())
@@ -311,7 +313,7 @@ def test_an_arm_counts_by_its_trainer_not_by_its_name(full):
 
 
 def test_a_shorter_training_of_a_class_is_no_party_to_a_claim(full):
-    """`constant_short` is of the reference's class, as worse as it is shorter."""
+    """`constant_short` has the class of the reference, but is shorter and therefore worse."""
     short = full[full["arm"] == "constant"].assign(
         arm="constant_short", iterations_per_epoch=166_750, dice_foreground_mean=0.1
     )
@@ -334,8 +336,8 @@ def test_reference_runs_of_another_length_have_no_difference(full):
     table = check_claims(full.assign(epochs=3, plans="nnUNetPlans_x"), PUBLISHED, CONTENT)[1]
     assert table["difference"].isna().all()
     assert set(table["comparable"]) == {"no"}
-    assert "250,000 iterations a run (here 750,000); the plans" in table["note"].iloc[0]
-    assert "none was made under the same conditions" in reference_sentence(table)
+    assert "250,000 iterations per run (here 750,000); the plans" in table["note"].iloc[0]
+    assert "none was trained under the same conditions" in reference_sentence(table)
 
 
 def test_markdown_tells_evidence_and_what_is_missing(full):
@@ -343,7 +345,9 @@ def test_markdown_tells_evidence_and_what_is_missing(full):
     text = to_markdown(claims, reference_sentence(beside))
     assert text.count("| supported ") == 6, "PGPS (3), time and costs of PGPS+, EfficientTrain++"
     assert text.count("| contradicted ") == 1, "PGPS+ is better on no task"
-    assert "10 tasks, 5 folds, 1 seed, 50 cases, 250,000 iterations a run" in " ".join(text.split())
+    assert "10 tasks, 5 folds, 1 seed, 50 cases, 250,000 iterations per run" in " ".join(
+        text.split()
+    )
     for claim in CONTENT["claims"]:
         assert f"**{claim['id']}**" in text
 
@@ -391,7 +395,7 @@ def test_schema_is_closed_and_described():
 def test_claims_are_about_shipped_arms_and_tasks():
     paper = yaml.safe_load((CONFIG / "config.yaml").read_text())
     for arm, trainer in CONTENT["arms"].items():
-        if arm != "scale_space":  # of a study of its own
+        if arm != "scale_space":  # which has its own study
             assert paper["arms"][arm]["trainer"] == trainer
     shorter = {
         c["arm"]: c["iterations_of_arm"] for c in CONTENT["claims"] if "iterations_of_arm" in c

@@ -1,4 +1,4 @@
-"""What is removed to make room, and what is not."""
+"""Which files are removed to free space, and which are kept."""
 
 import os
 
@@ -47,7 +47,7 @@ def test_arrays_go_and_plans_stay(folder):
         "nnUNetPlans_3d_lowres/case_001_seg.b2nd",
         "gt_segmentations/case_001.nii.gz",
     }
-    # Only the last configuration takes the references of the validation with it.
+    # The references of the validation are removed only with the last configuration.
     assert clean(folder, "3d_lowres") == {TASK: 1607}
     assert sorted(path.name for path in folder.iterdir()) == KEPT
     assert clean(folder) == {TASK: 0}

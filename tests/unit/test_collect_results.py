@@ -123,7 +123,7 @@ def test_text_in_a_column_of_numbers_is_named(study, column):
 
 
 def test_runs_of_earlier_versions_are_read(study):
-    """And beside runs of this one, whose tables have more columns."""
+    """Also beside runs of this version, whose tables have more columns."""
     newer = study.folder(("Task98_Fake", "random", 1, 1))
     for name, columns in TABLES.items():
         older = pd.read_csv(study.folder(KEY) / name)
@@ -188,7 +188,7 @@ def test_surface_of_other_cases_is_named(study, change):
     rows = {"missing": [0, 1, 2], "twice": [0, *range(len(table))]}
     table = table.iloc[rows[change]] if change in rows else table.assign(label=table["label"] + 1)
     table.to_csv(path, index=False)
-    refused(study, str(path), "once each")
+    refused(study, str(path), "exactly once")
 
 
 def test_surface_is_joined_by_case_and_label_whatever_its_order(study):
@@ -220,7 +220,7 @@ def test_nothing_is_written_unless_all_is_whole(study, tmp_path):
 
 
 def test_steps_are_those_of_every_epoch(study):
-    """Epochs of equal computation have more of them; runs of earlier versions do not say so."""
+    """Epochs of equal computation have more steps; runs of earlier versions do not record them."""
     run = read_run(study.folder(KEY), KEY)
     planned = run.record["iterations_per_epoch"]
     run.epochs["iterations"] = planned

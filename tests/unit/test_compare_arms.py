@@ -26,7 +26,7 @@ A, B = "Task97_A", "Task98_B"
 
 
 def tables(study):
-    """runs and cases of a study, read back from CSV as the rule does."""
+    """Return runs and cases of a study, read back from CSV as in the rule."""
     outputs = {name: study.root / f"{name}.csv" for name in ("runs", "cases")}
     collect_results(study.write().folders(), outputs)
     return (
@@ -205,7 +205,7 @@ def test_latex_escaping():
 
 
 def test_latex_compiles(tmp_path):
-    """By a TeX if there is one; the structure is checked in any case."""
+    """Compile only if TeX is installed; check the structure in any case."""
     tasks = (A, "Task98_odd_%name")
     study = FakeStudy(tmp_path, tasks=tasks, arms=("constant", "progressive_plus"))
     text = to_latex(compared(study))

@@ -91,12 +91,12 @@ def test_nothing_to_compare_gives_no_rows():
 def test_the_page(compared):
     text = " ".join(to_markdown(compared).split())
     for said in (
-        "ours against stochastic: does the hypernetwork add anything",
+        "ours against stochastic: is the hypernetwork better than",
         "ours against fixed hyper: what do many scale factors cost",
         "ours against fixed: is it as good as a network trained",
-        "ours against stock: what is lost to nnU-Net's own network?",
+        "ours against stock: how much is lost against nnU-Net's own network?",
         "corrected by Holm over the 6 comparisons",
-        "not of another training",
+        "not to another training",
     ):
         assert said in text, said
     few = compare_scales(

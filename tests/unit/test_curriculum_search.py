@@ -1,4 +1,4 @@
-"""The search for a schedule of frequencies: which trials there are, what is chosen, the table."""
+"""The search for a schedule of frequencies: its trials, its choices and its table."""
 
 import json
 from fractions import Fraction
@@ -76,7 +76,7 @@ def test_the_longest_search_is_no_shorter_than_any():
 
 
 def test_candidates_of_the_same_sizes_are_tried_once():
-    """Of 128 voxels in units of 32, 2/3 and 3/4 are three units."""
+    """With 128 voxels in units of 32, both 2/3 and 3/4 are three units."""
     search = SEARCH | {"candidates": ["2/3", "3/4"]}
     trials = next_trials(search, [])
     assert len(trials) == 3
@@ -87,7 +87,7 @@ def test_candidates_of_the_same_sizes_are_tried_once():
 
 
 def write_runs(folder, dices):
-    """Write what `train_fold` leaves of each trial; return their `run.json`."""
+    """Write the outputs of `train_fold` for each trial; return the paths of `run.json`."""
     paths = []
     for trial, dice in dices.items():
         path = folder / trial / "run.json"
@@ -108,7 +108,7 @@ def write_runs(folder, dices):
 
 @pytest.fixture
 def search(tmp_path):
-    """Go through a search whose first part is decided for 3/4 and whose second for all."""
+    """Run a search that chooses 3/4 for its first part and all frequencies for its second."""
     found = [choose_frequencies(CONFIG, PLAN, None, [])]
     for dices in (
         {"search_3of7_1_1": 0.80, "search_3of4_1_1": 0.85, "search_1_1_1": 0.82},

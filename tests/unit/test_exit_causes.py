@@ -1,4 +1,4 @@
-"""How an attempt ended that could not tell it itself."""
+"""How an attempt ended, if it could not record that itself."""
 
 import pytest
 
@@ -46,7 +46,7 @@ def test_where_it_ended(pieces, reached):
     found = infer_killed_attempt(entries, None)
     assert (found["entry"], found["attempt"], found["how"]) == ("end", 2, "without a message")
     assert found["reached"] == reached
-    assert infer_killed_attempt([*entries, found], None) is None, "told once"
+    assert infer_killed_attempt([*entries, found], None) is None, "recorded once"
 
 
 def test_an_attempt_that_told_its_end_is_not_silent():
@@ -56,7 +56,7 @@ def test_an_attempt_that_told_its_end_is_not_silent():
         is None
     )
     old = {key: value for key, value in attempt(1).items() if key != "memory_kills"}
-    assert infer_killed_attempt([old, work("setup")], None) is None, "no version told it then"
+    assert infer_killed_attempt([old, work("setup")], None) is None, "not recorded before"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_its_cause(before, now, memory):
     entries = [attempt(1, job="12", kills=before), work("training", epoch=0)]
     found = infer_killed_attempt(entries, now)
     causes = {
-        True: "out of memory, for which the kernel has killed a process",
+        True: "out of memory (the kernel killed a process)",
         False: "killed, out of memory, or the machine failed",
     }
     assert describe_killed_attempt(found, entries, "epoch 0") == (
@@ -95,7 +95,7 @@ def test_the_kernel_is_asked_about_memory(tmp_path, monkeypatch, line, file):
     proc.write_text(f"9:name=systemd:/\n{line}\n")
     monkeypatch.setattr(exit_causes, "CGROUPS", system)
     monkeypatch.setattr(exit_causes, "OWN_CGROUPS", proc)
-    assert memory_kills() is None, "no file tells"
+    assert memory_kills() is None, "no file contains the count"
     path = system / file
     path.parent.mkdir(parents=True)
     path.write_text("oom 7\noom_kill 3\n")

@@ -77,7 +77,7 @@ def study(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def style():
-    """The style, with a resolution that is quick to draw."""
+    """The style, with a low resolution for speed."""
     style = load_style(STYLE)
     return replace(style, figure={**style.figure, "dpi": 50})
 
@@ -87,7 +87,7 @@ def table(study, name):
 
 
 def check(paths):
-    """Both files are whole."""
+    """Check that both files are complete."""
     png, svg = paths
     from PIL import Image
 
@@ -152,7 +152,7 @@ def test_missing_energy_does_not_stop_the_figures(study, style):
 
 
 def made_up_volumes(study, raw):
-    """A ball in noise for every case, and predictions that are off by one voxel."""
+    """Write a ball in noise for every case, and predictions that are off by one voxel."""
     grid = np.mgrid[:20, :24, :16]
     labels = (sum((grid[a] - c) ** 2 for a, c in enumerate((10, 12, 8))) < 36).astype(np.int16)
     image = labels * 50.0 + np.random.default_rng(0).normal(size=labels.shape)
@@ -248,7 +248,7 @@ def test_schedule_is_relative_to_the_plan(tmp_path):
 
 
 def test_schedule_tells_what_a_low_pass_left(tmp_path, style):
-    """Of 16x16x16 voxels 8x16x16 are left, 0.5 of one axis; columns that older tables lack."""
+    """8x16x16 of 16x16x16 voxels are left, 0.5 of one axis; older tables lack these columns."""
     study = FakeStudy(tmp_path, arms=("constant", "progressive"), folds=(0,), epochs=3).write()
     collect_results(study.folders(), {n: tmp_path / f"{n}.csv" for n in ("runs", "epochs")})
     epochs, runs = read_tables(tmp_path / "epochs.csv", tmp_path / "runs.csv")
@@ -342,7 +342,7 @@ def test_looks_differ(style):
 
 @pytest.mark.parametrize("study", ["config", "demo", "hippocampus", "scale_space"])
 def test_colours_differ_within_a_study(style, study):
-    """Networks of one scale factor each are one kind of arm: one colour, and other markers."""
+    """Networks of one scale factor each are one kind of arm: same colour, different markers."""
     arms = yaml.safe_load((STYLE.parent / f"{study}.yaml").read_text())["arms"]
     kinds = {arm: "fixed" if arm.startswith("fixed_0") else arm for arm in arms}
     colors = {kind: style.arm(arm)["color"] for arm, kind in kinds.items()}

@@ -1,4 +1,4 @@
-"""Files that are read with a clear message, and never met half-written."""
+"""Files are read with a clear message on errors, and never seen half-written."""
 
 import json
 
@@ -23,7 +23,7 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_what_a_killed_process_left_is_not_in_the_way(tmp_path, left):
     path = tmp_path / "made" / "Task"
     with pytest.raises(FileNotFoundError), replacing(path) as partial:
-        pass  # nothing is written, so there is nothing to put in its place
+        pass  # nothing is written, so there is nothing to move into place
     if left == "folder":
         (partial / "old").mkdir(parents=True)
     else:
@@ -48,7 +48,7 @@ def test_json_comes_back(tmp_path):
     [
         (None, "content.json is missing; run again"),
         ('{"half": ', "content.json is not valid JSON .*; delete it and run again"),
-        ("[]", "content.json does not hold a JSON object; delete it and run again"),
+        ("[]", "content.json does not contain a JSON object; delete it and run again"),
         ("folder", "content.json cannot be read .*; delete it and run again"),
     ],
 )
@@ -67,5 +67,5 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, content, message):
 def test_a_list_is_asked_for_by_name(tmp_path):
     path = tmp_path / "splits.json"
     path.write_text(json.dumps({}))
-    with pytest.raises(UserError, match="does not hold a JSON list"):
+    with pytest.raises(UserError, match="does not contain a JSON list"):
         read_json(path, kind=list)

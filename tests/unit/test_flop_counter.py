@@ -5,7 +5,7 @@ from workflow_scripts.records.flop_counter import FlopTable
 
 
 class Layers(torch.nn.Module):
-    """Two convolutions; gives a list as nnU-Net's deep supervision does."""
+    """Two convolutions; returns a list, like nnU-Net's deep supervision."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ def test_the_network_itself_stays_where_it_is():
 
 
 def test_a_bottleneck_of_one_voxel_is_counted():
-    """InstanceNorm refuses it in training; the journal's curricula have it."""
+    """InstanceNorm refuses it in training, but the journal's curricula use it."""
     layers = torch.nn.Sequential(
         torch.nn.Conv3d(1, 2, 3, padding=1, stride=2), torch.nn.InstanceNorm3d(2, affine=True)
     )

@@ -152,13 +152,13 @@ def test_published_plans_are_whole(plans):
 
 
 def test_work_of_the_constant_arm_is_counted_by_hand(small):
-    """One plain U-Net of 4 features, 3 poolings, 1 channel, 3 classes: 2 FLOP a multiply-add."""
+    """A plain U-Net of 4 features, 3 poolings, 1 channel, 3 classes: 2 FLOP per multiply-add."""
     voxels = [40 * 56 * 40 / 8**depth for depth in range(4)]
     conv = 2 * 27 * 4 * 4
     encoder = voxels[0] * 2 * 27 * 4 + sum(voxels) * conv + sum(voxels[1:]) * conv
     decoder = sum(voxels[:3]) * (2 * 4 * 4 + 2 * conv + conv + 2 * 4 * 3)
     forward = encoder + decoder
-    backward = 2 * forward - voxels[0] * 2 * 27 * 4  # no gradient of the image
+    backward = 2 * forward - voxels[0] * 2 * 27 * 4  # no gradient for the image
     trainer = find_trainer("nnUNetTrainerConstantPatch")
     work = count_work(small[TASK], trainer, {}, replace(DESIGN, folds=[0, 1]))
     assert work.stages == 1
@@ -213,7 +213,7 @@ def test_a_network_that_is_not_in_proportion_is_counted_at_every_size():
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(1, 300), min_size=3, max_size=3),
     st.lists(st.integers(4, 128), min_size=3, max_size=3),
@@ -278,7 +278,7 @@ def test_by_the_published_runs_a_constant_training_takes_what_was_measured(plans
 
 @pytest.fixture
 def runs(tmp_path):
-    """Finished runs on a made-up machine: 0.1 s an iteration + 0.02 s a GFLOP, 2 s an epoch."""
+    """Finished runs on a made-up machine: 0.1 s per iteration, 0.02 s per GFLOP, 2 s per epoch."""
     study = FakeStudy(tmp_path, arms=("constant", "progressive")).write()
     folders = list(study.folders().values())
     for folder in folders:
@@ -346,7 +346,7 @@ def test_the_country_gives_the_carbon():
 
 
 def test_every_stage_tells_what_it_loads(small):
-    """Whole batches of the stage's size; fewer than one an iteration where batches are repeated."""
+    """Whole batches of the stage's size; fewer than one per iteration if batches are repeated."""
     trainer = find_trainer("nnUNetTrainerProgressivePerformancePatch")
     work = count_work(small[TASK], trainer, {}, replace(DESIGN, folds=[0, 1]))
     stages = work.of_stages
@@ -414,13 +414,13 @@ def test_the_page_says_which_arms_wait_for_their_batches(small):
     )
     arguments = ("made_up", "constant", asdict(TRAINING), fitted, "DEU", 0.4, 1.0)
     page = " ".join(to_markdown(rows, *arguments, workers=2).split())
-    assert "Loading by 2 workers is counted where it is slower than the network" in page
+    assert "If loading with 2 workers is slower than the network" in page
     assert re.search(r"share of the hours: constant \d+%, progressive \d+%", page)
     assert "Loading" not in to_markdown(rows, *arguments)
 
 
 def test_with_the_measured_loading_a_constant_training_keeps_its_published_time(plans):
-    """Else the loading of this table would contradict the runs that the forecast rests on."""
+    """Otherwise the loading table would contradict the runs on which the forecast is based."""
     runs = pd.read_csv(PUBLISHED / "nnunet_runs.tsv", sep="\t")
     fitted = calibration.published(runs, published_work(plans))
     table = pd.read_csv(PUBLISHED / "loading.tsv", sep="\t", comment="#")
@@ -570,7 +570,7 @@ def test_the_figure_is_drawn_also_where_nothing_is_planned(table, tmp_path):
 
 
 def test_a_scale_space_arm_is_counted_at_its_scales(small):
-    """The mean over all scale factors that may be drawn, weights' making included."""
+    """The mean over all scale factors that may be drawn, including the generation of weights."""
 
     def count(**parameters):
         trainer = find_trainer("nnUNetTrainerScaleSpace")
@@ -586,14 +586,14 @@ def test_a_scale_space_arm_is_counted_at_its_scales(small):
     turns = [50, 48, 46] * 3 + [50]
     assert len(turns) == TRAINING.validation_iterations_per_epoch
     expected = sum(each[n].val_tflop for n in turns) / 10
-    assert drawn.val_tflop == pytest.approx(expected), "the first one has one turn more"
+    assert drawn.val_tflop == pytest.approx(expected), "the first scale has one more turn"
     assert count(smallest_scale=0.46, rank=0).train_tflop < drawn.train_tflop
     assert drawn.iterations == high.iterations == 42 * 32
 
 
 def test_scales_that_cannot_be_are_named_by_the_forecast(small):
     trainer = find_trainer("nnUNetTrainerScaleSpace")
-    with pytest.raises(UserError, match=r"smallest_scale 0\.7 is not smaller"):
+    with pytest.raises(UserError, match=r"smallest_scale 0\.7 must be at least 0\.01 below"):
         count_work(small[TASK], trainer, {"smallest_scale": 0.7}, DESIGN)
     with pytest.raises(UserError, match="rank 1 with unit_norm"):
         count_work(small[TASK], trainer, {"rank": 1}, DESIGN)
@@ -658,7 +658,7 @@ def test_every_option_of_an_arm_can_be_forecast(small, trainer, name, value):
 
 
 def test_no_option_is_left_out_of_the_forecast():
-    """`stage_list` has a test of its own."""
+    """`stage_list` has its own test."""
     schema = yaml.safe_load((ROOT / "config/schemas/config.schema.yaml").read_text())
     known = schema["$defs"]["arm"]["properties"]["parameters"]["properties"]
     assert {name for _, name, _ in OPTIONS} | {"stage_list"} == set(known)

@@ -1,4 +1,4 @@
-"""Each job takes a GPU of its own; the GPUs are a made-up `nvidia-smi`'s."""
+"""Each job takes its own GPU; a fake `nvidia-smi` lists the GPUs."""
 
 import json
 import os
@@ -45,7 +45,7 @@ Path(sys.argv[2]).write_text(json.dumps({**found, "from": began, "to": time.time
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Return a file with the lines of `nvidia-smi -L`; the test's locks are in its folder."""
+    """Yield a file with the lines of `nvidia-smi -L`; the test's locks are beside it."""
     listed = tmp_path / "listed"
     program = tmp_path / "bin/nvidia-smi"
     program.parent.mkdir()
@@ -64,7 +64,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def hold(folder, name, seconds, kind="plain"):
-    """Start a process that takes a GPU for so long and writes when it had which."""
+    """Start a process that takes a GPU for `seconds` and records which GPU it had, and when."""
     arguments = [folder / "locks", folder / f"{name}.json", kind, seconds]
     return subprocess.Popen(
         [sys.executable, "-c", HOLDER, *map(str, arguments)],
@@ -172,7 +172,7 @@ def test_two_snakemakes_share_the_gpus(machine, tmp_path):
 
 @pytest.mark.parametrize("kind", ["plain", "fork"])
 def test_a_killed_job_frees_its_gpu(machine, tmp_path, kind):
-    """Also where a worker of it lives on."""
+    """Also if one of its workers is still alive."""
     machine.write_text(THREE[1] + "\n")
     killed = hold(tmp_path, "killed", 600, kind)
     assert killed.stdout.readline() == "has it\n"
@@ -228,7 +228,7 @@ def test_a_process_takes_one_gpu_for_its_whole_life(machine, monkeypatch):
 
 @pytest.mark.parametrize(("given", "expected"), [("1", None), ("1,2", "GPU-1a3b-77")])
 def test_what_slurm_gave_stands(machine, tmp_path, monkeypatch, given, expected):
-    """A GPU may be shared by jobs on purpose; of several, each training takes one."""
+    """Jobs may share a GPU on purpose; if a job has several, each training takes one."""
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     assert gpus.take_gpu().index == 1
@@ -258,7 +258,7 @@ def test_the_gpu_is_chosen_before_cuda_is_asked(machine, monkeypatch):
 
 
 def test_only_the_gpu_of_the_training_is_metered(monkeypatch):
-    """By index, since codecarbon looks for a UUID without its first letter."""
+    """Meter by index, because codecarbon looks for a UUID without its first letter."""
     codecarbon = pytest.importorskip("codecarbon")
     from codecarbon.external.hardware import GPU
 

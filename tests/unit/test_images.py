@@ -101,7 +101,7 @@ def test_a_scaled_mask_has_whole_numbers(tmp_path):
     volume.header.set_slope_inter(1 / 255, 0)
     volume.to_filename(path)
     with_slope = nibabel.load(path).get_fdata()
-    assert set(np.unique(with_slope)) != {0, 1}, "by nibabel it is 1.00000006"
+    assert set(np.unique(with_slope)) != {0, 1}, "nibabel returns 1.00000006"
     label = read_label(find_reader({"file_ending": ".nii.gz"}, path), path)
     assert set(np.unique(label.values)) == {0, 1}
 
@@ -123,7 +123,7 @@ def test_why_a_sheared_image_cannot_be_read_is_said_in_a_line(tmp_path):
     assert text.startswith(f"{bad} cannot be read by nnU-Net's SimpleITKIO (ITK only supports orth")
     assert '"overwrite_image_reader_writer": "NibabelIO"' in text
     assert "\n" not in text
-    # nnU-Net looks at the first image: where that is sheared, it takes nibabel for all.
+    # nnU-Net chooses by the first image: if that is sheared, it uses nibabel for all.
     assert type(find_reader({"file_ending": ".nii.gz"}, bad)).__name__ == "NibabelIO"
 
 

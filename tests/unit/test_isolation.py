@@ -1,4 +1,4 @@
-"""What a user has set up for other work does not reach the jobs of a study."""
+"""A user's settings for other work do not affect the jobs of a study."""
 
 import getpass
 import os
@@ -41,7 +41,7 @@ KEPT += ["PYTHONPATH", "HTTPS_PROXY", "TMPDIR", "SLURM_JOB_ID", "OMP_NUM_THREADS
 
 @pytest.fixture(autouse=True)
 def environment():
-    """Put the environment back as it was."""
+    """Restore the environment afterwards."""
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -93,7 +93,7 @@ BROKEN = "cloud_region without a section = \x00 ["
 @pytest.mark.parametrize("place", ["home", "working directory"])
 @pytest.mark.parametrize("content", [REGION, BROKEN], ids=["region", "broken"])
 def test_energy_is_that_of_the_study_s_country(monkeypatch, tmp_path, place, content):
-    """381 g/kWh in Germany, whatever codecarbon's own configuration files say."""
+    """381 g/kWh in Germany, regardless of codecarbon's own configuration files."""
     home, here = tmp_path / "home", tmp_path / "here"
     for folder in (home, here):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""What jobs ask a scheduler for, and how long it lets a process run."""
+"""Resources that jobs request from a scheduler, and how long it lets a process run."""
 
 import json
 import os
@@ -27,7 +27,7 @@ NEEDS = read_needs(NEEDS_TABLE)
 
 @pytest.fixture
 def requests(tmp_path, monkeypatch):
-    """Make the answers for a study in an empty folder; keyword arguments change `cluster`."""
+    """Return a factory of `JobResources` in an empty folder; its arguments change `cluster`."""
     monkeypatch.chdir(tmp_path)
 
     def make(calibration="published", device="auto", tasks=(LIVER, FAKE), **cluster):

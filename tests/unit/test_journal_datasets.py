@@ -1,4 +1,4 @@
-"""Own tasks that say which of the journal's data sets they are."""
+"""Own tasks that are declared to be one of the journal's data sets."""
 
 import pytest
 import yaml
@@ -13,7 +13,7 @@ TASK = "Task520_Kidney"
 
 
 def description(name, **changes):
-    """Return a `dataset.json` that is as the register says."""
+    """Return a `dataset.json` that matches the register."""
     labels = KNOWN[name]["labels"]
     count = labels if isinstance(labels, int) else len(labels)
     return {

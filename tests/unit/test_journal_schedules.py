@@ -1,4 +1,4 @@
-"""Schedules with growing batches, the journal's curricula, pacing and stages that a user lists."""
+"""Schedules with growing batches, the journal's curricula, pacing and listed stages."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from workflow_scripts.trainers.curricula.schedules.custom_stages import listed_stages
@@ -32,7 +32,7 @@ PROSTATE_SIZES = [
 
 
 def plans():
-    """Return a strategy of (patch, pooling): any multiple of the units, also a single one."""
+    """Return a strategy of (patch, pooling): any multiple of the units, including a single one."""
 
     def of_pooling(pooling):
         axes = [st.integers(1, 7).map(lambda n, count=count: n * 2**count) for count in pooling]
@@ -55,13 +55,13 @@ def batches(patch, pooling, batch, curriculum, **options):
 
 
 def voxel_fraction(stages, epochs=1000):
-    """Voxels of a whole training relative to one at the last of the stages alone."""
+    """Return the voxels of a whole training, relative to one at the last stage alone."""
     voxels = sum(stages[stage_at(epoch, epochs, len(stages))].voxels for epoch in range(epochs))
     return voxels / (epochs * stages[-1].voxels)
 
 
 def grown_axes(result):
-    """Return the axis that grows between one size and the next; it must be exactly one."""
+    """Return the axis that grows from each size to the next; it must be exactly one."""
     axes = []
     for smaller, larger in pairwise(result):
         (axis,) = [n for n, (a, b) in enumerate(zip(smaller, larger, strict=True)) if a != b]
@@ -104,8 +104,8 @@ def test_plus_seed_is_the_authors_unless_set():
     assert alone == batches(BRAIN, (5, 5, 5), 1, "progressive_plus", plus_seed=1)
 
 
-# What `plan_batch_size` of the authors' `nnUNetTrainer_PGPS+.py` makes of the published plans: the
-# batches above the planned one, and the number of stages.
+# Results of `plan_batch_size` in the authors' `nnUNetTrainer_PGPS+.py` for the published plans:
+# the batches above the planned one, and the number of stages.
 PLUS_BATCHES = {
     "Task01_BrainTumour": ([24, 12, 6, 4, 3], 9),
     "Task02_Heart": ([24, 12, 6, 4, 3], 13),
@@ -130,10 +130,9 @@ def test_plus_batches_on_the_published_plans():
         assert found == [*larger, *[row["batch_size"]] * (stages - len(larger))], task
 
 
-@settings(deadline=None)
 @given(plans(), st.integers(1, 20), st.none() | st.integers(1, 20))
 def test_plus_batches_follow_the_recursion(plan, batch, seed):
-    """Backwards from the seed, floored at every step; the planned batch is the least."""
+    """Go backwards from the seed, floor at every step, and use at least the planned batch."""
     patch, pooling = plan
     seed = seed and min(seed, batch)
     stages = stages_of(patch, pooling, batch, "progressive_plus", plus_seed=seed)
@@ -194,7 +193,6 @@ def test_performance_golden_tables(patch, pooling, batch, expected):
     assert 0.935 <= voxel_fraction(stages) <= 0.985
 
 
-@settings(deadline=None)
 @given(plans(), st.integers(1, 20), st.booleans())
 def test_journal_sizes_fit_the_network_and_end_with_the_plan(plan, batch, one_voxel):
     patch, pooling = plan
@@ -218,7 +216,6 @@ def test_journal_sizes_fit_the_network_and_end_with_the_plan(plan, batch, one_vo
         assert len(result) == number
 
 
-@settings(deadline=None)
 @given(plans(), st.booleans())
 def test_the_axis_that_is_then_the_shortest_grows(plan, one_voxel):
     patch, pooling = plan
@@ -230,7 +227,6 @@ def test_the_axis_that_is_then_the_shortest_grows(plan, one_voxel):
         assert all(grown[axis] < grown[n] for n in grown if n < axis), "a tie goes to the first"
 
 
-@settings(deadline=None)
 @given(plans(), st.integers(1, 20))
 def test_performance_fills_the_voxels_of_the_plan(plan, batch):
     patch, pooling = plan
@@ -251,7 +247,6 @@ def test_max_batch_by_hand(curriculum, limit, expected):
     assert batches(BRAIN, (5, 5, 5), 2, curriculum, max_batch=limit) == expected
 
 
-@settings(deadline=None)
 @given(
     plans(),
     st.integers(1, 20),
@@ -268,7 +263,7 @@ def test_max_batch_caps_but_never_below_the_plan(plan, batch, limit, curriculum)
 
 
 def test_two_voxels_at_the_bottleneck():
-    """Without the one-voxel stage the journal's order begins where the conference's does."""
+    """Without the one-voxel stage, the journal's order starts where the conference's does."""
     options = {"one_voxel_bottleneck": False}
     assert sizes(PROSTATE, (2, 6, 6), **options) == PROSTATE_SIZES[1:]
     assert sizes((4, 128, 128), (2, 6, 6), **options) == [
@@ -288,7 +283,6 @@ def volumes(least=1):
     return st.lists(st.integers(least, 10**6), min_size=1, max_size=20)
 
 
-@settings(deadline=None)
 @given(volumes(), st.integers(1, 2000))
 def test_equal_pacing_is_that_of_stage_at(given_volumes, epochs):
     number = len(given_volumes)
@@ -315,7 +309,6 @@ def test_pacing_by_volume_by_hand(given_volumes, epochs, expected):
     assert pace(of_volumes(*given_volumes), epochs, "volume") == expected
 
 
-@settings(deadline=None)
 @given(volumes(), st.integers(1, 2000))
 def test_pacing_by_volume(given_volumes, epochs):
     each = pace(of_volumes(*given_volumes), epochs, "volume")
@@ -343,7 +336,6 @@ def test_unknown_pacing_is_refused():
         pace(of_volumes(1, 2), 8, "time")
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8).filter(any), st.integers(1, 3))
 def test_a_schedule_keeps_to_the_epochs_of_its_stages(each, iterations):
     epochs = sum(each)
@@ -359,7 +351,7 @@ def test_a_schedule_keeps_to_the_epochs_of_its_stages(each, iterations):
 @pytest.mark.parametrize("each", [(4, 4), (1, 2, 5, 0), (1, 2, 4)])
 def test_epochs_that_do_not_fit_the_stages_are_refused(each):
     schedule = Schedule(tuple(of_volumes(1, 2, 5)), 8, 2, None, each)
-    with pytest.raises(ValueError, match=r"\(.*\) are not the epochs of 3 stages"):
+    with pytest.raises(ValueError, match=r"epochs of the stages \(.*\): not 3 that add up to"):
         schedule.stage_of_epoch(0)
 
 
@@ -371,7 +363,7 @@ def listed(*stages):
 
 
 def test_a_list_of_stages_is_taken_as_it_is():
-    """Also shrinking patches, a size twice, and an end that is not the plan's size."""
+    """This includes shrinking patches, a repeated size, and an end that is not the plan's size."""
     given_stages = listed(((8, 16, 16), 4, 2), ((40, 56, 40), 9, 1), ((8, 16, 16), 5, 3))
     stages, each = listed_stages(PatchPlan(HIPPOCAMPUS, (3, 3, 3), 2), given_stages, 6)
     assert stages == [Stage((8, 16, 16), 4), Stage((40, 56, 40), 9), Stage((8, 16, 16), 5)]
@@ -385,8 +377,8 @@ def test_a_list_of_stages_is_taken_as_it_is():
         (listed(((8, 8), 1, 2)), r"stage 1: patch size \[8, 8\] needs 3 axes"),
         (
             listed(((8, 64, 64), 1, 1), ((8, 64, 100), 1, 1)),
-            r"^stage 2: patch size \[8, 64, 100\]: 100 on axis 2 is not a multiple of 64, as this "
-            "plan's network needs; the nearest are 64 and 128$",
+            r"^stage 2: patch size \[8, 64, 100\]: 100 on axis 2 is not a multiple of 64, which "
+            "this plan's network requires; the nearest are 64 and 128$",
         ),
         (listed(((3, 64, 64), 1, 2)), "3 on axis 0 is not a multiple of 4.*nearest are 4$"),
         (listed(((8, 0, 64), 1, 2)), "stage 1.* 0 on axis 1 is not a multiple of 64"),
@@ -406,10 +398,9 @@ def test_a_wrong_list_is_refused(given_stages, message):
         listed_stages(PatchPlan(PROSTATE, (2, 6, 6), 2), given_stages, 2)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 400), st.integers(0, 6))
 def test_the_nearest_sizes_are_told(size, count):
-    """The two right sizes around a wrong one; the smallest unit alone below it."""
+    """They are the two valid sizes around a wrong one, or the smallest unit alone below it."""
     unit = 2**count
     plan = PatchPlan((unit, 4, 4), (count, 2, 2), 2)
     call = (plan, listed(((size, 4, 4), 1, 1)), 1)

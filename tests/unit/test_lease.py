@@ -56,7 +56,7 @@ def _quick(monkeypatch):
 
 @pytest.fixture
 def start(tmp_path):
-    """Start a process that holds the lease on `tmp_path`; return it when it does."""
+    """Start a process that takes the lease on `tmp_path`; return it once the lease is held."""
     started = []
 
     def begin(rest="hold", stale=60.0, **environment):
@@ -135,7 +135,7 @@ def test_a_holder_that_sleeps_loses_it_and_writes_nothing_when_it_wakes(tmp_path
     taker = Lease(tmp_path, stale_minutes=0.3 / 60)
     began = time.monotonic()
     taker.take(wait_minutes=0)
-    assert time.monotonic() - began > 0.3, "it might have been asleep for a moment only"
+    assert time.monotonic() - began > 0.3, "it might have been asleep only briefly"
     (tmp_path / "write").touch()
     holder.send_signal(signal.SIGCONT)
     said, _ = holder.communicate(timeout=60)
@@ -159,7 +159,7 @@ def test_the_heartbeat_notices_the_loss_by_itself(tmp_path):
 
 
 def put_foreign(folder, **fields):
-    """Put the lease of a process on another machine there; nobody keeps it alive."""
+    """Write a lease of a process on another machine, which nothing keeps alive."""
     directory = folder / "lease"
     directory.mkdir(exist_ok=True)
     for path in directory.iterdir():
@@ -213,7 +213,7 @@ def test_another_process_with_the_same_number_is_not_the_holder(tmp_path):
     file = put_foreign(tmp_path, **{**me, "token": "foreign"})
     began = time.monotonic()
     take(tmp_path, stale=0.3 / 60)
-    assert time.monotonic() - began > 0.3, "alive, though its heartbeat stood still in the end"
+    assert time.monotonic() - began > 0.3, "alive, although its heartbeat has stopped"
     assert not file.exists()
 
 
@@ -239,7 +239,7 @@ def test_a_damaged_lease_is_taken_over_when_it_is_stale(tmp_path, content):
 def test_what_is_no_lease_is_named(tmp_path):
     (tmp_path / "lease").mkdir()
     (tmp_path / "lease/something").touch()
-    with pytest.raises(UserError, match=rf"^{tmp_path}/lease cannot be made \(.*\): remove it$"):
+    with pytest.raises(UserError, match=rf"^cannot create {tmp_path}/lease \(.*\); remove it$"):
         take(tmp_path, stale=0.3 / 60)
 
 
@@ -275,7 +275,7 @@ for number in range(rounds):
 
 
 def test_of_several_takers_of_a_stale_lease_one_wins(tmp_path):
-    """Each round has the lease of a dead process, and four processes that are after it."""
+    """Each round has the lease of a dead process, and four processes that compete for it."""
     rounds, racers = 25, 4
     for number in range(rounds):
         (tmp_path / f"round_{number}").mkdir()

@@ -24,7 +24,7 @@ from workflow_scripts.trainers.curricula.schedules.settings import (
     TrainingLength,
 )
 
-# Planned patch and poolings -> the sizes of the stages 1-2 and 3-6, and their shares of its voxels.
+# Planned patch and poolings -> sizes of stages 1-2 and 3-6, and their shares of its voxels.
 PLANS = {
     ((128, 128, 128), (5, 5, 5)): ((64, 64, 64), (96, 96, 96), 0.125, 0.422),
     ((80, 192, 160), (4, 5, 5)): ((32, 96, 64), (64, 128, 128), 0.080, 0.427),
@@ -47,7 +47,7 @@ def schedule(plan, epochs, iterations, curriculum="low_frequency", batch=2, **op
 
 
 def plans():
-    """Return a strategy of (patch, pooling): any multiple of the units, also a single one."""
+    """Return a strategy of (patch, pooling): any multiple of the units, including a single one."""
 
     def of_pooling(pooling):
         axes = [st.integers(1, 7).map(lambda n, count=count: n * 2**count) for count in pooling]
@@ -110,7 +110,7 @@ REPLAYS = {
 
 @pytest.mark.parametrize("name", SIDES)
 def test_published_schedules_by_name(name):
-    """Of a patch of 224 voxels and one pooling the sizes are those of the authors' scripts."""
+    """For a patch of 224 voxels, the sizes are those of the authors' scripts."""
     of_images = ((224, 224, 224), (5, 5, 5))
     planned = schedule(of_images, 200, 250, frequency_schedule=name)
     assert [stage.patch_size for stage in planned.stages] == [(n, n, n) for n in SIDES[name]]
@@ -137,11 +137,11 @@ def test_listed_fractions_are_stages_of_equal_length():
     ("options", "message"),
     [
         ({"frequency_fractions": [0.5, 0.75]}, "end at 0.75: the last stage must keep all"),
-        ({"frequency_fractions": [0, 1]}, "not all above 0 and at most 1"),
-        ({"frequency_fractions": [1.5, 1]}, "not all above 0 and at most 1"),
-        ({"frequency_fractions": ["half", 1]}, "not all numbers"),
-        ({"frequency_fractions": ["1/0", 1]}, "not all numbers"),
-        ({"frequency_fractions": []}, "not all above 0"),
+        ({"frequency_fractions": [0, 1]}, "must all be above 0 and at most 1"),
+        ({"frequency_fractions": [1.5, 1]}, "must all be above 0 and at most 1"),
+        ({"frequency_fractions": ["half", 1]}, "must all be numbers"),
+        ({"frequency_fractions": ["1/0", 1]}, "must all be numbers"),
+        ({"frequency_fractions": []}, "must all be above 0"),
         ({"frequency_schedule": "vgg"}, "known are resnet, swin, deit, convnext"),
         ({"replay": "half"}, "known are whole, mixed"),
     ],
@@ -153,7 +153,7 @@ def test_what_makes_no_schedule_is_named(options, message):
 
 @pytest.mark.parametrize("name", ["low_frequency", "low_frequency_iterations"])
 def test_ablations_leave_one_half_of_the_curriculum(name):
-    """Low-pass without the ramp of the augmentation, and the ramp without the low-pass."""
+    """Low-pass without the augmentation ramp, and the ramp without the low-pass."""
     both = schedule(HIPPOCAMPUS, 28, 32, name)
     flat = schedule(HIPPOCAMPUS, 28, 32, name, augmentation_ramp=False)
     assert [s.patch_size for s in flat.stages] == [s.patch_size for s in both.stages]
@@ -165,7 +165,6 @@ def test_ablations_leave_one_half_of_the_curriculum(name):
     assert iterations_of_stages(ramp) == [32 * n for n in (3, 3, 3, 3, 2, 3, 3, 3, 3, 2)]
 
 
-@settings(deadline=None)
 @given(plans(), st.integers(1, 9), st.sampled_from([None, 1, 12]))
 def test_large_batches_keep_the_voxels_of_a_step_within_the_planned(plan, batch, limit):
     planned = schedule(plan, 20, 10, batch=batch, large_batches_early=True, max_batch=limit)
@@ -180,7 +179,6 @@ def test_large_batches_keep_the_voxels_of_a_step_within_the_planned(plan, batch,
             assert stage.batch_size <= max(limit, batch)
 
 
-@settings(deadline=None)
 @given(plans())
 def test_sizes_fit_the_network_and_never_shrink(plan):
     patch, pooling = plan
@@ -197,7 +195,6 @@ def test_sizes_fit_the_network_and_never_shrink(plan):
         assert smaller.augmentation < larger.augmentation
 
 
-@settings(deadline=None)
 @given(plans(), st.integers(1, 400), st.integers(1, 250))
 def test_every_epoch_computes_the_same_within_rounding(plan, epochs, iterations):
     planned = schedule(plan, epochs, iterations)
@@ -209,10 +206,10 @@ def test_every_epoch_computes_the_same_within_rounding(plan, epochs, iterations)
     assert planned.stages[planned.stage_of_epoch(epochs - 1)].patch_size == plan[0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(plans(), st.integers(1, 40), st.integers(1, 6), CURRICULA, st.sampled_from([0, 64]))
 def test_numbers_of_epochs_iterations_and_batches_fit(plan, epochs, iterations, name, kept):
-    """Counted one by one: every iteration is of its epoch, every batch of its iteration."""
+    """Count one by one: every iteration is in its epoch, every batch in its iteration."""
     planned = schedule(plan, epochs, iterations, name, replay_batches=kept)
     iteration = batch = 0
     stage_before, loaded_of_stage = None, 0
@@ -234,7 +231,7 @@ def test_numbers_of_epochs_iterations_and_batches_fit(plan, epochs, iterations, 
                 assert loaded_of_stage > 0, "there is something to repeat"
             iteration += 1
         skipped = planned.iterations_of_epoch(epoch) - 40
-        if skipped > 0:  # long epochs are not walked through to their end
+        if skipped > 0:  # long epochs are not counted to their end
             iteration += skipped
             loaded_of_stage += planned.batches_before(iteration) - batch
             batch = planned.batches_before(iteration)
@@ -272,13 +269,13 @@ def test_the_clock_of_iterations_computes_about_six_tenths_and_loads_all(plan):
 
 
 def test_loads_of_a_stage_by_hand():
-    """Stage 1 has 3 epochs of 467 iterations, of which every fourth loads."""
+    """Stage 1 has 3 epochs of 467 iterations, and every fourth of them loads."""
     planned = schedule(HIPPOCAMPUS, 28, 32)
     assert [planned.loads(n) for n in range(5)] == [True, False, False, False, True]
     assert planned.batches_before(3 * 467) == ceil(3 * 467 / 4) == 351
     assert planned.stage_of_batch(350) == 0
     assert planned.stage_of_batch(351) == 1
-    assert planned.replayable_before(3 * 467) == 0, "a stage begins with a batch of its own"
+    assert planned.replayable_before(3 * 467) == 0, "a stage begins with its own batch"
     assert planned.loads(3 * 467)
     assert planned.replayable_before(3 * 467 + 5) == 2
     first = planned.iterations_before(17)

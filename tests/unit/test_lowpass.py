@@ -31,7 +31,7 @@ def noise(shape, seed=0):
 
 
 def reduce(data, size, method="fft", half_voxel_shift=True):
-    """In float64, where the operator itself is tested and not its rounding."""
+    """Reduce in float64, to test the operator itself and not its rounding."""
     for axis, kept in enumerate(size, start=data.ndim - 3):
         matrix = lowpass_matrix(data.shape[axis], kept, method, half_voxel_shift)
         data = np.moveaxis(np.tensordot(data, matrix, ([axis], [1])), -1, axis)
@@ -39,7 +39,7 @@ def reduce(data, size, method="fft", half_voxel_shift=True):
 
 
 def crop_spectrum(data, size, half_voxel_shift, keep_nyquist=False):
-    """The definition: transform, keep |k| < B/2, shift by a phase, transform back; complex."""
+    """Apply the definition: transform, keep |k| < B/2, shift the phase, transform back; complex."""
     spectrum = np.fft.fftn(data, axes=(-3, -2, -1))
     for axis, kept in zip((-3, -2, -1), size, strict=True):
         planned = data.shape[axis]
@@ -71,7 +71,7 @@ def test_it_is_the_cropped_spectrum(planned, size, shift):
 
 
 def test_with_the_nyquist_bin_the_crop_does_not_commute_with_flips():
-    """Why it is dropped: the authors' crop keeps the bin -B/2 without its partner."""
+    """This is why it is dropped: the authors' crop keeps the bin -B/2 without its partner."""
     data = noise((16, 12, 10))
     size = (8, 6, 4)
     flipped = crop_spectrum(data[::-1], size, half_voxel_shift=True, keep_nyquist=True)
@@ -89,7 +89,7 @@ def test_dct_keeps_the_first_coefficients(planned, size):
 
 
 def test_resize_is_antialiased_lanczos():
-    """Pillow's, of which EfficientTrain++ makes use."""
+    """It matches Pillow's, which EfficientTrain++ uses."""
     from PIL import Image
 
     data = noise((1, 1, 1, 40)).astype(np.float32)
@@ -162,7 +162,7 @@ def test_waves_are_kept_where_the_labels_voxels_are_or_gone(planned, kept):
 
 @pytest.mark.parametrize(("planned", "size"), SIZES)
 def test_variance_of_white_noise(planned, size):
-    """Each row sums squares to (2 ceil(B/2) - 1) / P on an axis that is reduced."""
+    """On a reduced axis, the squares of each row sum to (2 ceil(B/2) - 1) / P."""
     ratio = prod(
         (2 * ceil(kept / 2) - 1) / full
         for full, kept in zip(planned, size, strict=True)
@@ -173,7 +173,7 @@ def test_variance_of_white_noise(planned, size):
 
 
 def test_a_low_passed_ball_fits_its_label_best_with_the_half_voxel():
-    """Dice of the thresholded image and the nearest voxels' label, at three reductions."""
+    """Compare the thresholded image with the nearest voxels' label by Dice, at three reductions."""
     grid = np.stack(np.meshgrid(*[np.arange(64) - 31.5] * 3, indexing="ij"))
     ball = torch.from_numpy((np.sqrt((grid**2).sum(0)) < 9)[None, None]).float()
 

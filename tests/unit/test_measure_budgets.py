@@ -1,4 +1,4 @@
-"""A sweep of training lengths against curves that are known by hand."""
+"""A sweep of training lengths against hand-computed curves."""
 
 import math
 
@@ -25,7 +25,7 @@ USUAL = ((8, 0.5, 2.0), (32, 0.85, 8.0))
 
 
 def sweep(progressive=USUAL, seeds=(1, 2, 3), folds=(0,), step=0.01, constant=CONSTANT):
-    """runs.csv: (epochs, Dice, cost) of each length; Dice of progressive grows by `step` a seed."""
+    """Return runs.csv of (epochs, Dice, cost) per length; `step` is progressive's gain per seed."""
     rows = [
         {"task": "t", "arm": f"{arm}_{epochs}", "fold": fold, "seed": seed, "epochs": epochs}
         | {"dice_foreground_mean": dice + (step * seed if arm == "progressive" else 0)}
@@ -54,7 +54,7 @@ def test_dice_is_linear_in_the_logarithm_of_the_cost_and_never_extrapolated():
 def test_the_cost_of_a_dice_is_that_from_which_the_curve_stays_there():
     assert CURVE.cost_of(0.6) == (pytest.approx(2.0), False)
     assert CURVE.cost_of(0.8) == (pytest.approx(16.0), False)
-    assert CURVE.cost_of(0.4) == (1.0, True), "less was not trained"
+    assert CURVE.cost_of(0.4) == (1.0, True), "there is no shorter training"
     assert CURVE.cost_of(0.81) == (math.inf, False)
     falling = Curve(np.array([1.0, 2.0, 4.0]), np.array([0.7, 0.6, 0.8]), np.array([1, 2, 4]))
     assert falling.cost_of(0.7)[0] == pytest.approx(2 * math.sqrt(2)), "not the first time"
@@ -80,7 +80,7 @@ def test_where_the_reference_was_trained_the_arm_is_interpolated():
 
 
 def test_one_and_the_same_curve_is_neither_ahead_nor_behind():
-    """Of a curve that saturates, each side is flattered where it was trained."""
+    """On a curve that saturates, each side looks better at the costs of its trainings."""
 
     def dice(cost):
         return 0.9 - 0.4 / cost
@@ -141,7 +141,7 @@ def test_where_an_arm_is_ahead(lengths, text):
 
 
 def test_seeds_that_disagree_decide_nothing():
-    """Means alone would say: ahead from 4."""
+    """The means alone would give: ahead from 4."""
     lengths = ((8, 0.56, 1.0), (16, 0.67, 4.0), (32, 0.78, 16.0))
     table = measure_differences(sweep(lengths, step=0.02), "constant_64")
     rows = table[table["cost"] == "training_gflop"]

@@ -26,10 +26,10 @@ def mask(*voxels):
 @pytest.mark.parametrize(
     ("other", "tolerance", "share"),
     [
-        # A voxel's surface is eight equal elements, at its corners. Two voxels on, 1 mm apart each:
-        # four corners are 1 mm from the other voxel's nearest ones, the other four 2 mm.
+        # A voxel's surface has eight equal elements, at its corners. If the other voxel is two
+        # steps of 1 mm away, four corners are 1 mm from its nearest ones, the other four 2 mm.
         *[((4, 4, 6), 0.9, 0.0), ((4, 4, 6), 1.0, 0.5), ((4, 4, 6), 2.0, 1.0)],
-        # Neighbours of 3 mm share four corners; the other four are 3 mm away.
+        # Neighbours at 3 mm share four corners; the other four are 3 mm away.
         *[((5, 4, 4), 0.0, 0.5), ((5, 4, 4), 2.9, 0.5), ((5, 4, 4), 3.0, 1.0)],
     ],
 )
@@ -108,7 +108,7 @@ def test_missing_or_other_images_are_named(run, tmp_path):
 
 
 def rename(run_json, label, region):
-    """Make a label of a finished run the region of that key."""
+    """Turn a label of a finished run into the region with that key."""
     for path in (run_json, run_json.with_name("summary.json")):
         text = path.read_text()
         path.write_text(text.replace(f'"{label}": ', f'"{region}": '))

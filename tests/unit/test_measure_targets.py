@@ -1,4 +1,4 @@
-"""Time to target, against trainings whose smoothed Dice is known by hand."""
+"""Time to target, against trainings with a known smoothed Dice."""
 
 import math
 from itertools import pairwise
@@ -20,7 +20,7 @@ from workflow_scripts.figures.plot_profiles import profile
 
 
 def epochs_of(dice, arm="constant", task="t", fold=0, seed=1, seconds=10.0):
-    """epochs.csv of a training whose smoothed pseudo Dice is `dice`."""
+    """Return epochs.csv of a training whose smoothed pseudo Dice is `dice`."""
     raw = [dice[0], *(10 * (b - 0.9 * a) for a, b in pairwise(dice))]
     table = pd.DataFrame({"epoch": range(len(dice)), "pseudo_dice": raw})
     table = table.assign(task=task, arm=arm, fold=fold, seed=seed, seconds=seconds)
@@ -77,7 +77,7 @@ def test_an_arm_that_ends_below_the_target_never_reaches_it():
 
 
 def test_each_training_is_measured_against_its_own_reference():
-    """Median over folds and seeds; never, where half of them or fewer reach the target."""
+    """The result is the median over folds and seeds, or never if at most half reach the target."""
     dice = [0.5, 0.6, 0.7, 0.8]
     tables = []
     for seed, shift in ((1, 0.0), (2, 0.1), (3, 0.1)):

@@ -1,4 +1,4 @@
-"""Datasets of the user's own: what is accepted, what is refused in one line, and what is made."""
+"""A user's own datasets: which are accepted, which are refused in one line, and the outputs."""
 
 import json
 import re
@@ -326,7 +326,11 @@ def test_a_description_that_cannot_be_used_is_refused(dataset, change, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not valid JSON"), ("[]", "not hold a JSON object"), ('{"a": 1}', "neither nnU-Net's")],
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not contain a JSON object"),
+        ('{"a": 1}', "neither nnU-Net's"),
+    ],
 )
 def test_a_dataset_json_of_neither_format(dataset, text, message):
     (dataset / "dataset.json").write_text(text)
@@ -339,7 +343,9 @@ def test_a_dataset_json_of_neither_format(dataset, text, message):
 def test_a_number_that_another_dataset_has_is_refused(dataset, tmp_path, place):
     other = tmp_path / place / "Dataset501_Other"
     other.mkdir(parents=True)
-    with pytest.raises(UserError, match=f"own_tasks.{TASK}: .*Dataset501_Other has its number"):
+    with pytest.raises(
+        UserError, match=f"own_tasks.{TASK}: .*Dataset501_Other already has this number"
+    ):
         put(dataset, tmp_path)
 
 
@@ -372,7 +378,7 @@ def test_an_imported_task_needs_its_folder_no_more_but_is_that_folder(dataset, t
     check(dataset, tmp_path)
     with pytest.raises(ConfigError) as error:
         check(moved, tmp_path)
-    assert f"Dataset501_Cube was made from {dataset}" in str(error.value)
+    assert f"Dataset501_Cube was imported from {dataset}" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -395,7 +401,7 @@ def test_every_ending_of_nnunet_s_readers_is_imported(dataset, tmp_path, ending)
         else:
             SimpleITK.WriteImage(image, other)
         path.unlink()
-    # Of a TIFF of four slices nnU-Net takes the slices for channels, if it may choose.
+    # If nnU-Net may choose the reader, it takes the four slices of a TIFF for channels.
     reader = "Tiff3DIO" if ending.startswith(".tif") else None
     edit(dataset, file_ending=ending, overwrite_image_reader_writer=reader)
     target, cases = put(dataset, tmp_path)
@@ -466,7 +472,7 @@ def test_labels_stored_as_floating_point_numbers_are_accepted(dataset, tmp_path)
 def test_a_dataset_without_foreground_is_refused(dataset, tmp_path):
     for path in dataset.glob("labelsTr/*.nii.gz"):
         save(path, np.zeros(SHAPE, np.uint8))
-    with pytest.raises(UserError, match="no case has any foreground"):
+    with pytest.raises(UserError, match="no case has foreground"):
         put(dataset, tmp_path)
 
 
@@ -599,7 +605,7 @@ def test_a_task_was_imported_with_the_groups_of_its_configuration(dataset, tmp_p
     put(dataset, tmp_path)
     own = config(dataset)
     own["own_tasks"][TASK]["groups"] = str(grouped(tmp_path, "case,group\n"))
-    with pytest.raises(ConfigError, match=r"patients\.csv, but .* was made from None"):
+    with pytest.raises(ConfigError, match=r"patients\.csv, but .* was imported from None"):
         check_own_tasks(own, tmp_path / "nnUNet_raw")
 
 

@@ -22,7 +22,7 @@ def test_differences_and_effect_sizes_by_hand():
     base = [0.5] * 8
     arm = [0.6, 0.7, 0.8, 0.9, 0.55, 0.65, 0.46, 0.42]
     row = compare_pairs(arm, base, tests=1, seed=1)
-    # Differences .1 .2 .3 .4 .05 .15 -.04 -.08: ranks 4 6 7 8 2 5 and, of the negative ones, 1 3.
+    # Differences .1 .2 .3 .4 .05 .15 -.04 -.08: ranks 4 6 7 8 2 5, and 1 3 for the negative ones.
     assert row["difference"] == pytest.approx(1.08 / 8)
     assert row["rank_biserial"] == pytest.approx((32 - 4) / 36)
     # The rank sum of the negative ones is 4; of 256 signs, 7 have a sum of at most 4 on each side:
@@ -93,7 +93,7 @@ def test_interval_depends_on_the_seed_alone():
 
 
 def test_holm_by_hand():
-    # Sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, and never falling: .04 .06 .06 .06.
+    # Sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, made non-decreasing: .04 .06 .06 .06.
     assert holm([0.04, 0.01, 0.03, 0.02], 4) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.5, 0.9], 2) == pytest.approx([1.0, 1.0])
     assert holm([], 0) == []
@@ -120,7 +120,7 @@ def test_an_interval_over_seeds_holds_the_true_mean_about_as_often_as_it_says():
         low, high = interval_over_seeds(values, np.zeros(30, int), number)
         seeded += low <= 0.02 <= high
     assert 0.86 < seeded / 200 < 0.98
-    assert alone / 200 < 0.8, "cases alone leave out what seeds do"
+    assert alone / 200 < 0.8, "cases alone ignore the variance over seeds"
 
 
 def test_an_interval_over_seeds_leaves_out_what_is_missing():
@@ -155,7 +155,7 @@ def test_agreement_of_a_new_seed_by_hand():
 
 @pytest.mark.parametrize(("mean", "bound"), [(0.0, 0.15), (0.5, 0.1), (1.5, 0.05)])
 def test_a_new_seed_agrees_about_as_often_as_is_estimated(mean, bound):
-    """The estimate follows from the mean that was found, so small differences make it too sure."""
+    """The estimate is based on the observed mean, so it is too confident at small differences."""
     values = np.random.default_rng(2).normal(mean, 1.0, size=(4000, 6))
     agreed = (values[:, 5] > 0) == (values[:, :5].mean(axis=1) > 0)
     expected = [agreement_of_new_seed(row[np.newaxis, :5]) for row in values]

@@ -1,4 +1,4 @@
-"""What ends a training early: its time limit, a signal, a lost lease."""
+"""Reasons for a training to end early: its time limit, a signal, a lost lease."""
 
 import math
 import os
@@ -29,7 +29,7 @@ def test_no_limit():
 
 
 class Trainer:
-    """Counts its steps and checkpoints, as nnU-Net's own."""
+    """Records its steps and checkpoints; otherwise like nnU-Net's own."""
 
     def __init__(self):
         self.done = []
@@ -46,7 +46,7 @@ class Trainer:
 
 
 class StoppableTrainer(Trainer):
-    """Has what the workflow asks of a curriculum trainer, and does nothing of it."""
+    """Has the interface of a curriculum trainer that the workflow needs, without its functions."""
 
     stop_requested = False
     iterations_resumed = 0
@@ -185,7 +185,7 @@ def test_no_case_is_begun_that_may_not_be_done_in_time(limited):
 
 def test_a_case_beyond_the_deadline_is_given_up(limited):
     interruption, now = limited
-    now[0] += 100 + 150 - 0.1  # half of the grace of five minutes is over in a moment
+    now[0] += 100 + 150 - 0.1  # half of the grace of five minutes ends in a moment
     with pytest.raises(TrainingStopped), interruption.watch_validation():
         time.sleep(60)
     assert interruption.deadline_passed

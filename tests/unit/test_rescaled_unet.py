@@ -83,7 +83,6 @@ strides_and_size = st.tuples(
 )
 
 
-@settings(deadline=None)
 @given(strides_and_size, st.floats(0.05, 1), st.floats(0.05, 1))
 def test_sizes_shrink_with_the_stages_and_grow_with_the_scale(case, one, other):
     strides, size = [[1, 1, 1], *case[0]], case[1]
@@ -97,7 +96,7 @@ def test_sizes_shrink_with_the_stages_and_grow_with_the_scale(case, one, other):
         assert all(s <= n for s, n in zip(*sizes, strict=True))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.tuples(*[st.integers(4, 13)] * 3),
     st.floats(0.2, 0.7),
@@ -123,14 +122,14 @@ def test_at_one_half_resizing_is_average_pooling():
 
 
 def test_projection_and_resizing_commute():
-    """So the decoder projects first, where there are fewer voxels."""
+    """Therefore the decoder projects first, where there are fewer voxels."""
     torch.manual_seed(0)
     x, project = torch.randn(1, 5, 3, 4, 5), nn.Conv3d(5, 2, 1)
     assert torch.allclose(project(resize(x, (7, 9, 8))), resize(project(x), (7, 9, 8)), atol=1e-6)
 
 
 def test_it_is_the_stock_network_but_for_the_rescaling():
-    """As many parameters as stock but for the transposed convolutions' kernels; no stride left."""
+    """As many parameters as stock, except for the transposed convolutions' kernels; no strides."""
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
     arguments = {"n_stages": 3, "features_per_stage": [4, 6, 8], "kernel_sizes": [[3] * 3] * 3}
@@ -147,7 +146,7 @@ def test_it_is_the_stock_network_but_for_the_rescaling():
 
 
 def closed_form(net, size):
-    """Multiply-adds of all convolutions, by the sizes of the stages: no network is run."""
+    """Return the multiply-adds of all convolutions from the stage sizes, without a pass."""
     sizes = [math.prod(n) for n in net.sizes(size)]
 
     def convolutions(module, voxels):
@@ -165,7 +164,7 @@ def closed_form(net, size):
 
 
 def hooked(net, size):
-    """Multiply-adds of all convolutions, by hooks in a real pass."""
+    """Return the multiply-adds of all convolutions, counted by hooks in a real pass."""
     counted = []
 
     def count(module, inputs, output):
@@ -202,7 +201,7 @@ def test_cost_grows_with_the_scale_until_sizes_are_floored():
     for number in range(len(costs) - 1):
         grows = costs[number] < costs[number + 1]
         assert grows == (sizes[number] != sizes[number + 1])
-    assert len(set(costs)) > 15, "every second or third hundredth moves a voxel of 40"
+    assert len(set(costs)) > 15, "a change of 0.02 to 0.03 changes 40 voxels by one"
     assert sizes[0] == sizes[3] == [(40,) * 3, (2,) * 3, (2,) * 3], "the floor"
     assert costs[0] > 0.4 * costs[-1], "stage 0 is not rescaled"
 
@@ -271,13 +270,13 @@ def test_every_part_receives_gradients():
     assert (net.modulation.grad.norm(dim=1) > 0).all()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
-        # A norm follows each convolution of a block: their biases have no effect.
+        # A norm follows each convolution of a block, so the convolutions' biases have no effect.
         if "conv" not in name or not name.endswith("bias"):
             assert parameter.grad.abs().max() > 0, name
 
 
 def test_its_own_parameters_survive_a_pass():
-    """The weights of a pass are put in for its duration; what is trained must stay in place."""
+    """A pass inserts weights for its duration; the trained parameters must stay in place."""
     net = hyper(rank=2)
     before = {name: id(parameter) for name, parameter in net.named_parameters()}
     for _ in range(2):
@@ -371,7 +370,7 @@ def test_weights_of_the_outputs():
 
 
 def test_it_trains_and_predicts_in_bf16():
-    """As `training.precision: bf16` makes it; two voxels on an axis are the case to guard."""
+    """As with `training.precision: bf16`; two voxels on an axis are the critical case."""
     from workflow_scripts.common.hardware import autocast_network
 
     net, x = hyper(rank=3), torch.randn(1, 1, 8, 12, 9)

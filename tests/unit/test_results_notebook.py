@@ -26,7 +26,7 @@ TASKS = ("Task04_Hippocampus", "Task99_BrainTissue")
 
 
 def page_of(study, without_nsd=()):
-    """The rendered notebook and the text of its outputs."""
+    """Return the rendered notebook and the text of its outputs."""
     study.write()
     for key, folder in study.folders().items():
         if key[0] in without_nsd:

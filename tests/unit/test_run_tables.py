@@ -1,4 +1,4 @@
-"""The ledger, and the files of a run that are derived from it, by hand-computed numbers."""
+"""The ledger, and the files of a run that are derived from it, against hand-computed numbers."""
 
 import json
 import math
@@ -92,9 +92,11 @@ def epoch(number, n, kwh, stage=0, **fields):
 
 
 def three_attempts():
-    """Killed in epoch 3 with a checkpoint after 1, again after 2, then done: 4 epochs, 2 stages.
+    """Return a ledger of 4 epochs in 2 stages: two attempts were killed, the third finished.
 
-    Kept: epoch 0 and 1 of attempt 1, epoch 2 of attempt 2, epoch 3 of attempt 3.
+    Attempt 1 was killed in epoch 3, with a checkpoint after epoch 1; attempt 2 was killed with a
+    checkpoint after epoch 2. Kept: epochs 0 and 1 of attempt 1, epoch 2 of attempt 2, epoch 3 of
+    attempt 3.
     """
     return [
         attempt(1),
@@ -135,7 +137,7 @@ def part(number, case, kwh):
 
 
 def validated_in_parts():
-    """Interrupted after case a; killed in the export of b; b and c are predicted, then measured."""
+    """Interrupted after case a; killed while exporting b; then b and c predicted and measured."""
     *before, end = three_attempts()
     return [
         *before,
@@ -157,7 +159,7 @@ def test_each_case_of_the_validation_counts_once():
     assert [e["kwh"] for e in kept_validation(entries)] == [1.0, 16.0, 32.0, 1024.0]
     assert kept_validation(entries[:-2]) == [], "not done yet"
     whole = three_attempts()
-    assert kept_validation(whole) == whole[-1:], "in one piece, as former versions wrote it"
+    assert kept_validation(whole) == whole[-1:], "in one piece, as written by earlier versions"
     again = [*entries, attempt(6, resumed_at=4), part(6, "a", 64.0)]
     assert kept_validation(again) == kept_validation(entries), "the next one is not done yet"
     again += [part(6, "b", 128.0), part(6, "c", 256.0), work(6, "validation", 512.0)]
@@ -249,7 +251,7 @@ def test_epochs_table():
 
 
 def test_an_epoch_that_ends_right_after_a_checkpoint_is_shown_whole():
-    """Its last part has trained no batch and knows no size."""
+    """Its last part has trained no batch and has no size."""
     parts = [
         epoch(1, 3, 1.0, iterations=4, partial=True),
         epoch(1, 3, 0.1, iterations=0, voxels_per_iteration=None) | {"patch_size": None},
@@ -459,6 +461,6 @@ def test_versions_are_of_the_attempt_that_trained(tmp_path):
     assert record["attempts"] == 4
     assert record["versions"] == {"torch": "3.0"}
     assert record["git_commit"] == "commit3"
-    assert record["trainer_code"] == "code3", "not what it is today"
+    assert record["trainer_code"] == "code3", "not today's code"
     assert (record["device"], record["gpu_model"]) == ("cpu", None)
     assert record["validation_kwh"] == 1.0

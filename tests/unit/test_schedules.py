@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import ceil, prod
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan, count_poolings
@@ -27,12 +27,12 @@ HIPPOCAMPUS = [
     (32, 32, 24), (32, 32, 32), (40, 32, 32), (40, 40, 32), (40, 40, 40), (40, 48, 40),
     (40, 56, 40),
 ]  # fmt: skip
-# The middle axis grows alone once the others are full; axis 0 starts full where it has two units.
+# The middle axis grows alone once the others are full; axis 0 starts full if it has two units.
 FLAT = [(8, 64, 64), (8, 128, 64), (8, 128, 128), (8, 192, 128), (8, 256, 128)]
 
 
 def plans():
-    """Return a strategy of (patch, pooling): any multiple of the units, also a single one."""
+    """Return a strategy of (patch, pooling): any multiple of the units, including a single one."""
 
     def of_pooling(pooling):
         axes = [st.integers(1, 7).map(lambda n, count=count: n * 2**count) for count in pooling]
@@ -91,7 +91,6 @@ def test_voxels_and_label():
     assert stage.label == "40x56x40"
 
 
-@settings(deadline=None)
 @given(plans())
 def test_number_of_stages_follows_the_formula(plan):
     patch, pooling = plan
@@ -102,7 +101,6 @@ def test_number_of_stages_follows_the_formula(plan):
     assert sizes(patch, pooling)[0] == tuple(first)
 
 
-@settings(deadline=None)
 @given(plans())
 def test_sizes_fit_the_network_and_grow_one_axis_by_one_unit(plan):
     patch, pooling = plan
@@ -118,7 +116,6 @@ def test_sizes_fit_the_network_and_grow_one_axis_by_one_unit(plan):
     assert volumes == sorted(set(volumes))
 
 
-@settings(deadline=None)
 @given(plans())
 def test_axes_take_turns(plan):
     patch, pooling = plan
@@ -135,7 +132,6 @@ def test_axes_take_turns(plan):
         turn += 1
 
 
-@settings(deadline=None)
 @given(plans(), st.integers(1, 2000))
 def test_every_training_ends_at_the_planned_size(plan, epochs):
     patch, pooling = plan
@@ -253,7 +249,7 @@ def test_random_draws_depend_on_seed_and_iteration_alone():
 
 
 def test_random_draws_stay_what_they_were():
-    """A training that is resumed under a later version must continue its own sequence."""
+    """A training resumed under a later version must continue its own sequence."""
     assert draws(12345, range(16))[1] == [1, 1, 5, 4, 8, 4, 5, 1, 7, 1, 4, 1, 1, 7, 2, 4]
 
 

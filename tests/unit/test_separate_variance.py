@@ -1,4 +1,4 @@
-"""Variance components, against numbers by hand and against what was simulated."""
+"""Variance components, against hand-computed numbers and simulated components."""
 
 import math
 

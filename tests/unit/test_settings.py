@@ -1,4 +1,4 @@
-"""The settings with types: those of the configuration, and what is asked of a trainer."""
+"""Typed settings of the configuration, and the interface required of a trainer."""
 
 from dataclasses import MISSING, FrozenInstanceError, fields
 
@@ -63,7 +63,7 @@ def test_the_folder_of_a_fold_is_named_as_nnunet_names_it():
     assert run.parameters == {}
 
 
-# --- what is asked of a trainer
+# --- interface required of a trainer
 
 
 def classes():
@@ -72,7 +72,7 @@ def classes():
 
 @pytest.mark.parametrize("kind", classes(), ids=lambda kind: kind.__name__)
 def test_every_trainer_of_this_project_is_a_curriculum_trainer(kind):
-    assert isinstance(kind, CurriculumTrainer), "the class has all that its trainers have"
+    assert isinstance(kind, CurriculumTrainer), "the class has all attributes of its instances"
     trainer = kind.__new__(kind)
     assert as_curriculum_trainer(trainer) is trainer
     assert not trainer.stop_requested

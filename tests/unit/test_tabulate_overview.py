@@ -37,7 +37,7 @@ def compared(tasks=("a", "b", OVERALL), std=0.01):
 
 
 def significance_of(ranks=None, **signs):
-    """significance.csv with a significant difference for each task_arm, and others without."""
+    """Return significance.csv with a significant difference per task_arm, and others without."""
     rows = [
         {"measure": measure, "task": task, "arm": arm, "label": label, "difference": difference}
         | {"significant": "yes" if label is None and measure == "dice" else "no"}
@@ -73,7 +73,7 @@ def test_ranks_best_arms_and_significant_differences():
 
 
 def test_costs_are_averaged_as_ratios():
-    """That of the sums, in comparison.csv, is the ratio of the most expensive tasks."""
+    """The ratio of the sums, as in comparison.csv, is that of the most expensive tasks."""
     rows = overview(compared(), significance_of()).set_index(["measure", "task", "arm"])
     rows = rows.sort_index()
     assert rows.loc[("time", OVERALL)]["value"].to_dict() == pytest.approx(
@@ -82,7 +82,7 @@ def test_costs_are_averaged_as_ratios():
 
 
 def test_a_mean_against_the_ranks_has_no_arrow():
-    """Most cases are a little worse and few much better: the test is about the former."""
+    """Most cases are a little worse and few much better; the test is about the former."""
     table = overview(compared(), significance_of(ranks=-0.9, a_progressive=0.1))
     assert (table["significant"] == "").all()
 
@@ -121,7 +121,7 @@ def test_the_markdown_tables():
 
 
 def full_page(tmp_path):
-    """A made-up study of ten tasks and nine arms with several seeds."""
+    """Return the overview of a made-up study of ten tasks and nine arms with several seeds."""
     tasks = tuple(
         f"Task{number:02d}_{'HepaticVessel' if number == 8 else 'x_%'}" for number in range(10)
     )
@@ -151,7 +151,7 @@ def test_the_structure_of_the_latex_tables(tmp_path):
         assert "\n\\midrule\n" in body
 
 
-@pytest.mark.skipif(ENGINE is None, reason="there is no LaTeX here")
+@pytest.mark.skipif(ENGINE is None, reason="LaTeX is not installed")
 def test_latex_compiles_and_fits_the_page(tmp_path):
     text = to_latex(full_page(tmp_path), "2 folds × 2 seeds")
     done = compile_article(tmp_path, text, "booktabs,graphicx")

@@ -30,9 +30,9 @@ def test_row_is_complete(row):
     assert row["target"]
     assert row["licence"] == "CC-BY-SA-4.0"
     assert int(row["cases"]) > 0
-    # A tar archive is a multiple of 512 bytes; the cell is empty where the size is not known.
+    # A tar archive is a multiple of 512 bytes; the cell is empty if the size is not known.
     assert row["bytes"] == "" or int(row["bytes"]) % 512 == 0
-    # Empty where no source for MSD's own tolerance was at hand.
+    # Empty if no source for MSD's own tolerance was available.
     assert row["nsd_tolerance_mm"] == "" or float(row["nsd_tolerance_mm"]) > 0
 
 

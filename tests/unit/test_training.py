@@ -89,7 +89,7 @@ def test_augmentation_workers(device, threads, expected):
 
 
 class TwoHeads(torch.nn.Module):
-    """A network with deep supervision that can be switched off, as nnU-Net's."""
+    """A network with deep supervision that can be switched off, like nnU-Net's."""
 
     def __init__(self):
         super().__init__()
@@ -165,7 +165,7 @@ def train_two_steps(size, memory_format, bf16):
 
 @pytest.mark.parametrize("size", [(16, 16, 16), (8, 16, 8), (8, 4, 4)])
 def test_the_order_in_memory_changes_only_rounding(size):
-    """In bf16 both orders are as far from fp32; thin outputs are the ones that once were wrong."""
+    """In bf16, both orders deviate equally from fp32; thin outputs were once wrong."""
     losses, exact = train_two_steps(size, "contiguous", bf16=False)
     for bf16, tolerance in ((False, 1e-4), (True, 0.02)):
         errors = []
@@ -258,18 +258,18 @@ def test_versions_may_differ_of_a_finished_training_only(tmp_path, field):
 
 
 def test_a_checkpoint_without_identity_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"holds a checkpoint but no identity\.json"):
+    with pytest.raises(UserError, match=r"contains a checkpoint but no identity\.json"):
         check_identity(IDENTITY, tmp_path / "identity.json", started=True, finished=False)
 
 
 def trained(*stages):
-    """Return the epochs of a training that had these stages, one epoch each."""
+    """Return the epochs of a training with these stages, one epoch each."""
     rows = [(n, stage.label, stage.batch_size) for n, stage in enumerate(stages)]
     return pd.DataFrame(rows, columns=["epoch", "patch_size", "batch_size"])
 
 
 def test_a_finished_training_by_another_schedule_is_refused(tmp_path):
-    """A default of the schedule has changed since, which the parameters do not tell."""
+    """A default of the schedule has changed since, which the parameters do not show."""
     small, large = Stage((8, 8, 8), 24), Stage((16, 16, 16), 9)
     schedule = Schedule((small, large), 2, 10)
     check_schedule(trained(small, large), schedule, tmp_path)
@@ -277,8 +277,8 @@ def test_a_finished_training_by_another_schedule_is_refused(tmp_path):
         with pytest.raises(UserError) as caught:
             check_schedule(trained(other, large), schedule, tmp_path)
         had = f"epoch 0 had batches of {other.batch_size} patches of {other.label}"
-        assert f"{tmp_path} was trained by another schedule" in str(caught.value)
-        assert f"{had}, and would have 24 of 8x8x8." in str(caught.value)
+        assert f"{tmp_path} was trained with a different schedule" in str(caught.value)
+        assert f"{had}, and would now have 24 of 8x8x8." in str(caught.value)
 
 
 def test_epochs_of_differing_batches_are_not_compared(tmp_path):
@@ -300,9 +300,10 @@ def copied_trainers(tmp_path, monkeypatch):
     return tmp_path / "curricula"
 
 
-def test_trainer_code_hash_ignores_comments_and_blank_lines(copied_trainers):
+def test_trainer_code_hash_ignores_comments_docstrings_and_blank_lines(copied_trainers):
     before = trainer_code_hash()
     arms = copied_trainers / "arms.py"
+    arms.write_text(arms.read_text().replace('"""', '"""In other words: ', 1))
     arms.write_text("# a comment\n" + arms.read_text().replace("\n\n\n", "\n\n\n\n") + "\n# end\n")
     assert trainer_code_hash() == before
     changed = arms.read_text().replace("percent = 0.5", "percent = 0.6")
@@ -483,7 +484,7 @@ def all_nan(reading):
 
 @pytest.fixture
 def tracker(monkeypatch):
-    """Stand in for codecarbon's tracker; `fail` names the calls that raise."""
+    """Replace codecarbon's tracker; `fail` names the calls that raise."""
     import codecarbon
 
     class Tracker:
@@ -525,7 +526,7 @@ def test_a_failing_tracker_is_an_error_never_zero(tracker, monkeypatch, call):
         assert all_nan(reading)
         assert reading.error == f"OSError: no sensor at {call}"
     monkeypatch.setattr(tracker, "fail", ())
-    assert all_nan(meter.read()), "a meter that lost count must not carry on as if it had not"
+    assert all_nan(meter.read()), "a meter that failed must not continue as if nothing happened"
 
 
 @pytest.mark.parametrize("nothing", [0.0, math.nan])
@@ -534,7 +535,7 @@ def test_no_energy_is_an_error(tracker, monkeypatch, nothing):
     meter = EnergyMeter(EnergySettings("DEU"))
     reading = meter.read()
     assert all_nan(reading)
-    assert reading.error.startswith("codecarbon returned no energy")
+    assert reading.error.startswith("codecarbon measured no energy")
     monkeypatch.setattr(tracker, "energy", 1.0)
     assert meter.read().kwh == 1.0, "the next piece of work is metered"
 
@@ -551,7 +552,7 @@ def test_an_absent_codecarbon_is_an_error(monkeypatch):
 
 @pytest.mark.parametrize("country", ["XXX", "UTO", "deu"])
 def test_an_unknown_country_is_not_replaced_by_the_world(country):
-    with pytest.raises(UserError, match=rf"energy\.country: .* of {country}; give the ISO 3166"):
+    with pytest.raises(UserError, match=rf"energy\.country: .* for {country}; use the ISO 3166"):
         EnergyMeter(EnergySettings(country))
 
 
@@ -580,18 +581,18 @@ def test_a_real_reading():
 
 
 def test_energy_is_mean_power_times_seconds():
-    """An independent figure: processor seconds of this process, from the kernel, at the TDP."""
+    """Compare with the processor seconds of this process, from the kernel, times the TDP."""
     meter = EnergyMeter(EnergySettings("DEU", "process"))
     sensors = meter.describe()["sensors"]
     if "CPU: cpu_load" not in sensors:
-        pytest.skip(f"the processor's power is read from a sensor here: {sensors}")
+        pytest.skip(f"the processor's power comes from a sensor on this machine: {sensors}")
     tdp = float(re.search(r"CPU: cpu_load \(([0-9.]+) W TDP\)", sensors)[1])
-    # The reading is of what lies between two moments within the calls of `read`.
+    # The reading covers the time between two moments within the calls of `read`.
     before = time.process_time()
     meter.read()
     began = time.process_time()
     matrix, end = torch.rand(800, 800), time.monotonic() + 4
-    while time.monotonic() < end:  # as a training: torch lets go of the interpreter's lock
+    while time.monotonic() < end:  # like a training, torch releases the GIL
         matrix @ matrix
     ended = time.process_time()
     reading = meter.read()

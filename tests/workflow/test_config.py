@@ -46,7 +46,7 @@ def faults(node, path="schema", *, optional=False):
             yield f"{here} has neither a default nor is it required"
         if "object" in value.get("type", "") and "default" in value and value["default"] != {}:
             yield f"{here}: nested defaults are filled only into {{}}"
-        # What is left out of an override or of a trainer's attributes stays as it is: no default.
+        # Omitted overrides and trainer attributes stay as they are, so they need no default.
         yield from faults(value, here, optional=key == "parameters")
     for name, value in node.get("$defs", {}).items():
         yield from faults(value, f"{path}.{name}", optional=name == "override")
@@ -131,7 +131,7 @@ MISTAKES = {
     ),
     "training.seed is not among the seeds": (
         {"seeds": [1, 2]},
-        "config: seeds: training.seed, 12345, is not among them. Add it, or set training.seed to "
+        "config: seeds: training.seed (12345) is not among them. Add it, or set training.seed to "
         "one of them: the search and the evaluation of scale factors use it",
     ),
     "seed twice": ({"seeds": [12345, 12345]}, "config: seeds: 12345 is listed twice"),
@@ -167,7 +167,7 @@ MISTAKES = {
     ),
     "two equal arms": (
         {"arms": {"constant": {"trainer": "X"}, "other": {"trainer": "X"}}},
-        "config: arms.other: it is the same as arms.constant; change its parameters",
+        "config: arms.other: identical to arms.constant; change its parameters",
     ),
     "stages that do not fill the training": (
         {
@@ -205,8 +205,8 @@ MISTAKES = {
     ),
     "own task with MSD's number": (
         {"own_tasks": {"Task004_Mine": {"folder": "/data"}}},
-        "config: own_tasks.Task004_Mine: Task04_Hippocampus has the number 4 too, by which nnU-Net "
-        "tells datasets apart; take a free one",
+        "config: own_tasks.Task004_Mine: Task04_Hippocampus also has the number 4, by which "
+        "nnU-Net identifies datasets; choose a free one",
     ),
     "two own tasks of one number": (
         {
@@ -215,8 +215,8 @@ MISTAKES = {
                 "Task501_Yours": {"folder": "/data/yours"},
             }
         },
-        "config: own_tasks.Task501_Yours: Task501_Mine has the number 501 too, by which nnU-Net "
-        "tells datasets apart; take a free one",
+        "config: own_tasks.Task501_Yours: Task501_Mine also has the number 501, by which nnU-Net "
+        "identifies datasets; choose a free one",
     ),
     "name of an own task": (
         {"own_tasks": {"Dataset501_Mine": {"folder": "/data"}}},
@@ -284,7 +284,6 @@ VALUES = st.recursive(
 @settings(
     max_examples=75,
     derandomize=True,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(

@@ -1,4 +1,4 @@
-"""The page of keys is what the schema says today, and config/README.md lists every file."""
+"""The page of keys matches the schema, and config/README.md lists every file."""
 
 from pathlib import Path
 

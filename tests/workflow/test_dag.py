@@ -1,4 +1,4 @@
-"""What Snakemake plans: dry-runs in an empty folder, so nothing is there yet."""
+"""The jobs that Snakemake plans: dry runs in an empty folder, so no file exists yet."""
 
 import re
 import resource
@@ -13,7 +13,7 @@ STUDIES = ["demo", "hippocampus", "config", "budget_sweep"]
 STUDIES += ["scale_space", "low_frequency", "learning_rates"]
 ARMS = ["constant", "progressive", "random"]
 HEAVY = {"torch", "nnunetv2", "pandas", "seaborn", "matplotlib", "codecarbon", "nibabel", "scipy"}
-# What the workflow itself imports: plugins of Snakemake import what they like.
+# Records only imports by the workflow itself: Snakemake's plugins may import anything.
 PROBE = """
 import os, sys
 
@@ -90,13 +90,13 @@ def test_data_are_prepared_once_for_all_arms_and_folds(plans):
 
 
 def seconds_of_children():
-    """Processor time, which a machine busy with other things does not lengthen."""
+    """Return the children's processor time, which does not grow on a busy machine."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def test_the_paper_is_planned_in_little_time_and_without_heavy_imports(tree, tmp_path):
-    """In a few times what the demo's 36 jobs need, most of which is Snakemake's own start."""
+    """It takes a few times as long as for the demo's 36 jobs, which is mostly Snakemake's start."""
     (tmp_path / "sitecustomize.py").write_text(PROBE)
     seen = tmp_path / "imports.txt"
     start = seconds_of_children()
@@ -116,7 +116,7 @@ def test_the_paper_is_planned_in_little_time_and_without_heavy_imports(tree, tmp
 
 
 def own_task(folder):
-    """Return arguments that make the demo train a dataset of the user's own."""
+    """Return arguments that make the demo train a user's own dataset."""
     (folder / "dataset.json").write_text("{}")
     own = f"own_tasks={{Task501_Mine: {{folder: {folder}}}}}"
     return "--config", "tasks=[Task501_Mine]", own
@@ -209,7 +209,7 @@ MISTAKES = {
     "fold 5": ("folds=[5]", "config: folds: Task04_Hippocampus has the folds 0 to 4, not 5"),
     "two equal arms": (
         "arms={random: {trainer: nnUNetTrainerConstantPatch}}",
-        "config: arms.random: it is the same as arms.constant; change its parameters",
+        "config: arms.random: identical to arms.constant; change its parameters",
     ),
 }
 
@@ -252,7 +252,7 @@ def test_an_arm_s_own_length_is_that_of_its_training(tree):
 
 
 def test_without_a_gpu_the_cores_are_the_limit_of_trainings(tree, monkeypatch):
-    """As many run side by side as there are GPUs; on a machine without, one would be too few."""
+    """One training runs per GPU; on a machine without GPUs, one at a time would be too few."""
     probe = "import sys; print('LIMITS', dict(workflow.global_resources)); sys.exit(3)"
     (tree / "limits.smk").write_text(f'include: "{ROOT}/Snakefile"\n{probe}\n')
     arguments = ("-s", tree / "limits.smk", "--configfile", "config/budget_sweep.yaml")
@@ -265,7 +265,7 @@ def test_without_a_gpu_the_cores_are_the_limit_of_trainings(tree, monkeypatch):
 
 @pytest.mark.parametrize("budget", [False, True])
 def test_a_search_begins_with_its_forecast(tree, budget):
-    """What follows the first part is known when it is decided."""
+    """The jobs after the first part are known only once it is decided."""
     limit = ["--config", "budget={gpu_hours: 5}"] if budget else []
     jobs, text = plan(
         tree, "search_curriculum", "--configfile", "config/low_frequency.yaml", *limit
@@ -288,7 +288,7 @@ SCALE_SPACE = ("--configfile", "config/scale_space.yaml")
 
 def test_a_scale_space_study_evaluates_every_model_once(tree):
     jobs, text = plan(tree, "scale_space", *SCALE_SPACE)
-    # Two arms at six scale factors, four controls at their own one; nnU-Net's own is not baked.
+    # Two arms at six scale factors, four controls at their own; nnU-Net's own network is not baked.
     assert (jobs["bake_model"], jobs["evaluate_scale"], jobs["train_fold"]) == (16, 17, 7)
     assert (jobs["evaluate_transfer"], jobs["plot_transfer"]) == (9, 1)
     assert jobs["run_scale_space_notebook"] == 1

@@ -1,8 +1,8 @@
-"""The documentation says what is so: commands, files, keys, links and quoted messages.
+"""The documentation is correct: commands, files, keys, links and quoted messages.
 
-A block of commands is ```bash; above one that a test machine cannot try stands a comment with the
-reason, `<!-- not run: needs a GPU -->`. A YAML block that begins with `# name.yaml` is the study
-that the page's commands call so.
+A block of commands is ```bash. If a test machine cannot run it, the comment right above it states
+the reason, `<!-- not run: needs a GPU -->`. A YAML block that begins with `# name.yaml` is the
+study to which the page's commands give this name.
 """
 
 import ast
@@ -28,9 +28,9 @@ PAGES = [
 SCHEMA_PATH = ROOT / "config/schemas/config.schema.yaml"
 SCHEMA = yaml.safe_load(SCHEMA_PATH.read_text())
 MADE = ("results", "resources", "logs", ".snakemake", ".venv")
-"""What a clone does not have until something is run."""
+"""Folders that a clone does not have until something is run."""
 ONLY_PARSED = {"--report", "--unlock", "--sdm", "--profile"}
-"""Of these a dry run says nothing, or it needs what a test machine lacks."""
+"""With these, a dry run checks nothing, or needs something that a test machine lacks."""
 SHELL = {"export", "cd", "git", "mkdir", "ln"}
 
 
@@ -85,7 +85,7 @@ SHELL_BLOCKS = [block for block in BLOCKS if block.language == "bash"]
 RUN = [block for block in SHELL_BLOCKS if not REASON.fullmatch(block.comment)]
 COMMANDS = [(block, words) for block in RUN for words in commands_of(block)]
 PLAIN = re.compile(r"\S*snakemake --|make [\w-]+$")
-"""A command in a block that forgot to say that it is ```bash."""
+"""A command in a block that is not marked as ```bash."""
 UNMARKED = [
     block
     for block in BLOCKS
@@ -116,7 +116,7 @@ def test_what_no_test_runs_has_a_reason(block):
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """A copy of the workflow, and in `data` what the pages call /data."""
+    """A copy of the workflow; its `data` stands for /data on the pages."""
     folder = copy_tree(tmp_path_factory.mktemp("docs"))
     own = folder / "data/Dataset501_Mine"
     own.mkdir(parents=True)
@@ -158,7 +158,7 @@ def test_yaml_and_json_can_be_read_and_keys_exist(block):
         return
     fragment = yaml.safe_load(text)
     if not fragment.keys() & SCHEMA["properties"].keys():
-        return  # a profile's, say
+        return  # for example a profile
     demo = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
     whole = block.lines[0].startswith("# ")
     merged = fragment if whole else {**demo, **fragment}
@@ -236,7 +236,7 @@ def test_the_readme_is_short():
 
 
 def test_every_page_is_in_the_navigation():
-    """And none is there twice; reports of GPUs are found through their own page."""
+    """No page is listed twice; reports of GPUs are reached through their own page."""
     text = (ROOT / "mkdocs.yml").read_text()
     listed = re.findall(r"([\w/.-]+\.md)$", text, re.M)
     reports = {page for page in ROOT.glob("docs/results/gpu_reports/*.md") if page.stem != "README"}
@@ -250,7 +250,7 @@ ANYTHING = "\0"
 
 
 def literals_of(path):
-    """Return all texts of a module; what is filled in is `ANYTHING`."""
+    """Yield all texts of a module; inserted values are `ANYTHING`."""
     tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -295,7 +295,7 @@ def quotes_of(page):
 
 
 def is_said(quote, texts):
-    """Tell whether one text has all that stands between the … of a quote, in this order."""
+    """Return whether one text contains the parts of a quote between its …, in this order."""
     quote = re.sub(r"^(Error|config|RuntimeError): ", "", quote)
     pieces = [piece.strip() for piece in quote.split("…") if len(piece.strip()) > 2]
     pattern = re.compile(".*?".join(map(re.escape, pieces)))
@@ -322,7 +322,7 @@ def test_other_pages_quote_what_is_said(messages):
 
 
 def test_estimated_sizes_are_those_of_the_published_plans():
-    """Cases × voxels of the median case × (4 bytes a channel + 1 for the labels)."""
+    """Cases × voxels of the median case × (4 bytes per channel + 1 for the labels)."""
     page = (ROOT / "docs/how-to/storage.md").read_text()
     rows = re.findall(r"^\| (Task\d\d_\w+) \| (.+?) \| (\d+) \| (.+?) \|$", page, re.M)
     shown = {task: cells for task, *cells in rows}

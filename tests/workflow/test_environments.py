@@ -1,4 +1,4 @@
-"""The locks, and the conda environments and the image that are in step with them."""
+"""The locks, and the conda environments and the image that match them."""
 
 import importlib.metadata
 import re
@@ -32,11 +32,11 @@ def requirements(name):
     return [line for line in lines if line and not line.startswith("#")]
 
 
-distributions = cache(importlib.metadata.packages_distributions)  # reads the lists of all files
+distributions = cache(importlib.metadata.packages_distributions)  # slow: reads all file lists
 
 
 def package_of(statement):
-    """Return the package, as PyPI names it, that an import statement takes from."""
+    """Return the PyPI name of the package from which a statement imports."""
     (name,) = set(distributions()[top_level(statement)])
     return name.lower().replace("_", "-")
 
@@ -76,7 +76,7 @@ def test_environment_is_pinned_to_the_lock(path):
 
 
 def test_environments_that_conda_fills_need_no_pip():
-    """Where there is a pin file, which lists none of pip's packages, Snakemake reads that alone."""
+    """If there is a pin file, Snakemake reads it alone, and it lists none of pip's packages."""
     for path in ENVIRONMENTS:
         conda, pip = environment_pins(path)
         assert not (conda and pip), path
@@ -112,7 +112,7 @@ def test_requirements_name_what_the_rules_import():
 
 
 def test_the_lock_for_another_build_of_torch_lacks_the_cuda_libraries_alone():
-    """The command of docs/how-to/environments.md, against what the installed torch brings."""
+    """Compare the command of docs/how-to/environments.md with what the installed torch requires."""
     (pattern,) = re.findall(r"^grep -vE '(.+)' requirements\.lock", PAGE, re.M)
     dropped = {name for name in pins("requirements.lock") if re.search(pattern, name)}
     brought = {
@@ -122,7 +122,7 @@ def test_the_lock_for_another_build_of_torch_lacks_the_cuda_libraries_alone():
     }
     assert brought <= dropped
     assert "nvidia-ml-py" not in dropped
-    # The toolkit's parts are what torch's extras of it stand for, one level down.
+    # Torch requires extras of the toolkit, which resolve to the toolkit's parts one level down.
     assert all(name.startswith(("cuda-", "nvidia-")) for name in dropped)
 
 

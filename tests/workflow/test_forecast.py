@@ -63,7 +63,7 @@ def test_a_budget_needs_the_plans_that_nobody_published(tree):
 
 @pytest.mark.parametrize("setting", ["budget={gpu_hours: 5}", "cluster={max_runtime_minutes: 60}"])
 def test_what_is_forecast_anew_trains_no_finished_fold_again(tree, setting):
-    """Empty files stand for a finished study; each is younger than the one before."""
+    """Empty files stand for a finished study; each is newer than the one before."""
     study = ("--configfile", "config/hippocampus.yaml", "--config", setting)
     _, text = plan(tree, "results/hippocampus/tables/runs.csv", *study)
     preprocessed = "resources/nnUNet_preprocessed/Dataset004_Hippocampus"

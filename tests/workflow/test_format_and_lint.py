@@ -29,7 +29,7 @@ def test_tool_is_content(command):
 def test_notebooks_are_committed_without_outputs():
     for path in sorted(ROOT.glob("notebooks/*.ipynb")):
         for cell in json.loads(path.read_text())["cells"]:
-            assert not cell.get("outputs"), f"{path.name}: make it again with --clear-output"
+            assert not cell.get("outputs"), f"{path.name}: regenerate it with --clear-output"
             assert cell.get("execution_count") is None
 
 

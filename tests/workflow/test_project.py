@@ -1,4 +1,4 @@
-"""What a public project has besides its code: a version, a CI, forms, current pictures."""
+"""Parts of a public project besides its code: a version, a CI, forms, current pictures."""
 
 import re
 import subprocess
@@ -41,7 +41,7 @@ def test_files_of_services_follow_their_schemas(path, schema):
 
 
 def test_every_command_of_the_ci_is_run_here_too():
-    """By `.ci/run`, which also has what the service lacks."""
+    """`.ci/run` contains them all, and commands that the service lacks."""
     here = (ROOT / ".ci/run").read_text().splitlines()
     steps = [step for job in CI["jobs"].values() for step in job["steps"]]
     lines = [line for step in steps if "run" in step for line in step["run"].splitlines()]
@@ -52,7 +52,7 @@ def test_every_command_of_the_ci_is_run_here_too():
 
 
 def test_the_picture_of_the_rules_is_current():
-    """`snakemake --rulegraph | dot -Tsvg > docs/images/rulegraph.svg`"""
+    """Redraw it with `snakemake --rulegraph | dot -Tsvg > docs/images/rulegraph.svg`."""
     run = subprocess.run(
         [sys.executable, "-m", "snakemake", "--rulegraph"],
         cwd=ROOT,

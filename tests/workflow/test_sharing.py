@@ -1,6 +1,6 @@
-"""Resources on another file system or of another user: what Snakemake makes of their dates.
+"""Resources on another file system or of another user, and how Snakemake uses their dates.
 
-Empty files stand for what another user has prepared; a dry run sees names and dates only.
+Empty files stand for another user's prepared data; a dry run sees only names and dates.
 """
 
 import itertools
@@ -27,7 +27,7 @@ MADE = [  # in the order in which the rules make them
 
 
 def prepare(folder, files, first):
-    """Make empty files, each a second younger than the one before."""
+    """Make empty files, each a second newer than the one before."""
     for name, moment in zip(files, itertools.count(first), strict=False):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def prepare(folder, files, first):
 
 @pytest.fixture
 def tree(tmp_path):
-    """A clone of today whose resources/ is a link to what somebody else prepared a day ago."""
+    """A clone of today whose resources/ links to data that another user prepared a day ago."""
     folder = copy_tree(tmp_path / "clone")
     for path in folder.rglob("*"):
         if path.is_file():
@@ -55,7 +55,7 @@ def test_the_files_of_this_test_are_those_of_the_study(tree, tmp_path):
 
 
 def test_a_linked_folder_of_ones_own_is_used(tree, tmp_path):
-    """What is prepared after the clone is younger than its scripts, so nothing is made again."""
+    """Data prepared after the clone are newer than its scripts, so nothing is made again."""
     prepare(tmp_path / "scratch", MADE, time.time() + 1)
     jobs, text = plan(tree, *STUDY)
     assert PREPARING.isdisjoint(jobs)
@@ -77,7 +77,7 @@ def test_an_empty_linked_folder_is_filled(tree, tmp_path):
 
 
 def test_what_was_prepared_before_the_clone_would_be_made_again(tree):
-    """Snakemake takes a script that is younger than its output for changed code."""
+    """Snakemake treats a script that is newer than its output as changed code."""
     assert PREPARING & set(plan(tree, *STUDY)[0])
 
 

@@ -1,4 +1,4 @@
-"""The profile for Slurm, and what Snakemake makes of it; no Slurm is needed."""
+"""The profile for Slurm, as Snakemake reads it; no Slurm is needed."""
 
 import re
 
@@ -21,7 +21,7 @@ def test_no_cluster_is_baked_in():
     asked = [PROFILE["default-resources"], *PROFILE.get("set-resources", {}).values()]
     for resources in asked:
         assert not set(resources) - {"mem_mb", "runtime", "disk_mb"}
-        assert "cpus_per_task" not in resources, "it would go before the rules' threads"
+        assert "cpus_per_task" not in resources, "it would override the rules' threads"
     assert "slurm-array-jobs" not in PROFILE
 
 

@@ -1,4 +1,4 @@
-"""Where code belongs: the folders of the layout, and which of them may import which."""
+"""The layout of the code: its folders, and which of them may import which."""
 
 import ast
 import re
@@ -15,11 +15,11 @@ CODE = ROOT / "workflow_scripts"
 FILES = sorted(path for path in CODE.rglob("*.py") if path.name != "__init__.py")
 RULE_FILES = sorted(ROOT.glob("rules/*.smk"))
 SHARED = ["trainers", "common", "records", "study"]
-"""Each may import the ones before it, and every stage all of them."""
+"""Each may import those before it, and every stage may import all of them."""
 ALSO = {"benchmark": {"training", "forecast"}, "forecast": {"planning"}}
 """Stages that a stage may import besides itself."""
 PARSING = {"yaml", "jsonschema", "snakemake"}
-"""What the Snakefile's modules may import: Snakemake installs it."""
+"""Packages that the Snakefile's modules may import, because Snakemake installs them."""
 SCRIPTS = {rule.script for rule in rules().values()}
 
 
@@ -80,7 +80,7 @@ def test_the_snakefile_imports_what_snakemake_installs(path):
     while pending:
         file = pending.pop()
         seen.add(file)
-        for node in ast.parse(file.read_text()).body:  # at the top: what an import executes
+        for node in ast.parse(file.read_text()).body:  # at the top level: run on import
             if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
                 tops.add(top_level(ast.unparse(node)))
         pending += imports(file) - seen
@@ -97,8 +97,8 @@ def test_a_rule_file_and_a_folder_of_scripts_belong_together():
 
 def test_rules_are_named_after_their_script():
     for name, rule in rules().items():
-        assert re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", name), f"{name} is no verb_noun"
-        # A script that several rules share has the words that their names have in common.
+        assert re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", name), f"{name} is not of the form verb_noun"
+        # All words in the name of a shared script occur in the names of all its rules.
         assert set(rule.script.stem.split("_")) <= set(name.split("_"))
         assert all(log.startswith(f"logs/{name}/") for log in rule.logs)
         assert rule.logs
@@ -119,7 +119,7 @@ def test_a_rule_without_a_script_only_gathers():
 
 
 def test_imports_are_found_through_modules_and_names():
-    """Each of these is reached in another way; a reader that misses one would prove nothing."""
+    """Each of these is reached in a different way; a parser that misses one proves nothing."""
     found = {name: imported_modules(rule.script) for name, rule in rules().items()}
     curricula = CODE / "trainers/curricula"
     assert CODE / "common/errors.py" in found["plot_dice"]

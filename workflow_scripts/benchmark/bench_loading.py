@@ -1,7 +1,7 @@
-"""Measure what the loading of a batch costs at each stage of each arm, on the ten published plans.
+"""Measure the cost of loading a batch at each stage of each arm, on the ten published plans.
 
-Volumes of noise with blocks of labels stand for the tasks' images: what loading costs depends on
-sizes, not on contents. Processor time is counted, in one thread.
+Volumes of noise with blocks of labels replace the tasks' images: the cost of loading depends on
+sizes, not on contents. The cost is the processor time of a single thread.
 """
 
 import tempfile
@@ -35,20 +35,20 @@ ARMS = {
 """The arms whose patches grow; `random` draws from the sizes of `progressive`."""
 
 FEWEST = 3
-"""Fewest batches of a stage that are measured."""
+"""Minimum number of measured batches per stage."""
 
 CASES = 6
 LARGEST = 2.0
-"""Most voxels of a volume's axis, as a multiple of the patch's; a crop never sees more."""
+"""Maximum voxels of a volume's axis, as a multiple of the patch's; a crop never needs more."""
 
 GOAL, GOAL_OF_FEW, FEW = 1.1, 0.5, 0.3
-"""Most loading relative to `constant`; and where a batch has at most `FEW` of its voxels."""
+"""Maximum loading time relative to `constant`; and if a batch has at most `FEW` of its voxels."""
 
 Row = dict[str, Any]
 
 
 def write_cases(plan: Plan, folder: Path) -> nnUNetDatasetBlosc2:
-    """Write made-up preprocessed cases of a plan's size, channels and labels; open them."""
+    """Write synthetic preprocessed cases with a plan's size, channels and labels; open them."""
     chosen = plan.plans["configurations"][CONFIGURATION]
     patch = chosen["patch_size"]
     shape = [
@@ -60,7 +60,7 @@ def write_cases(plan: Plan, folder: Path) -> nnUNetDatasetBlosc2:
     for number, name in enumerate(names):
         rng = np.random.default_rng(number)
         data = rng.normal(size=(len(plan.dataset["channel_names"]), *shape)).astype(np.float32)
-        # Blocks of an eighth of the patch; nine in ten are background.
+        # Blocks are an eighth of the patch; nine in ten are background.
         edges = [max(1, size // 8) for size in patch]
         blocks = [ceil(size / edge) for size, edge in zip(shape, edges, strict=True)]
         drawn = rng.integers(1, labels, blocks) * (rng.random(blocks) < 0.1)
@@ -78,7 +78,7 @@ def write_cases(plan: Plan, folder: Path) -> nnUNetDatasetBlosc2:
 
 
 def make_trainer(plan: Plan, name: str) -> Any:
-    """Return a trainer of a plan with all that its loader asks for, but without its network."""
+    """Return a trainer of a plan with everything that its loader needs, but without its network."""
     plans = {**plan.plans, "continue_training": False}
     channels = len(plan.dataset["channel_names"])
     plans["configurations"] = {
@@ -101,10 +101,10 @@ def make_trainer(plan: Plan, name: str) -> Any:
 
 
 class Loading:
-    """The batches of one stage of a trainer, made one after the other in this process."""
+    """The batches of one stage of a trainer, made sequentially in this process."""
 
     def __init__(self, trainer: Any, dataset: nnUNetDatasetBlosc2, stage: int) -> None:
-        """Prepare them; the first one is made, since it opens and measures things."""
+        """Prepare the loader; make the first batch, since it has set-up costs."""
         plan = trainer._loading_plans()[0][stage]
         self._loader = ScheduledDataLoader(
             dataset,
@@ -120,22 +120,22 @@ class Loading:
         next(self._loader)
 
     def seconds(self) -> float:
-        """Make a batch; return its processor time."""
+        """Make a batch and return its processor time."""
         began = time.process_time()
         next(self._loader)
         return time.process_time() - began
 
 
 def some_stages(count: int, most: int) -> list[int]:
-    """Return at most so many stages below the last one (the planned patch), evenly spaced."""
+    """Return at most `most` stages below the last one (the planned patch), evenly spaced."""
     below = np.arange(count - 1)
     return sorted({int(n) for n in np.linspace(0, len(below) - 1, min(most, len(below))).round()})
 
 
 def bench_plan(task: str, plan: Plan, folder: Path, seconds: float, stages: int) -> list[Row]:
-    """Return a row for each arm and measured stage of a plan.
+    """Return one row per arm and measured stage of a plan.
 
-    Batches of the stage and of `constant` take turns until they have taken so many `seconds`.
+    Batches of the stage and of `constant` alternate until they have taken `seconds` in total.
     """
     dataset = write_cases(plan, folder)
     constant = make_trainer(plan, CONSTANT)
@@ -156,12 +156,12 @@ def bench_plan(task: str, plan: Plan, folder: Path, seconds: float, stages: int)
             row |= {"batch_size": stage.batch_size, "voxels": stage.voxels / planned.voxels}
             row |= {"channels": len(plan.dataset["channel_names"])}
             rows.append(row | {"seconds": mean(own)})
-    # Of all turns: with a batch of two, some batches are hardly augmented and some in every way.
+    # Mean of all turns: with a batch size of two, augmentation varies strongly between batches.
     return [row | {"constant_seconds": mean(references)} for row in rows]
 
 
 def with_goals(rows: Sequence[Row]) -> pd.DataFrame:
-    """Return the rows with the ratio to `constant`, its goal, and whether that is met."""
+    """Return the rows with the ratio to `constant`, its goal, and whether it is met."""
     table = pd.DataFrame(rows)
     table["ratio"] = table["seconds"] / table["constant_seconds"]
     table["goal"] = np.where(table["voxels"] <= FEW, GOAL_OF_FEW, GOAL)
@@ -169,7 +169,7 @@ def with_goals(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """Write the largest ratio of each task and arm as a page."""
+    """Return a page with the largest ratio of each task and arm."""
     cells = table.assign(
         cell=[
             f"{row.ratio:.2f} at {row.batch_size} × {row.patch_size}{'' if row.met else ' (!)'}"
@@ -180,9 +180,9 @@ def to_markdown(table: pd.DataFrame) -> str:
     wide = worst.pivot(index="task", columns="arm", values="cell")[list(ARMS)].reset_index()
     return (
         "Processor time of loading a batch, relative to `constant`: the largest ratio of the "
-        "measured stages of each arm, in turns with `constant`. "
-        f"Goals: {GOAL:g}, and {GOAL_OF_FEW:g} where a batch has at most {FEW:g} of the voxels; "
-        f"met at {int(table['met'].sum())} of {len(table)} stages, (!) where it is not.\n\n"
+        "measured stages of each arm, alternating with `constant`. "
+        f"Goals: {GOAL:g}, or {GOAL_OF_FEW:g} if a batch has at most {FEW:g} of the voxels; "
+        f"met at {int(table['met'].sum())} of {len(table)} stages, (!) marks the others.\n\n"
         f"{pipe_table(wide)}\n"
     )
 

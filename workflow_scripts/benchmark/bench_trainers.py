@@ -1,4 +1,4 @@
-"""Measure the trainers side by side: ratios of one run on one machine, against their goals."""
+"""Measure the trainers side by side: ratios from one run on one machine, with their goals."""
 
 import platform
 from collections.abc import Callable
@@ -36,12 +36,12 @@ LOW = "nnUNetTrainerLowFrequency"
 def variants(
     stages: int, iterations: int, peer: str | None = None
 ) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return trainer and settings of each measured training, for a plan with so many stages.
+    """Return trainer and settings of each measured training, for a plan with `stages` stages.
 
-    Every stage of `progressive` is one epoch of `iterations`; `random` has two epochs of as many
-    iterations as there are stages. The sizes change in both, so they also write a checkpoint after
-    every epoch, as no user would. `low_frequency` has an epoch of equal computation a stage. A peer
-    is measured beside a `progressive` with as few checkpoints as its own.
+    Every stage of `progressive` is one epoch of `iterations`; `random` has as many iterations in
+    two epochs. Both change sizes, so they also write a checkpoint after every epoch, unlike in
+    normal use. `low_frequency` has one epoch of equal computation per stage. A peer is compared
+    with a `progressive` that writes as few checkpoints.
     """
     flat = {"epochs": 3, "iterations_per_epoch": iterations, "checkpoint_minutes": 10}
     grown = {"epochs": stages, "iterations_per_epoch": iterations, "checkpoint_minutes": 0}
@@ -61,10 +61,10 @@ def variants(
 
 
 def over_flops(measured: Measured, arm: str) -> float:
-    """Training time of an arm over `constant`'s, divided by the same ratio of FLOPs.
+    """Return an arm's training time over `constant`'s, divided by the same ratio of FLOPs.
 
-    Every size of a schedule has the same share of iterations; a size's time is the median of its
-    iterations without the first one, which is the cost of the switch.
+    Every size of a schedule has the same share of iterations. A size's time is the median of its
+    iterations without the first one, which contains the cost of the switch.
     """
     sizes = by_stage(measured[arm])
     constant = [row[3] for row in measured["constant"]["iterations"]]
@@ -73,9 +73,9 @@ def over_flops(measured: Measured, arm: str) -> float:
 
 
 def equal_compute_over_flops(measured: Measured) -> float:
-    """As `over_flops` for `low_frequency`, whose sizes have unequal shares of the iterations.
+    """Return `over_flops` for `low_frequency`, whose sizes have unequal shares of the iterations.
 
-    The mean counts here, since of the iterations that repeat a batch few load one.
+    The mean is used here, because few iterations of the stages with replay load a batch.
     """
     table = iterations_table(measured["low_frequency"])
     later = table[table.groupby("epoch").cumcount() > 0]
@@ -86,7 +86,7 @@ def equal_compute_over_flops(measured: Measured) -> float:
 
 
 def reducing_share(measured: Measured) -> float:
-    """Share of the time of the iterations at reduced sizes in which batches are reduced."""
+    """Return the share of reducing batches in the time of the iterations at reduced sizes."""
     found = measured["low_frequency"]
     planned = found["iterations"][-1][1]
     seconds = sum(row[2] for row in found["iterations"] if row[1] != planned)
@@ -94,31 +94,31 @@ def reducing_share(measured: Measured) -> float:
 
 
 def loads_an_iteration(measured: Measured) -> float:
-    """Loaded batches over iterations; at the planned size every iteration loads one."""
+    """Return loaded batches per iteration; at the planned size every iteration loads one."""
     found = measured["low_frequency"]
     planned = sum(row[1] == found["iterations"][-1][1] for row in found["iterations"])
     return (found["reduced"] + planned) / len(found["iterations"])
 
 
 def stage_switch(measured: Measured) -> float:
-    """Median seconds by which the first iteration of a stage is slower than its later ones."""
+    """Return the median seconds by which a stage's first iteration is slower than later ones."""
     sizes = by_stage(measured["progressive"]).iloc[1:]
     return float((sizes["first"] - sizes["seconds"]).median())
 
 
 def epoch_overhead(measured: Measured) -> float:
-    """Median seconds of an epoch outside its steps: logs, plot, meter and a checkpoint."""
+    """Return the median seconds of an epoch outside its steps: logs, plot, meter and checkpoint."""
     epochs = measured["progressive"]["epochs"][1:]
     return median(seconds - train - val for seconds, train, val in epochs)
 
 
 def epoch_seconds(measured: dict[str, Any]) -> float:
-    """Mean seconds of the training and validation steps of an epoch after the first."""
+    """Return the mean seconds of training and validation steps per epoch after the first."""
     return mean(train + val for _, train, val in measured["epochs"][1:])
 
 
 def network_rate(measured: Measured, precision: str) -> float | None:
-    """Return network FLOP/s over matrix-product FLOP/s of `constant` in a precision."""
+    """Return network FLOP/s over matrix-product FLOP/s for `constant` in a precision."""
     for name in ("constant", "fp32"):
         found = measured.get(name, {})
         if found.get("precision") == precision and "rates" in found:
@@ -138,9 +138,9 @@ class Figure:
     """A figure of the bench.
 
     Attributes:
-        compute: returns it from one repeat's measurements, None where it was not measured.
-        goal: the most that it should be.
-        at_least: `goal` is the least instead.
+        compute: returns it from one repeat's measurements; None if it was not measured.
+        goal: the maximum that it should be.
+        at_least: `goal` is the minimum instead.
     """
 
     compute: Callable[[Measured], float | None]
@@ -148,7 +148,7 @@ class Figure:
     at_least: bool = False
 
     def is_met(self, value: float) -> bool | None:
-        """Tell whether a value meets the goal, if there is one."""
+        """Return whether a value meets the goal, or None without a goal."""
         if self.goal is None:
             return None
         return bool(value >= self.goal if self.at_least else value <= self.goal)
@@ -164,10 +164,8 @@ FIGURES = {
     ),
     "random / constant: training time over FLOPs": Figure(lambda m: over_flops(m, "random"), 1.02),
     "low_frequency / constant: training time over FLOPs": Figure(equal_compute_over_flops, 1.10),
-    "low_frequency: share of the low-pass in the time of its iterations": Figure(
-        reducing_share, 0.02
-    ),
-    "low_frequency: loaded batches an iteration": Figure(loads_an_iteration),
+    "low_frequency: share of the low-pass in iteration time": Figure(reducing_share, 0.02),
+    "low_frequency: loaded batches per iteration": Figure(loads_an_iteration),
     "network FLOP/s / matrix-product FLOP/s, fp32": Figure(
         lambda m: network_rate(m, "fp32"), 0.65, at_least=True
     ),
@@ -182,7 +180,7 @@ FIGURES = {
     "deterministic / default training time": Figure(
         lambda m: steady(m["deterministic"]) / steady(m["constant"])
     ),
-    "epoch outside its steps, seconds (goal: 2 % of 60 s)": Figure(epoch_overhead, 1.2),
+    "epoch time outside its steps, seconds (goal: 2 % of 60 s)": Figure(epoch_overhead, 1.2),
     "peer / progressive: process start to final checkpoint": Figure(
         peer_ratio, 1.25, at_least=True
     ),
@@ -190,7 +188,7 @@ FIGURES = {
 
 
 def summarise(task: str, repeats: list[Measured]) -> pd.DataFrame:
-    """One row per figure: median, least and greatest over the repeats, goal, whether it is met."""
+    """Return one row per figure: median, minimum and maximum over the repeats, goal, goal met."""
     rows = []
     for name, figure in FIGURES.items():
         values = [value for m in repeats if (value := figure.compute(m)) is not None]
@@ -217,16 +215,16 @@ def bench_task(
 ) -> tuple[pd.DataFrame, Measured]:
     """Measure all variants of one task in turn, `repeats` times; return figures and last repeat.
 
-    Every second repeat goes backwards, so that a drift of the machine favours none of them.
+    Every second repeat runs in reverse order, so that a drift of the machine favours no variant.
 
     Args:
-        run: whose arm and trainer are those of each variant in turn.
-        settings: whose length and circumstances are those of each variant.
+        run: the training; arm and trainer are replaced by each variant's.
+        settings: the settings; length and conditions are replaced by each variant's.
         plans_file: nnU-Net's plans.
-        folder: where a folder is made for each training, and removed.
-        repeats: of every variant.
-        iterations: of each epoch (`variants`).
-        peer: name of a trainer of others, which nnU-Net finds in `nnUNet_extTrainer`.
+        folder: where a temporary folder is made for each training.
+        repeats: repeats of every variant.
+        iterations: iterations of each epoch (`variants`).
+        peer: name of a third-party trainer, which nnU-Net finds in `nnUNet_extTrainer`.
     """
     plan = read_json(plans_file)["configurations"][run.configuration]
     strides = plan["architecture"]["arch_kwargs"]["strides"]
@@ -255,21 +253,21 @@ def bench_task(
 
 
 def describe_profile(task: str, measured: Measured) -> str:
-    """One line: what takes the processor time of a step of `constant`."""
+    """Return a line with the shares of processor time in a step of `constant`."""
     shares = measured["constant"]["rates"]["profile"]
     listed = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
     return f"{task}, processor time of a step of constant: {listed}."
 
 
 def describe_goal(row: Any) -> str:
-    """Return a figure's goal and whether it is met, for a row of `summarise`."""
+    """Return a figure's goal and whether it is met, from a row of `summarise`."""
     if pd.isna(row.goal):
         return "-"
     return f"{'≥' if row.at_least else '≤'} {row.goal:g} {'met' if row.met else 'NOT met'}"
 
 
 def to_markdown(table: pd.DataFrame, *notes: str) -> str:
-    """Write the figures as a page, with paragraphs that tell of machine and profile."""
+    """Return the figures as a page, with paragraphs on machine and profile."""
     rows = pd.DataFrame(
         {
             "task": table["task"],
@@ -285,7 +283,7 @@ def to_markdown(table: pd.DataFrame, *notes: str) -> str:
 
 
 def describe_machine(measured: dict[str, Any], threads: int, repeats: int) -> str:
-    """One paragraph: commit, versions, processor, precision."""
+    """Return a paragraph with commit, versions, processor and precision."""
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     return (
         f"Commit {git_commit()}; {packages}; {measured['cpu'] or platform.processor()} with "

@@ -1,4 +1,4 @@
-"""How fast a network is computed, beside the matrix products that it could be made of."""
+"""Compute rate of a network, compared with that of matrix products."""
 
 import time
 from collections import defaultdict
@@ -22,17 +22,17 @@ KINDS = {
     "copies": ("copy_", "cat", "fill_", "zero_", "clone", "contiguous"),
     "activations": ("leaky_relu",),
 }
-"""Kinds of torch's operators, by what their names contain; the first that fits counts."""
+"""Kinds of torch operators, by parts of their names; the first match counts."""
 
 
 def measure_rates(trainer: Any, found: Hardware, flops: FlopTable) -> dict[str, Any]:
-    """Measure with a trainer that has finished: its network is used up.
+    """Measure with a finished trainer, whose network is changed.
 
     Returns:
         `matmul`: FLOP/s of a product of square matrices in the training's precision; `network`:
         FLOP/s of forward and backward pass at the planned batch, without loss and loading;
-        `profile`: share of each kind of operator in the processor time of a whole step, empty on a
-        GPU.
+        `profile`: share of each kind of operator in the processor time of a whole step (empty on
+        a GPU).
     """
     edge = EDGE[found.device]
     one, other = torch.randn(2, edge, edge, device=found.device, dtype=TYPES[found.precision])
@@ -61,7 +61,7 @@ def measure_rates(trainer: Any, found: Hardware, flops: FlopTable) -> dict[str, 
 
 
 def profile(step: Callable[[], object]) -> dict[str, float]:
-    """Return the share of each of `KINDS`, and of all `other` operators, in a step's time."""
+    """Return the shares of `KINDS`, and of all `other` operators, in a step's time."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         step()
     shares: dict[str, float] = defaultdict(float)
@@ -72,7 +72,7 @@ def profile(step: Callable[[], object]) -> dict[str, float]:
 
 
 def kind_of(operator: str) -> str:
-    """Return the kind of an operator of torch by its name."""
+    """Return the kind of a torch operator, by its name."""
     name = operator.lower()
     for kind, parts in KINDS.items():
         if any(part in name for part in parts):
@@ -81,7 +81,7 @@ def kind_of(operator: str) -> str:
 
 
 def _seconds(compute: Callable[[], object], device: str) -> float:
-    """Return the mean seconds of a computation, after a first time that does not count."""
+    """Return the mean seconds of a computation, after one warm-up."""
 
     def synchronise() -> None:
         if device == "cuda":

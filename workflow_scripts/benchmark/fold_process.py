@@ -1,4 +1,4 @@
-"""One training by `train_fold` in a process of its own: `fold_process SPEC`, a JSON file."""
+"""One training by `train_fold` in its own process: `fold_process SPEC`, a JSON file."""
 
 import json
 import sys

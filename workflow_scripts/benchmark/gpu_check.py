@@ -1,6 +1,6 @@
-"""Check on a GPU what was only tested on CPUs, one line a path: `make gpu-check`.
+"""Check on a GPU what was only tested on CPUs, one line per code path: `make gpu-check`.
 
-Every training is a short one in a process of its own. Without a GPU the same code runs on the CPU.
+Every training is short and has its own process. Without a GPU, the same code runs on the CPU.
 """
 
 import json
@@ -48,33 +48,33 @@ SHARED_MODULE = "workflow_scripts.benchmark.shared_training"
 
 PASSED, FAILED, IMPOSSIBLE = "passed", "failed", "not possible here"
 EAGER, COMPILED = {"nnUNet_compile": "f"}, {"nnUNet_compile": "t"}
-"""torch.compile takes half a minute for each size, so that one check has it and the others not."""
+"""torch.compile takes half a minute per size, so only one check uses it."""
 
 FIRST = 3
 """Iterations whose losses are compared."""
 SAME, CLOSE = 1e-3, 5e-2
-"""Relative difference of losses in one precision on two devices; and in two precisions."""
+"""Maximum relative difference of losses on two devices in one precision; in two precisions."""
 POWER = (10.0, 2000.0)
-"""Plausible watts of a GPU that trains, its idle power included."""
+"""Plausible watts of a training GPU, including its idle power."""
 MEMORY = 1.2
-"""Most memory of `random` relative to `constant`."""
+"""Maximum memory of `random` relative to `constant`."""
 LONG = 1000
-"""Epochs of a schedule that has all stages of its arm."""
+"""Epochs of a schedule that contains all stages of its arm."""
 PATIENCE = 600
-"""Seconds for a training of a few iterations."""
+"""Maximum seconds for a training of a few iterations."""
 
 
 class ImpossibleError(Exception):
-    """What is to be checked cannot be here; says why."""
+    """The check is not possible here; the message is the reason."""
 
 
 class FailedError(Exception):
-    """A check failed; says with what."""
+    """A check failed; the message is the result."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm that is checked: its trainer and what it sets on it."""
+    """An arm that is checked: its trainer and its parameters."""
 
     trainer: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -85,12 +85,12 @@ class Checks:
     """The checks of one task.
 
     Attributes:
-        run: whose arm and trainer are those of each check in turn.
-        settings: whose length and circumstances are those of each check.
-        plans_file, splits_file: nnU-Net's.
-        folder: where folders for trainings are made, and removed.
-        arms: those that are trained, `constant` among them.
-        iterations: of each epoch.
+        run: the training; arm and trainer are replaced by each check's.
+        settings: the settings; length and conditions are replaced by each check's.
+        plans_file, splits_file: nnU-Net's files.
+        folder: where temporary folders for trainings are made.
+        arms: arms that are trained, including `constant`.
+        iterations: iterations of each epoch.
     """
 
     run: RunSpec
@@ -109,10 +109,10 @@ class Checks:
 
     @property
     def all(self) -> dict[str, Callable[[], str]]:
-        """Every check by its name: it returns what it found, and raises one of the errors."""
+        """Every check by name; a check returns its result or raises one of the errors."""
         return {
             **{f"arm {name}": partial(self.check_arm, name) for name in self.arms},
-            "losses in fp32 as on a CPU": self.check_losses,
+            "losses in fp32 equal those on a CPU": self.check_losses,
             "mixed precision": self.check_mixed_precision,
             "torch.compile": self.check_compile,
             "channels last": self.check_channels_last,
@@ -133,7 +133,9 @@ class Checks:
         planned = {tuple(stage.patch_size) for stage in schedule.stages}
         drawn = schedule.stage_of_epoch(0) is None
         if not (seen <= planned if drawn else seen == planned):
-            raise FailedError(f"trained at {sorted(seen)}, where {sorted(planned)} were planned")
+            raise FailedError(
+                f"trained at sizes {sorted(seen)}, but {sorted(planned)} were planned"
+            )
         return self._describe(found)
 
     def check_losses(self) -> str:
@@ -159,10 +161,10 @@ class Checks:
         compiled = self._short("constant", COMPILED, epochs=2)
         eager = self._short("constant", EAGER, epochs=2)
         ratio = steady(compiled) / steady(eager)
-        return f"{_compare(compiled, eager, CLOSE)}; time of an iteration {ratio:.2f} of eager"
+        return f"{_compare(compiled, eager, CLOSE)}; time per iteration {ratio:.2f} of eager"
 
     def check_channels_last(self) -> str:
-        """Compare the first losses in channels-last order with those in the contiguous one."""
+        """Compare the first losses in channels-last order with those in contiguous order."""
         last = self._short("constant", EAGER, epochs=2, memory_format="channels_last")
         plain = self._short("constant", EAGER, epochs=2, memory_format="contiguous")
         ratio = steady(last) / steady(plain)
@@ -170,7 +172,7 @@ class Checks:
         return f"{_compare(last, plain, tolerance)}; time of an iteration {ratio:.2f} of contiguous"
 
     def check_device_augmentation(self) -> str:
-        """Train with the small patches augmented on the device of the training."""
+        """Train with small patches augmented on the training's device."""
         name = "progressive_performance"
         arm = self.arms.get(name, Arm("nnUNetTrainerProgressivePerformancePatch"))
         parameters = {**arm.parameters, "augment_on_device": True}
@@ -181,14 +183,14 @@ class Checks:
     def check_memory(self) -> str:
         """Compare the peak memory of random sizes with that of constant ones."""
         if "random" not in self.arms:
-            raise ImpossibleError("no arm random among those that are checked")
+            raise ImpossibleError("the arm random is not among the checked ones")
         ratio = self._arm("random")["peak_mb"] / self._arm("constant")["peak_mb"]
         if ratio > MEMORY:
             raise FailedError(f"{ratio:.2f}, more than {MEMORY:g}")
         return f"{ratio:.2f}"
 
     def check_resume(self) -> str:
-        """Kill a deterministic training, resume it, and compare with one that ran through."""
+        """Kill a deterministic training, resume it, and compare it with an uninterrupted one."""
         whole = self._fold("whole", kill=False)
         resumed = self._fold("killed", kill=True)
         one, other = (_weights(path) for path in (whole, resumed))
@@ -211,11 +213,11 @@ class Checks:
         joules = sum(entry["gpu_kwh"] for entry in work) / pue * 3.6e6
         watts = joules / sum(entry["seconds"] for entry in work)
         if not POWER[0] < watts < POWER[1]:
-            raise FailedError(f"{watts:.0f} W in the mean, {joules:.0f} J in all")
-        return f"{watts:.0f} W in the mean of set-up, training and validation"
+            raise FailedError(f"mean power {watts:.0f} W, {joules:.0f} J in total")
+        return f"mean power {watts:.0f} W over set-up, training and validation"
 
     def check_sharing(self) -> str:
-        """Train with two processes on two GPUs, or on the CPU where there is no GPU."""
+        """Train with two processes on two GPUs, or on the CPU if there is no GPU."""
         gpus = len(visible_gpus()) if self.device == "cuda" else 0
         if self.device == "cuda" and gpus < 2:
             raise ImpossibleError("there is only one GPU")
@@ -251,13 +253,13 @@ class Checks:
     # --- trainings
 
     def _run(self, name: str, arm: Arm) -> RunSpec:
-        """Return what identifies the training of an arm."""
+        """Return the specification of an arm's training."""
         return replace(self.run, arm=name, trainer=arm.trainer, parameters=dict(arm.parameters))
 
     def _schedule(self, arm: Arm) -> Schedule | None:
-        """Return the schedule of a long training; None of nnU-Net's own trainers."""
+        """Return the schedule of a long training; None for nnU-Net's own trainers."""
         trainer = find_trainer(arm.trainer)
-        if not isinstance(trainer, CurriculumTrainer):  # its class has all that it has
+        if not isinstance(trainer, CurriculumTrainer):  # the class already has the attributes
             return None
         plans = PlansManager(read_json(self.plans_file))
         length = TrainingLength(LONG, self.iterations, self.settings.training.seed)
@@ -271,7 +273,7 @@ class Checks:
         return self._kept[name]
 
     def _train(self, name: str, arm: Arm) -> dict[str, Any]:
-        """Measure a training with an epoch for each stage, three at least."""
+        """Measure a training with one epoch per stage, and at least three."""
         schedule = self._schedule(arm)
         epochs = max(3, len(schedule.stages) if schedule else 0)
         return self._measure(name, arm, self._settings(epochs), EAGER)
@@ -284,7 +286,7 @@ class Checks:
         full_precision: bool = False,
         **changes: Any,
     ) -> dict[str, Any]:
-        """Measure the first iterations of an arm, once for the same settings."""
+        """Measure the first iterations of an arm, once per settings."""
         key = json.dumps([name, environment, epochs, full_precision, changes])
         if key not in self._kept:
             if full_precision and self.device == "cpu":
@@ -294,7 +296,7 @@ class Checks:
         return self._kept[key]
 
     def _settings(self, epochs: int, **changes: Any) -> RunSettings:
-        """Return settings of a training with so many epochs of few iterations."""
+        """Return settings of a training with `epochs` epochs of few iterations."""
         few: dict[str, Any] = {"iterations_per_epoch": max(FIRST, self.iterations)}
         few |= {"validation_iterations_per_epoch": 1}
         training = replace(self.settings.training, epochs=epochs, **few, **changes)
@@ -318,14 +320,14 @@ class Checks:
         )
 
     def _spec(self, folder: str | Path, name: str, settings: RunSettings) -> dict[str, Any]:
-        """Return what a process of `fold_process` or `shared_training` reads."""
+        """Return the specification that `fold_process` or `shared_training` reads."""
         run = self._run(name, self.arms[name])
         spec = {"run": asdict(run), "settings": asdict(settings), "folder": str(folder)}
         spec |= {"plans_file": str(self.plans_file.absolute())}
         return spec | {"splits_file": str(self.splits_file.absolute())}
 
     def _fold(self, name: str, kill: bool) -> Path:
-        """Train a fold to its end, once, killed in between or not; return its final checkpoint."""
+        """Train a fold once, with or without a kill; return its final checkpoint."""
         folder = self.folder / f"{self.run.task}_{name}"
         settings = self._settings(4, deterministic=True, checkpoint_minutes=0)
         spec = self._spec(folder, "progressive", settings)
@@ -369,7 +371,7 @@ class Checks:
             raise FailedError(log.read_text()[-1500:])
 
     def _describe(self, found: Mapping[str, Any]) -> str:
-        """Return cost and speed of a measured training in one line."""
+        """Return the cost and speed of a measured training in one line."""
         table = iterations_table(found)
         later = table[table.groupby("patch").cumcount() > 0]
         parts = [f"{len(table)} iterations at {table['patch'].nunique()} sizes"]
@@ -395,11 +397,11 @@ class Checks:
 
 def _check_finite(losses: Sequence[float]) -> None:
     if not all(map(math.isfinite, losses)):
-        raise FailedError(f"losses that are not finite: {losses}")
+        raise FailedError(f"losses are not finite: {losses}")
 
 
 def _compare(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: float) -> str:
-    """Compare the first losses; raise FailedError where they differ by more than `tolerance`."""
+    """Compare the first losses; raise FailedError if they differ by more than `tolerance`."""
     pairs = list(zip(one["losses"][:FIRST], other["losses"][:FIRST], strict=True))
     _check_finite([loss for pair in pairs for loss in pair])
     largest = max(abs(a - b) / max(abs(b), 0.1) for a, b in pairs)
@@ -409,7 +411,7 @@ def _compare(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: float)
 
 
 def _epochs_done(ledger: Ledger) -> int:
-    """Return how many epochs of a training have their line in its ledger."""
+    """Return the number of epochs in a training's ledger."""
     if not ledger.path.exists():
         return 0
     return sum(entry.get("phase") == "training" for entry in ledger.read())
@@ -432,7 +434,7 @@ def _wait_for_all(processes: Sequence[subprocess.Popen]) -> None:
 def run_checks(checks: Checks) -> list[dict[str, str]]:
     """Run all checks of a task; return task, check, outcome and detail of each.
 
-    A check that fails in any way is an outcome; the others follow all the same.
+    Any failure of a check is an outcome; the other checks still run.
     """
     rows = []
     for name, check in checks.all.items():
@@ -443,7 +445,7 @@ def run_checks(checks: Checks) -> list[dict[str, str]]:
             outcome, detail = IMPOSSIBLE, str(error)
         except (FailedError, UserError) as error:
             outcome, detail = FAILED, str(error)
-        except Exception as error:  # whatever it is, it belongs into the report
+        except Exception as error:  # any error belongs in the report
             outcome, detail = FAILED, f"{type(error).__name__}: {error}"
         row = {"task": checks.run.task, "check": name, "outcome": outcome, "detail": detail}
         announce(f"check: {outcome}: {detail.splitlines()[-1] if detail else ''}")
@@ -452,7 +454,7 @@ def run_checks(checks: Checks) -> list[dict[str, str]]:
 
 
 def describe_machine() -> dict[str, str]:
-    """Return what a report has to tell of machine and versions."""
+    """Return machine and versions for the report."""
     gpus = ", ".join(gpu.name for gpu in visible_gpus())
     found = {"gpus": gpus or "none", "cuda": str(torch.version.cuda)}
     found["cudnn"] = str(torch.backends.cudnn.version() or "none")
@@ -462,7 +464,7 @@ def describe_machine() -> dict[str, str]:
 
 
 def to_markdown(rows: Sequence[Mapping[str, str]], machine: Mapping[str, str]) -> str:
-    """Write the report as a page, ready to be pasted into an issue."""
+    """Return the report as a page that can be pasted into an issue."""
     table = pd.DataFrame(rows)
     table["detail"] = [" ".join(text.split()).replace("|", "/")[-600:] for text in table["detail"]]
     counts = table["outcome"].value_counts()

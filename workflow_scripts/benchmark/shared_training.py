@@ -1,7 +1,7 @@
 """One of two processes that share a training (DDP): `shared_training SPEC RANK`, a JSON file.
 
-On GPUs each process computes on its own, as with `nnUNetv2_train -num_gpus 2`; without a GPU both
-compute on the CPU, where nnU-Net's assumption that DDP means CUDA is put right.
+With GPUs each process computes on its own GPU, as with `nnUNetv2_train -num_gpus 2`. Without a GPU
+both compute on the CPU, and nnU-Net's assumption that DDP means CUDA is corrected.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def compute_on_cpu() -> None:
 
 
 def train(spec: dict[str, Any], rank: int) -> dict[str, Any]:
-    """Return the training's losses by epoch, and a digest of the weights at its end."""
+    """Return the training's losses by epoch, and a digest of its final weights."""
     from workflow_scripts.training.trainer_factory import make_trainer
 
     run, settings = RunSpec(**spec["run"]), RunSettings.of(**spec["settings"])

@@ -1,6 +1,6 @@
-"""Measure a short training of one trainer in a process of its own: `timed_training SPEC`.
+"""Measure a short training of one trainer in its own process: `timed_training SPEC`.
 
-SPEC is a JSON file; what was measured is printed as the last line of standard output, as JSON.
+SPEC is a JSON file. The measurements are printed as JSON on the last line of standard output.
 """
 
 import json
@@ -26,7 +26,7 @@ from workflow_scripts.training.trainer_factory import make_trainer
 
 
 def compute_in_full_precision(trainer: Any, network: Any) -> None:
-    """Let a trainer compute its network in fp32, on a GPU too, where nnU-Net would not."""
+    """Let a trainer compute its network in fp32, even on a GPU, where nnU-Net would not."""
     trainer.grad_scaler = None
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     forward, device = network.forward, trainer.device.type
@@ -47,24 +47,24 @@ def measure(
     rates: bool = False,
     full_precision: bool = False,
 ) -> dict[str, Any]:
-    """Train as `train_fold` does, with its meter and ledger, and return what was measured.
+    """Train as `train_fold` does, with its meter and ledger, and return the measurements.
 
     Args:
-        run, settings, plans_file: as `fold_session.Fold` has them.
-        folder: an empty one for nnU-Net's results.
-        rates: measure also how fast the network and matrix products are computed.
-        full_precision: compute in fp32, on a GPU too.
+        run, settings, plans_file: as in `fold_session.Fold`.
+        folder: an empty folder for nnU-Net's results.
+        rates: also measure the compute rates of the network and of matrix products.
+        full_precision: compute in fp32, even on a GPU.
 
     Returns:
-        `iterations`: for each training iteration [epoch, patch size, seconds, gflop], where seconds
-        last from the end of the former one (or of the epoch's preparation) to its own end, loading
-        included; `epochs`: for each [seconds, train_seconds, val_seconds]; `peak_mb`: most memory
+        `iterations`: for each training iteration [epoch, patch size, seconds, gflop]; seconds count
+        from the end of the previous one (or of the epoch's preparation) to its own end, including
+        loading; `epochs`: for each [seconds, train_seconds, val_seconds]; `peak_mb`: peak memory
         of the GPU or, on a CPU, of this process and its workers; `precision`; `reduced` and
-        `reduce_seconds`: batches whose frequencies a low-frequency arm reduced, and seconds (on a
-        CPU) that this took; `losses` and `waits`: of each training iteration its loss, and the
-        seconds for which it waited for its batch; `load_seconds`: processor time of the workers;
-        `whole_seconds`: from the start of the process to the final checkpoint; `rates`:
-        `compute_rate.measure_rates`, if they are wanted.
+        `reduce_seconds`: number of batches whose frequencies a low-frequency arm reduced, and the
+        seconds (on a CPU) that this took; `losses` and `waits`: loss of each training iteration,
+        and the seconds that it waited for its batch; `load_seconds`: processor time of the workers;
+        `whole_seconds`: from the start of the process to the final checkpoint; `rates`: result of
+        `compute_rate.measure_rates`, if wanted.
     """
     found = hardware.prepare(settings.compute)
     nnunet_setup.configure(found.processes, found.augmentation_workers, folder)

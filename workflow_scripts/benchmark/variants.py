@@ -1,4 +1,4 @@
-"""Short trainings, each in a process of its own, and what their measurements tell."""
+"""Short trainings, each in its own process, and tables of their measurements."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from workflow_scripts.study.specification import RunSpec
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = "workflow_scripts.benchmark.timed_training"
 Measured = dict[str, dict[str, Any]]
-"""What `timed_training.measure` returned, by variant."""
+"""Results of `timed_training.measure`, by variant."""
 
 
 def run_module(
@@ -31,7 +31,7 @@ def run_module(
 ) -> str:
     """Run `python -m module path` and return its standard output.
 
-    Raises UserError with the end of what it printed if it fails; `what` names it.
+    Raises UserError with the end of its output if it fails; `what` names it in the message.
     """
     done = subprocess.run(
         [sys.executable, "-m", module, path],
@@ -55,12 +55,12 @@ def run_variant(
     """Measure one training in a fresh process.
 
     Args:
-        run, settings, plans_file: as `fold_session.Fold` has them.
-        folder: where a folder for its results is made, and removed.
-        environment: variables that the process has besides this one's.
-        options: of `timed_training.measure`.
+        run, settings, plans_file: as in `fold_session.Fold`.
+        folder: where a temporary folder for its results is made.
+        environment: environment variables in addition to this process's.
+        options: options of `timed_training.measure`.
 
-    Raises UserError with the end of its output.
+    Raises UserError with the end of its output if it fails.
     """
     with tempfile.TemporaryDirectory(dir=folder) as name:
         path = Path(name) / "spec.json"
@@ -79,12 +79,12 @@ def iterations_table(measured: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def steady(measured: Mapping[str, Any]) -> float:
-    """Median seconds of an iteration after the first epoch, in which kernels are chosen."""
+    """Return median seconds per iteration after the first epoch, in which kernels are chosen."""
     return median(seconds for epoch, _, seconds, _ in measured["iterations"] if epoch > 0)
 
 
 def by_stage(measured: Mapping[str, Any]) -> pd.DataFrame:
-    """For each patch size: first and median of the later seconds of its iterations, and GFLOP."""
+    """Return, by patch size: first iteration's seconds, median of the later ones, and GFLOP."""
     return (
         iterations_table(measured)
         .groupby("patch", sort=False)

@@ -1,1 +1,1 @@
-"""Remove what can be made again."""
+"""Remove files that can be made again."""

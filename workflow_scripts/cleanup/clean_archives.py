@@ -10,8 +10,8 @@ from workflow_scripts.common.console import announce, redirect
 def clean_archives(archives: Mapping[str, Path], converted: Mapping[str, Path]) -> dict[str, int]:
     """Remove archives; return the freed bytes by task.
 
-    Of one that is a link the file that it leads to stays, and nothing is freed. One that is not
-    converted yet is kept.
+    If an archive is a link, its target stays and nothing is freed. Archives that are not converted
+    yet are kept.
 
     Args:
         archives: task -> archive.
@@ -34,5 +34,5 @@ if __name__ == "__main__":
         converted={task: Path(path) for task, path in params.converted.items()},
     )
     for task in params.archives:
-        freed = size_text(by_task[task]) if task in by_task else "not converted yet, nothing"
-        announce(f"{task}: {freed} of archives removed")
+        freed = f"removed {size_text(by_task[task])} of archives" if task in by_task else None
+        announce(f"{task}: {freed or 'not converted yet, archive kept'}")

@@ -11,14 +11,14 @@ from workflow_scripts.common.errors import UserError
 def clean_preprocessed(
     folders: Mapping[str, Path], plans: str, configuration: str, results: Path
 ) -> dict[str, int]:
-    """Remove what `preprocess_task` made; return the freed bytes by task.
+    """Remove the output of `preprocess_task`; return the freed bytes by task.
 
-    The manifest goes first, so that whatever happens nobody takes half of the arrays for all.
+    The manifest is removed first, so that incomplete arrays are never taken for complete ones.
 
     Args:
         folders: task -> nnU-Net's preprocessed folder of its dataset.
         plans: name of nnU-Net's own plans.
-        configuration: of the plans.
+        configuration: configuration of the plans.
         results: folder of the studies, none of which may still need the arrays.
 
     Raises:
@@ -27,8 +27,8 @@ def clean_preprocessed(
     for task, folder in folders.items():
         for fold in unfinished_trainings(results, folder.name, plans, configuration):
             raise UserError(
-                f"{fold} is not finished and needs the preprocessed data of {task}: let it end, or "
-                "delete that folder. Nothing was removed."
+                f"{fold} is not finished and needs the preprocessed data of {task}: let it "
+                "finish, or delete that folder. Nothing was removed."
             )
     freed = {}
     for task, folder in folders.items():

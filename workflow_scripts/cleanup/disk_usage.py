@@ -1,4 +1,4 @@
-"""What takes room in resources/ and can be made again."""
+"""Measure and remove files in resources/ that can be made again."""
 
 import shutil
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from workflow_scripts.common.errors import UserError
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; a link and what is missing count 0."""
+    """Return the bytes of a file, or of all files below a folder; 0 for links and missing paths."""
     if path.is_symlink() or not path.exists():
         return 0
     files = path.rglob("*") if path.is_dir() else [path]
@@ -16,7 +16,7 @@ def size_of(path: Path) -> int:
 
 
 def remove(paths: Iterable[Path]) -> int:
-    """Remove files, links and folders as far as they are there; return the bytes that were freed.
+    """Remove files, links and folders that exist; return the freed bytes.
 
     Raises:
         UserError: one cannot be removed.
@@ -44,13 +44,13 @@ def size_text(size: int) -> str:
 
 
 def unfinished_trainings(results: Path, dataset: str, plans: str, configuration: str) -> list[Path]:
-    """Return the fold folders of all studies that began to train on these data and have not ended.
+    """Return the fold folders of all studies whose training on these data began but has not ended.
 
     Args:
         results: folder of the studies.
-        dataset: nnU-Net's name.
+        dataset: nnU-Net's name of the dataset.
         plans: name of nnU-Net's plans; those with overrides begin with it and use the same data.
-        configuration: of the plans.
+        configuration: configuration of the plans.
     """
     model = f"{dataset}/*__{plans}*__{configuration}/fold_*"
     folders = [*results.glob(f"*/nnunet/*/{model}"), *results.glob(f"*/nnunet/*/seed_*/{model}")]

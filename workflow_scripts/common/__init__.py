@@ -1,1 +1,1 @@
-"""What all stages share."""
+"""Code shared by all stages."""

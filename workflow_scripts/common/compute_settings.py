@@ -1,17 +1,17 @@
-"""What the configuration lets a job compute with."""
+"""Settings of the configuration for the hardware of a job."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ComputeSettings:
-    """Device, precision and cores of a job, as they are wanted; `hardware.prepare` finds them.
+    """Requested device, precision and cores of a job; `hardware.prepare` resolves them.
 
     Attributes:
         device: `auto`, `cpu` or `cuda`.
         precision: `auto`, `fp32` or `bf16`.
-        deterministic: compute the same bits each time.
-        threads: cores to use.
+        deterministic: whether repeated computations must be bitwise identical.
+        threads: number of cores to use.
         memory_format: `auto`, `contiguous` or `channels_last`.
     """
 

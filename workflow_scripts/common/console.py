@@ -1,4 +1,4 @@
-"""Where a script's words go: the rule's log file, and for the user one clear message."""
+"""Output of a script: everything goes to the rule's log, and one clear message to the user."""
 
 import logging
 import os
@@ -14,10 +14,10 @@ TERMINAL: int | None = None
 
 
 def redirect(path: str) -> None:
-    """Send standard output and error of this process and its children into `path`.
+    """Redirect standard output and error of this process and its children to `path`.
 
     An uncaught exception is written to the log and to the real standard error: a `UserError` as its
-    message alone, anything else with its traceback. The process then exits with status 1.
+    message alone, others with their traceback. The process then exits with status 1.
     """
     global TERMINAL
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def redirect(path: str) -> None:
 
 
 def announce(message: str) -> None:
-    """Print one line on the terminal even where standard output is redirected."""
+    """Print one line on the terminal even if standard output is redirected."""
     if TERMINAL is None:
         print(message, file=sys.stderr, flush=True)
     else:

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Bad input or a state that the user must resolve; the message names it and what to do."""
+    """Bad input or a state that the user must resolve; the message describes it and the remedy."""
 
 
 class ConfigError(ValueError):

@@ -1,4 +1,4 @@
-"""The one visual style of all figures, read from config/plotting.yaml."""
+"""The common visual style of all figures, read from config/plotting.yaml."""
 
 import math
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ UNLISTED = {"color": "#999999", "marker": "o", "dash": "solid"}
 
 @dataclass(frozen=True)
 class Style:
-    """Content of config/plotting.yaml; see there for what each part means."""
+    """Content of config/plotting.yaml, which explains each part."""
 
     arms: dict[str, dict[str, str]]
     tasks: dict[str, str]
@@ -34,16 +34,16 @@ class Style:
     figure: dict[str, Any]
 
     def order(self, arms: Iterable[str]) -> list[str]:
-        """Those arms in the order of the style; arms it does not list come last."""
+        """Return the arms in the order of the style; arms it does not list come last."""
         given = list(dict.fromkeys(arms))
         return [arm for arm in self.arms if arm in given] + [a for a in given if a not in self.arms]
 
     def arm(self, name: str) -> dict[str, str]:
-        """label, color, marker and dash of an arm."""
+        """Return `label`, `color`, `marker` and `dash` of an arm."""
         return {"label": name, **UNLISTED, **self.arms.get(name, {})}
 
     def outline(self, label: int) -> dict[str, Any]:
-        """Color and linestyle of a label's outline (1, 2, ...); both repeat eventually."""
+        """Return `color` and `linestyle` for the outline of `label` (1, 2, ...); both repeat."""
         turn, place = divmod(label - 1, len(self.labels))
         return {
             "color": self.labels[place],
@@ -51,17 +51,17 @@ class Style:
         }
 
     def task(self, name: str) -> str:
-        """A task's name for readers."""
+        """Return a task's display name."""
         return self.tasks.get(name, name)
 
     def line(self, arm: str) -> dict[str, Any]:
-        """Keyword arguments of `Axes.plot` for an arm."""
+        """Return the keyword arguments of `Axes.plot` for an arm."""
         looks = self.arm(arm)
         return {"color": looks["color"], "linestyle": looks["dash"], "linewidth": 1.4}
 
 
 def load_style(path: Path) -> Style:
-    """Read config/plotting.yaml and make it matplotlib's style; `UserError` names a wrong key."""
+    """Read config/plotting.yaml and set matplotlib's style; raise `UserError` for wrong keys."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     wanted = {"arms", "tasks", "labels", "figure"}
     if not isinstance(content, dict) or set(content) != wanted:
@@ -71,7 +71,7 @@ def load_style(path: Path) -> Style:
     if set(style.figure) != wanted:
         raise UserError(f"{path}: figure must have exactly the keys {', '.join(sorted(wanted))}")
     size = style.figure["font_size"]
-    plt.rcdefaults()  # whatever matplotlibrc lies in the working directory
+    plt.rcdefaults()  # undo a matplotlibrc in the working directory
     sns.set_theme(
         context="paper",
         style="ticks",
@@ -93,7 +93,7 @@ def load_style(path: Path) -> Style:
             "legend.frameon": False,
             "image.interpolation": "nearest",
             "svg.hashsalt": "figure",
-            "text.parse_math": False,  # names of cases and labels may have dollar signs
+            "text.parse_math": False,  # names of cases and labels may contain dollar signs
         },
     )
     return style
@@ -102,7 +102,7 @@ def load_style(path: Path) -> Style:
 def grid(
     style: Style, rows: int, columns: int, height: float = 1.0, **keywords: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A page-wide figure with that many panels; `height` in panel heights a row."""
+    """Return a page-wide figure of rows × columns panels; `height` is in panel heights per row."""
     size = (style.figure["width"], style.figure["panel_height"] * height * rows + 0.45)
     return plt.subplots(
         rows, columns, figsize=size, squeeze=False, layout="constrained", **keywords
@@ -110,7 +110,7 @@ def grid(
 
 
 def wrapped_grid(style: Style, panels: int, columns: int) -> tuple[Figure, list[Axes]]:
-    """A figure of `panels` panels in as many rows as needed, page-wide from two columns on."""
+    """Return a figure of `panels` panels in as many rows as needed; narrower for one column."""
     columns = min(panels, columns)
     figure, axes = grid(style, math.ceil(panels / columns), columns)
     if columns == 1:
@@ -121,7 +121,7 @@ def wrapped_grid(style: Style, panels: int, columns: int) -> tuple[Figure, list[
 
 
 def add_legend(figure: Figure, style: Style, arms: Iterable[str], markers: bool = False) -> None:
-    """The arms' legend below all panels."""
+    """Add the arms' legend below all panels."""
     handles = []
     for arm in arms:
         looks = style.arm(arm)
@@ -131,13 +131,13 @@ def add_legend(figure: Figure, style: Style, arms: Iterable[str], markers: bool 
 
 
 def below(figure: Figure, handles: list[Any]) -> None:
-    """A legend of these handles below all panels, in as many columns as fit."""
+    """Add a legend of these handles below all panels, in as many columns as fit."""
     columns = min(max(1, int(figure.get_figwidth() / 1.5)), len(handles))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def legend_text(name: str) -> str:
-    """A name for a legend; matplotlib would omit one that begins with an underscore."""
+    """Return a name for a legend; matplotlib would omit names that begin with an underscore."""
     return f"\u200b{name}" if name.startswith("_") else name
 
 
@@ -147,7 +147,7 @@ def read_tables(*paths: Path) -> list[pd.DataFrame]:
 
 
 def save(figure: Figure, style: Style, outputs: Iterable[Path]) -> None:
-    """Save as .svg and .png; the same figure gives the same bytes at any time."""
+    """Save a figure as .svg and .png; the same figure always gives the same bytes."""
     for path in outputs:
         metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, dpi=style.figure["dpi"], metadata=metadata)

@@ -1,4 +1,4 @@
-"""Reading, writing and hashing files."""
+"""Read, write and hash files."""
 
 import hashlib
 import json
@@ -20,10 +20,10 @@ def json_hash(value: object) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file or folder to, which then takes its place.
+    """Yield a path next to `path` for a file or folder, which then replaces `path`.
 
-    So a reader never meets half of it. What could not be written whole is removed, also what an
-    earlier process was killed over. A folder in the place of `path` must be removed before.
+    Readers thus never see incomplete output. Incomplete output is removed, including that of an
+    earlier process that was killed. If `path` is a folder, the caller must remove it first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -57,7 +57,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 TEXTS = (
     "case label label_name patch_size field_of_view git_commit trainer_code plans_hash splits_hash"
 ).split()
-"""Columns of the workflow's tables that hold text, whatever it looks like."""
+"""Columns of the workflow's tables that are always read as text."""
 
 
 def read_csv(path: Path | str) -> pd.DataFrame:
@@ -71,9 +71,9 @@ def read_csv(path: Path | str) -> pd.DataFrame:
 
 
 def read_json(path: Path, advice: str = "", kind: type = dict) -> Any:
-    """Read JSON that holds a `kind`; `UserError` names a file that is missing or broken.
+    """Read JSON with content of type `kind`; raise UserError if the file is missing or broken.
 
-    `advice` says how to come by a whole one, where that takes more than to run Snakemake again.
+    `advice` explains how to get an intact file, if running Snakemake again is not enough.
     """
     again = advice or "delete it and run again"
     try:
@@ -88,13 +88,13 @@ def read_json(path: Path, advice: str = "", kind: type = dict) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); {again}") from None
     if not isinstance(content, kind):
         raise UserError(
-            f"{path} does not hold a JSON {'object' if kind is dict else 'list'}; {again}"
+            f"{path} does not contain a JSON {'object' if kind is dict else 'list'}; {again}"
         )
     return content
 
 
 def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object; Python would keep only the last of several equal keys."""
+    """Build a JSON object; raise ValueError for duplicate keys, of which Python keeps the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -103,7 +103,7 @@ def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def visible(folder: Path, pattern: str = "*") -> list[Path]:
-    """List a folder without hidden files, such as `._*` and `.DS_Store` of macOS."""
+    """List a folder without hidden files, such as macOS's `._*` and `.DS_Store`."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 

@@ -1,6 +1,6 @@
-"""The GPUs of this machine, and one of them for each job that computes on a GPU.
+"""List the GPUs of this machine and assign one to each job that computes on a GPU.
 
-Only Snakemake's own packages are needed: the Snakefile counts the GPUs, too.
+The module imports only packages that Snakemake installs, because the Snakefile counts the GPUs too.
 """
 
 import contextlib
@@ -21,21 +21,21 @@ NO_GPU = ("", "-1", "NoDevFiles")
 """Values of `CUDA_VISIBLE_DEVICES` that hide all GPUs; the last is Slurm's."""
 
 LISTED = re.compile(r"(?:GPU (?P<index>\d+): (?P<name>.+?)|\s+MIG (?P<part>\S+).*?) \(UUID: (.+)\)")
-"""A line of `nvidia-smi -L`: a GPU, or below it an instance that it is divided into (MIG)."""
+"""A line of `nvidia-smi -L`: a GPU, or below it one of its instances (MIG)."""
 
 POLL, REMINDER = 2.0, 300.0
-"""Seconds between two looks for a free GPU, and between two messages of a job that waits."""
+"""Seconds between two checks for a free GPU, and between two messages of a waiting job."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU, or an instance of one that is divided (MIG), which CUDA treats as a GPU.
+    """A GPU, or an instance of a divided GPU (MIG), which CUDA treats as a GPU.
 
     Attributes:
-        index: of the card, in nvidia-smi's order.
-        uuid: the name by which `CUDA_VISIBLE_DEVICES` selects it.
-        name: of the model.
-        card: UUID of the card; that of the GPU itself where it is not divided.
+        index: index of the card in nvidia-smi's order.
+        uuid: UUID by which `CUDA_VISIBLE_DEVICES` selects it.
+        name: name of the model.
+        card: UUID of the card; equal to `uuid` if the card is not divided.
     """
 
     index: int
@@ -44,14 +44,14 @@ class Gpu:
     card: str
 
     def __str__(self) -> str:
-        """Name it for people: index, model, UUID."""
+        """Return index, model and UUID for readers."""
         return f"GPU {self.index} ({self.name}, {self.uuid})"
 
 
 def installed_gpus() -> list[Gpu]:
-    """Return the GPUs that nvidia-smi lists; none where there is no driver of NVIDIA.
+    """Return the GPUs that nvidia-smi lists; empty if there is no NVIDIA driver.
 
-    Of a divided card the instances are returned, since CUDA sees nothing else of it.
+    For a divided card the instances are returned, because CUDA sees only those.
     """
     try:
         listed = subprocess.run(
@@ -79,9 +79,9 @@ def installed_gpus() -> list[Gpu]:
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
     """Return the installed GPUs that `CUDA_VISIBLE_DEVICES` names, or all if it is not set.
 
-    It holds indices in nvidia-smi's order or the first characters of UUIDs.
+    The variable contains indices in nvidia-smi's order or the first characters of UUIDs.
 
-    Raises UserError if it names none that is installed.
+    Raises UserError if it names no installed GPU.
     """
     installed = installed_gpus()
     if VISIBLE not in environment:
@@ -105,9 +105,9 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
 
 
 def count_gpus() -> int:
-    """Return how many trainings can have a GPU each; 0 on a machine without any.
+    """Return how many trainings can have their own GPU; 0 on a machine without any.
 
-    1 where the GPUs cannot be listed: the first job that needs one reports it.
+    Return 1 if `visible_gpus` fails; the first job that needs a GPU then reports the error.
     """
     try:
         return len(visible_gpus())
@@ -116,19 +116,19 @@ def count_gpus() -> int:
 
 
 class GpuLease:
-    """The right to a GPU, among the processes of this user on this machine.
+    """Exclusive right to a GPU among the processes of this user on this machine.
 
-    A lock of the kernel, which ends with the process however that ends.
+    It is a kernel lock, which is released when the process ends for any reason.
     """
 
     def __init__(self, folder: Path, gpu: Gpu) -> None:
-        """Describe the lease of a GPU whose lock is a file in `folder`."""
+        """Prepare the lease of a GPU; its lock is a file in `folder`."""
         self.gpu = gpu
         self._path = folder / f"{re.sub(r'[^A-Za-z0-9-]', '_', gpu.uuid)}.lock"
         self._file: int | None = None
 
     def take(self) -> bool:
-        """Take it if it is free; tell whether it is taken."""
+        """Take the GPU if it is free; return whether this succeeded."""
         import fcntl  # not on Windows
 
         file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -143,7 +143,7 @@ class GpuLease:
         return True
 
     def give_up(self) -> None:
-        """Let another process have it."""
+        """Release the GPU for other processes."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 os.close(self._file)
@@ -151,22 +151,23 @@ class GpuLease:
 
 
 def lease_folder() -> Path:
-    """Return the folder of this user's locks, which is made if need be.
+    """Return the folder of this user's locks; create it if necessary.
 
-    The same for all processes, whatever their TMPDIR. Raises UserError if it cannot be made.
+    It is the same for all processes, regardless of their TMPDIR. Raises UserError if it cannot be
+    created.
     """
     folder = Path(f"/tmp/patch-curricula-gpus-{os.getuid()}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder} for the locks of the GPUs cannot be made: {error}") from None
+        raise UserError(f"the folder {folder} for GPU locks cannot be created: {error}") from None
     return folder
 
 
 def wait_for_gpu(list_gpus: Callable[[], Sequence[Gpu]], folder: Path) -> GpuLease | None:
-    """Return the lease of a free GPU, as soon as there is one; None where there is no GPU at all.
+    """Wait for a free GPU and return its lease; return None if there is no GPU at all.
 
-    GPUs are listed again at every look, since one may vanish.
+    GPUs are listed again at every check, because one may disappear.
     """
     told = -math.inf
     while gpus := list_gpus():
@@ -185,10 +186,10 @@ _held: list[GpuLease] = []
 
 
 def take_gpu() -> Gpu | None:
-    """Take a GPU for this process, for as long as it lives; None where there is none.
+    """Take a GPU for the lifetime of this process; return None if there is none.
 
-    Call it before CUDA is used, which only then reads `CUDA_VISIBLE_DEVICES` (set here). The one
-    GPU that a Slurm job was given is taken as it is; of several, one.
+    Call it before CUDA is first used, because CUDA reads `CUDA_VISIBLE_DEVICES` (set here) only
+    then. If a Slurm job has a single GPU, it is used without a lease; of several, one is taken.
 
     Raises UserError if `CUDA_VISIBLE_DEVICES` names no installed GPU.
     """
@@ -196,12 +197,12 @@ def take_gpu() -> Gpu | None:
         return _held[0].gpu
     gpus = visible_gpus()
     if "SLURM_JOB_ID" in os.environ and len(gpus) == 1:
-        return gpus[0]  # perhaps a share of it, which is no business of ours
+        return gpus[0]  # perhaps only a share of it, which Slurm manages
     if not gpus:
         return None
     lease = wait_for_gpu(visible_gpus, lease_folder())
     if lease is None:
-        raise UserError(f"no GPU is left: nvidia-smi listed {', '.join(map(str, gpus))} before")
+        raise UserError(f"no GPU is left: nvidia-smi had listed {', '.join(map(str, gpus))}")
     _held.append(lease)
     os.environ[VISIBLE] = lease.gpu.uuid
     announce(f"computing on {lease.gpu}")

@@ -17,14 +17,14 @@ from workflow_scripts.common.gpus import Gpu, take_gpu
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a job computes with.
+    """Hardware and precision that a job uses.
 
     Attributes:
         device: `cuda` or `cpu`.
         precision: `amp`, `bf16` or `fp32`.
-        threads: cores.
-        gpu: the one that this job computes on, if it is NVIDIA's.
-        memory_format: as it is wanted (`set_memory_format`).
+        threads: number of cores.
+        gpu: GPU that this job computes on, if it is NVIDIA's.
+        memory_format: requested memory format (`set_memory_format`).
     """
 
     device: str
@@ -35,15 +35,15 @@ class Hardware:
 
     @property
     def processes(self) -> int:
-        """How many processes nnU-Net reads and writes images with."""
+        """Number of processes with which nnU-Net reads and writes images."""
         return max(1, self.threads // 2)
 
     @property
     def augmentation_workers(self) -> int:
-        """How many processes augment.
+        """Number of processes that augment.
 
-        On a GPU all cores do; on a CPU they belong to the network, and one in four keeps up with
-        it.
+        With a GPU, all cores augment. On a CPU, the network needs the cores; one worker per four
+        cores keeps up with it.
         """
         return self.threads if self.device == "cuda" else max(1, self.threads // 4)
 
@@ -51,7 +51,7 @@ class Hardware:
 def find_device(wanted: str) -> str:
     """Return `cuda` or `cpu`; `auto` takes a GPU if there is one.
 
-    Raises UserError when `cuda` is wanted and torch sees no GPU.
+    Raises UserError if `cuda` is wanted and torch sees no GPU.
     """
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
@@ -63,10 +63,10 @@ def find_device(wanted: str) -> str:
 
 
 def find_precision(wanted: str, device: str) -> str:
-    """Return `amp` (nnU-Net's own on CUDA), `bf16` or `fp32`.
+    """Return `amp` (nnU-Net's mixed precision on CUDA), `bf16` or `fp32`.
 
-    `auto` takes bf16 autocast on a CPU whose instructions compute it (AMX or AVX512-BF16); anywhere
-    else it would be emulated and slow. Raises UserError for a choice that a GPU run cannot take.
+    `auto` selects bf16 autocast on a CPU with native support (AMX or AVX512-BF16). On other CPUs it
+    would be emulated and slow. On CUDA, raises UserError for any choice except `auto`.
     """
     if device == "cuda":
         if wanted != "auto":
@@ -85,8 +85,8 @@ def find_precision(wanted: str, device: str) -> str:
 def keep_freed_memory() -> None:
     """Let glibc keep what torch frees on the CPU instead of returning it to the system.
 
-    Every step frees and asks for the same large blocks; giving each of them back costs page faults
-    (measured on Task04 at batch 2: 0.79 s a step, 0.68 s without). Does nothing where the C library
+    Every step frees and allocates the same large blocks. Returning each of them costs page faults
+    (measured on Task04 at batch 2: 0.79 s per step, 0.68 s without). Does nothing if the C library
     has no `mallopt`.
     """
     try:
@@ -100,12 +100,12 @@ def keep_freed_memory() -> None:
 
 
 def autocast_network(network: Any) -> None:
-    """Let a network compute in bf16 autocast on the CPU, in training, validation and inference.
+    """Make a network compute in bf16 autocast on the CPU, in training, validation and inference.
 
     Its outputs are fp32, so that the loss is computed as in stock nnU-Net on a CPU. Convolutions
-    whose output is two voxels or fewer on an axis stay in fp32, which costs nothing at that size:
-    on AVX512-BF16 processors oneDNN's bf16 weight gradient reads uninitialised memory where the
-    output has a depth of two (torch 2.14.1; measured errors of 100 % and more, NaN at times).
+    with an output of two voxels or fewer on an axis stay in fp32, which costs nothing at that size.
+    On AVX512-BF16 processors, oneDNN's bf16 weight gradient reads uninitialised memory if the
+    output has a depth of two (torch 2.14.1; measured errors of 100 % and more, sometimes NaN).
     """
 
     def full_precision_if_thin(convolution: Any) -> None:
@@ -138,7 +138,7 @@ def autocast_network(network: Any) -> None:
 
 
 SLIM = 16
-"""Features of the first stage below which channels last is the faster order on a CPU.
+"""Number of features in the first stage below which channels-last is faster on a CPU.
 
 oneDNN computes convolutions in blocks of 16 channels (8 without AVX-512), which a slim network
 leaves half empty. Measured in docs/results/performance.md.
@@ -146,12 +146,12 @@ leaves half empty. Measured in docs/results/performance.md.
 
 
 def set_memory_format(network: Any, wanted: str, device: str) -> str:
-    """Order a network's weights in memory; the images follow. Return the order.
+    """Set and return the memory format of a network's weights; the images follow it.
 
     Args:
-        network: nnU-Net's U-Nets make the choice by their first convolution. The weights of a
-            hypernetwork are made for each step, and stay as they are.
-        wanted: `contiguous`, `channels_last`, or `auto`, which takes the faster one on a CPU.
+        network: for nnU-Net's U-Nets, `auto` depends on the first convolution. For hypernetworks,
+            it leaves the weights unchanged, because they are made for each step.
+        wanted: `contiguous`, `channels_last`, or `auto`, which selects the faster one on a CPU.
         device: `cuda` or `cpu`.
     """
     if wanted == "auto":
@@ -168,9 +168,9 @@ def set_memory_format(network: Any, wanted: str, device: str) -> str:
 
 
 def make_deterministic(device: str) -> None:
-    """Make torch compute the same bits each time on one machine with one number of threads.
+    """Make torch bitwise reproducible on one machine with one number of threads.
 
-    On CUDA torch only warns of the kernels that have no deterministic form (the forward pass of the
+    On CUDA, torch only warns about kernels without a deterministic version (the forward pass of the
     cross entropy, whose value is logged; its gradient is deterministic).
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -179,11 +179,11 @@ def make_deterministic(device: str) -> None:
 
 
 def prepare(wanted: ComputeSettings) -> Hardware:
-    """Set torch up as the config's `training` section says; return what there is.
+    """Set up torch according to the config's section `training`; return the hardware in use.
 
-    On a GPU, one of those that are visible is taken for this process, before CUDA is used.
+    Unless `cpu` is wanted, a visible GPU (if any) is taken for this process before CUDA is used.
 
-    Raises UserError for a device or a precision that this machine cannot offer.
+    Raises UserError for a device or precision that this machine does not support.
     """
     gpu = None if wanted.device == "cpu" else take_gpu()
     device = find_device(wanted.device)

@@ -68,7 +68,7 @@ def find_reader(description: Mapping[str, Any], example: Path) -> BaseReaderWrit
         example: first image of the first case, sorted by name.
 
     Raises:
-        UserError: nnU-Net has no reader of that name, or none for the ending.
+        UserError: nnU-Net has no reader of that name, or none for the file ending.
     """
     ending, name = description["file_ending"], description.get("overwrite_image_reader_writer")
     if name not in (None, "None"):
@@ -115,12 +115,12 @@ def read_label(reader: BaseReaderWriter, path: Path) -> Image:
 
 
 def load_image(reader: BaseReaderWriter, path: Path) -> Image:
-    """Read one image file; UserError if it is missing or cannot be read."""
+    """Read one image file; raise UserError if it is missing or cannot be read."""
     return _load(read_image, reader, path)
 
 
 def load_label(reader: BaseReaderWriter, path: Path) -> Image:
-    """Read a label map or a prediction; UserError if it is missing or cannot be read."""
+    """Read a label map or a prediction; raise UserError if it is missing or cannot be read."""
     return _load(read_label, reader, path)
 
 
@@ -137,7 +137,7 @@ def _image(values: NDArray[np.float32], properties: Mapping[str, Any]) -> Image:
     affine = None
     if itk := properties.get("sitk_stuff"):
         axes = len(itk["spacing"])
-        used = min(axes, 3)  # in a 4D file the fourth axis holds the channels
+        used = min(axes, 3)  # in a 4D file the fourth axis contains the channels
         affine = np.eye(4)
         direction = np.reshape(itk["direction"], (axes, axes))[:used, :used]
         affine[:used, :used] = direction * itk["spacing"][:used]
@@ -194,7 +194,7 @@ def check_whole(path: Path) -> None:
 
 
 def describe_failure(reader: BaseReaderWriter, error: Exception) -> str:
-    """Return one line that says why a file could not be read."""
+    """Return the reason why a file could not be read, in one line."""
     told = str(error).strip().splitlines() or [type(error).__name__]
     reason = told[-1].rpartition("ITK ERROR: ")[2]
     name = type(reader).__name__

@@ -16,7 +16,7 @@ SPLITS = "splits_final.json"
 
 
 def configure(processes: int, augmentation_workers: int = 1, results: Path | None = None) -> None:
-    """Tell nnU-Net its folders and worker counts; it reads them when it is first imported."""
+    """Set nnU-Net's folders and worker counts, which it reads when it is first imported."""
     os.environ["nnUNet_raw"] = str(RAW.absolute())
     os.environ["nnUNet_preprocessed"] = str(PREPROCESSED.absolute())
     os.environ.pop("nnUNet_results", None)
@@ -33,11 +33,11 @@ def dataset_number(dataset: str) -> int:
 
 
 TRAINERS = Path(__file__).parents[1] / "trainers"
-"""What `nnUNet_extTrainer` names, for nnU-Net to find the curricula without this workflow."""
+"""Value of `nnUNet_extTrainer` with which nnU-Net finds the curricula without this workflow."""
 
 
 def find_trainer(name: str) -> type:
-    """Return a trainer class of this project, or any that nnU-Net finds by itself.
+    """Return a trainer class of this project, or one that nnU-Net finds by itself.
 
     Raises UserError for an unknown name.
     """

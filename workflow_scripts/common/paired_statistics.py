@@ -10,19 +10,19 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap, rankdata, t, wilcoxon
 
 LEVEL = 0.05
-"""Of the corrected p-values; the intervals hold 1 - LEVEL."""
+"""Significance level of the corrected p-values; intervals have confidence level 1 - LEVEL."""
 FEWEST = 6
-"""Pairs: with five, the smallest two-sided p-value of a signed-rank test is 0.0625."""
+"""Minimum number of pairs; with five, the smallest two-sided signed-rank p-value is 0.0625."""
 FEWEST_SEEDS = 3
-"""For a statement about a new seed."""
+"""Minimum number of seeds for a statement about a new seed."""
 RESAMPLES = 4999
 
 
 def interval(differences: NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """95 % confidence interval of the mean difference: bootstrap over the pairs, BCa.
+    """Return the 95 % confidence interval of the mean difference: BCa bootstrap over the pairs.
 
-    The same seed gives the same interval. NaN for fewer than `FEWEST` pairs; where all differences
-    are equal it is that value twice.
+    The same seed gives the same interval. Both ends are NaN for fewer than `FEWEST` pairs. If all
+    differences are equal, both ends are that value.
     """
     if len(differences) < FEWEST:
         return math.nan, math.nan
@@ -44,9 +44,9 @@ def interval(differences: NDArray[np.float64], seed: int) -> tuple[float, float]
 def _resamples(
     cases: int, seeds: int, folds: int, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How often each resample draws each case, and each seed of each fold.
+    """Return how often each resample draws each case, and each seed of each fold.
 
-    Kept, since all comparisons of a task draw alike and the draws take most of the time.
+    Cached, because all comparisons of a task use the same draws, which take most of the time.
     """
     rng = np.random.default_rng(seed)
     of_cases = rng.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES)
@@ -57,20 +57,20 @@ def _resamples(
 def interval_over_seeds(
     differences: NDArray[np.float64], folds: NDArray[np.int64], seed: int
 ) -> tuple[float, float]:
-    """95 % confidence interval of the mean difference: hierarchical bootstrap, percentiles.
+    """Return the 95 % confidence interval of the mean difference: hierarchical bootstrap.
 
     Each resample draws cases with replacement and, independently in each fold, seeds with
-    replacement, since every fold's trainings are its own. With n seeds this underestimates the
+    replacement, because each fold has its own trainings. With n seeds this underestimates the
     variance due to seeds by the factor (n - 1) / n (Davison and Hinkley, 1997, section 3.8), so
     with three seeds the interval is somewhat too narrow.
 
     Args:
-        differences: a row for each case, a column for each seed; NaN are left out.
-        folds: number of each case's fold.
-        seed: the same one gives the same interval.
+        differences: one row per case, one column per seed; NaN are ignored.
+        folds: fold number of each case.
+        seed: seed of the bootstrap; the same seed gives the same interval.
 
     Returns:
-        Both ends; NaN for fewer than `FEWEST` cases.
+        Both ends, as percentiles; NaN for fewer than `FEWEST` cases.
     """
     cases, seeds = differences.shape
     if cases < FEWEST:
@@ -90,15 +90,16 @@ def interval_over_seeds(
 
 
 def agreement_of_new_seed(differences: NDArray[np.float64]) -> float:
-    """Estimated probability that a training with a new seed differs in the direction of the mean.
+    """Estimate the probability that a training with a new seed differs in the mean's direction.
 
-    By the predictive distribution of a normal sample: Student's t with n - 1 degrees of freedom at
-    |mean| / (std · √(1 + 1/n)), over the seeds' mean differences. NaN for fewer than three seeds,
-    for a seed without any value, and where the mean is 0. Too high by 0.06 on average, with five
-    seeds, where the true mean is half the standard deviation between seeds (a test simulates it).
+    It follows from the predictive distribution of a normal sample: Student's t with n - 1 degrees
+    of freedom at |mean| / (std · √(1 + 1/n)) of the seeds' mean differences. It is NaN for fewer
+    than three seeds, if a seed has no value, or if the mean is 0. With five seeds, it is too high
+    by 0.06 on average if the true mean is half the standard deviation between seeds (a test
+    simulates this).
 
     Args:
-        differences: a row for each case, a column for each seed.
+        differences: one row per case, one column per seed.
     """
     number = differences.shape[1]
     if number < FEWEST_SEEDS or np.isnan(differences).all(axis=0).any():
@@ -111,15 +112,15 @@ def agreement_of_new_seed(differences: NDArray[np.float64]) -> float:
 
 
 def smallest_p(pairs: int) -> float:
-    """Two-sided p-value of the exact signed-rank test when all pairs differ the same way."""
+    """Return the two-sided p-value of the exact signed-rank test if all pairs agree in sign."""
     return min(1.0, 2.0 ** (1 - pairs))
 
 
 def rank_biserial(differences: NDArray[np.float64]) -> float:
-    """Matched-pairs rank-biserial correlation: 1 if every pair is better, -1 if every one is worse.
+    """Return the matched-pairs rank-biserial correlation: 1 if all are better, -1 if all are worse.
 
-    The sum of the ranks of the positive differences minus that of the negative ones, over the sum
-    of all ranks; zeros are left out, ties share their mean rank (Kerby, 2014).
+    It is the sum of the ranks of the positive differences minus that of the negative ones, divided
+    by the sum of all ranks. Zeros are left out; ties share their mean rank (Kerby, 2014).
     """
     differing = differences[differences != 0]
     if not len(differing):
@@ -140,16 +141,17 @@ def compare_pairs(
     seed: int,
     folds: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Statistics of paired values: one for each case, or a row for each case with its seeds.
+    """Return statistics of paired values: one per case, or one row per case with its seeds.
 
-    A case's difference is the mean over the seeds with which both arms have a value; a case without
-    any is left out and counted. With one seed the interval is a bootstrap over cases (`interval`),
-    with several a hierarchical one (`interval_over_seeds`), which needs the cases' `folds`.
+    A case's difference is the mean over the seeds for which both arms have a value. Cases without
+    any are left out and counted. With one seed, the interval is a bootstrap over cases
+    (`interval`). With several, it is a hierarchical one (`interval_over_seeds`), which needs the
+    cases' `folds`.
 
-    `tests` is the number of tests that p-values will be corrected for. Pairs without a difference
-    take no part in the Wilcoxon signed-rank test (`zeros` counts them); scipy chooses between its
-    exact and its asymptotic distribution. There is no p-value, but a note, where even the most
-    extreme outcome could not stay below `LEVEL` after the correction.
+    `tests` is the number of tests for which p-values will be corrected. The Wilcoxon signed-rank
+    test leaves out pairs without a difference (`zeros` counts them); scipy chooses between its
+    exact and asymptotic distributions. If even the most extreme outcome could not be below `LEVEL`
+    after the correction, there is a note instead of a p-value.
     """
     tables = [_by_seed(table) for table in (arm, reference)]
     both = ~np.isnan(tables[0] - tables[1])
@@ -191,13 +193,13 @@ def compare_pairs(
 
 
 def holm(p_values: Sequence[float], tests: int) -> list[float]:
-    """P-values corrected by Holm's step-down method for `tests` tests; NaN stays NaN.
+    """Return p-values corrected by Holm's step-down method for `tests` tests; NaN stays NaN.
 
-    A test that was planned and could not be made counts as one with the largest p-value.
+    A planned test that was not possible counts as having the largest p-value.
     """
     corrected = np.full(len(p_values), math.nan)
     highest = 0.0
-    for step, place in enumerate(np.argsort(p_values)):  # NaN come last
+    for step, place in enumerate(np.argsort(p_values)):  # NaN are last
         if not math.isnan(p_values[place]):
             highest = max(highest, min(1.0, (tests - step) * p_values[place]))
             corrected[place] = highest

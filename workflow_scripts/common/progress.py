@@ -1,4 +1,4 @@
-"""Progress of long work, on the terminal even where a script's output goes into its log."""
+"""Show progress of long work on the terminal, even if a script's output goes to its log."""
 
 import os
 import time
@@ -13,20 +13,20 @@ from workflow_scripts.common.console import announce
 
 
 class Progress:
-    """Lines on the terminal: which training, epoch k of n, time left."""
+    """Lines on the terminal: name of the training, epoch k of n, time left."""
 
     def __init__(self, title: str, every_seconds: float = 10.0) -> None:
-        """`title` names the training; a line at most each `every_seconds`."""
+        """Prepare lines that begin with `title`, with at least `every_seconds` between two."""
         self.title, self._every, self._clock = title, every_seconds, time.monotonic
         self._began = self._last = self._clock()
 
     def start(self, done: int, total: int, what: str) -> None:
-        """Begin counting `total` pieces of `what`, of which `done` were there before."""
+        """Begin counting `total` pieces of `what`, of which `done` already exist."""
         self._done_before, self._total, self._what = done, total, what
         self._began, self._last = self._clock(), 0.0
 
     def show(self, done: int, note: str = "") -> None:
-        """Show that `done` of the pieces are there."""
+        """Show that `done` of the pieces are finished."""
         now = self._clock()
         if now - self._last < self._every and done < self._total:
             return
@@ -44,7 +44,7 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def progress_bar(total: int, unit: str, text: str) -> Iterator[Any]:
-    """Progress bar on the terminal even where a script's output goes into its log."""
+    """Yield a progress bar on the terminal, even if a script's output goes to its log."""
     terminal = os.dup(2 if console.TERMINAL is None else console.TERMINAL)
     interactive = os.isatty(terminal)
     with (

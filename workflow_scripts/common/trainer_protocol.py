@@ -1,4 +1,4 @@
-"""What the workflow needs from a trainer beyond nnU-Net's own interface."""
+"""Interface that the workflow requires of a trainer, beyond nnU-Net's own."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -7,15 +7,15 @@ from workflow_scripts.trainers.curricula.schedules.scale_factors import ScaleSpa
 from workflow_scripts.trainers.curricula.schedules.schedule import Schedule
 
 Phase = Literal["train", "val"]
-"""Of an epoch: its training, or the validation after it."""
+"""Phase of an epoch: its training, or the validation after it."""
 
 
 @runtime_checkable
 class CurriculumTrainer(Protocol):
-    """A trainer with a schedule of batches, which can be stopped between any two steps.
+    """A trainer with a schedule of batches that can be stopped between any two steps.
 
     Attributes:
-        stop_requested: set it, and after the present step the trainer writes a checkpoint and
+        stop_requested: if it is set, the trainer writes a checkpoint after the current step and
             raises `TrainingStopped`.
     """
 
@@ -23,31 +23,31 @@ class CurriculumTrainer(Protocol):
 
     @property
     def iterations_resumed(self) -> int:
-        """Training iterations of its first epoch that a resumed training need not repeat."""
+        """Iterations of its first epoch that a resumed training need not repeat."""
 
     @property
     def pseudo_dice_by_scale(self) -> Mapping[float, float]:
-        """Pseudo Dice of the last epoch by scale factor; empty where there is only one size."""
+        """Pseudo Dice of the last epoch by scale factor; empty if there is only one size."""
 
     @classmethod
     def network_settings(cls, parameters: Mapping[str, Any]) -> ScaleSpaceSettings | None:
-        """Return the settings of the scale factors for an arm's parameters, if it has any."""
+        """Return the scale-factor settings for an arm's parameters; None if there are none."""
 
     def schedule(self) -> Schedule:
-        """Return the schedule of the whole training; ValueError if its settings do not fit."""
+        """Return the schedule of the whole training; raise ValueError for unsuitable settings."""
 
     def scale_of_step(self, phase: Phase) -> float | None:
-        """Return the scale factor of the next step; None where there is only one size."""
+        """Return the scale factor of the next step; None if there is only one size."""
 
     def save_checkpoint_within_epoch(self) -> None:
-        """Write a checkpoint that a training resumes from at its next iteration."""
+        """Write a checkpoint from which a training resumes at its next iteration."""
 
 
 def mirrors(trainer: type, parameters: Mapping[str, Any]) -> bool:
     """Return whether an arm trains with mirroring, so that its predictions may use it too.
 
     Args:
-        trainer: class of the arm.
+        trainer: trainer class of the arm.
         parameters: attributes that the arm sets on it.
     """
     own = getattr(trainer, "mirror_axes", "all")

@@ -1,1 +1,1 @@
-"""Bring a task's data into nnU-Net's raw format."""
+"""Convert a task's data to nnU-Net's raw format."""

@@ -1,4 +1,4 @@
-"""Archives of the Medical Segmentation Decathlon (MSD): fetching and unpacking."""
+"""Fetch and unpack archives of the Medical Segmentation Decathlon (MSD)."""
 
 import errno
 import gzip
@@ -27,14 +27,14 @@ def fetch_archive(
     archives: str | Path | None = None,
     extra_md5: str | None = None,
 ) -> None:
-    """Bring the archive of `task` to the path `archive`, its checksum verified.
+    """Fetch the archive of `task` to the path `archive` and verify its checksum.
 
-    A file `{task}.tar` in the folder `archives` is linked, anything else is downloaded from `url`.
-    Accepted are the register's `md5` and `extra_md5`. `archive` only ever holds a whole, verified
-    file.
+    If the folder `archives` contains `{task}.tar`, that file is linked; otherwise the archive is
+    downloaded from `url`. The checksum must be the register's `md5` or `extra_md5`. `archive`
+    exists only once it is complete and verified.
 
     Raises:
-        UserError: wrong checksum, `archives` is no folder, or the archive cannot be had.
+        UserError: the checksum is wrong, `archives` is not a folder, or the download failed.
     """
     folder = Path(archives).expanduser() if archives is not None else None
     if folder is not None and not folder.is_dir():
@@ -53,7 +53,7 @@ def fetch_archive(
         else:
             _download(task, url, part)
             source, advice = url, "The download was deleted; run again."
-        # pooch.retrieve verifies too, but takes one checksum and would download again for another.
+        # pooch.retrieve also verifies, but accepts only one checksum and downloads again otherwise.
         found = pooch.file_hash(str(part), alg="md5")
         if found not in (md5, extra_md5):
             expected = " or ".join(filter(None, (md5, extra_md5)))
@@ -79,14 +79,14 @@ def _download(task: str, url: str, part: Path) -> None:
 
 
 def extract_archive(archive: str | Path, folder: str | Path) -> None:
-    """Unpack the MSD `archive` of the task `folder.name` into `folder`, which appears when whole.
+    """Unpack the MSD `archive` of the task `folder.name` into `folder`, atomically.
 
     Every member must be a plain file or folder below `{task}/`. The unlabelled test images and
-    the clutter of macOS (`._*`, `.DS_Store`) are left out; an empty `imagesTs` is always made,
-    because nnU-Net's conversion insists on it.
+    hidden files of macOS (`._*`, `.DS_Store`) are skipped. An empty `imagesTs` is always created,
+    because nnU-Net's conversion requires it.
 
     Raises:
-        UserError: not a whole tar archive, a member that is refused, or a full disk.
+        UserError: the tar archive is incomplete, a member is refused, or the disk is full.
     """
     archive, folder = Path(archive), Path(folder)
     try:
@@ -129,7 +129,7 @@ def _extract(archive: Path, task: str, part: Path) -> None:
             assert content is not None, "None is for links and devices only"
             with content, target.open("wb") as file:
                 shutil.copyfileobj(content, file, CHUNK)
-        # tarfile takes a file cut off between two members for a whole one: ask for the end mark.
+        # tarfile accepts a file that was cut off between two members, so check for the end mark.
         tar.fileobj.seek(tar.offset)
         if tar.fileobj.read(512) != bytes(512):
             raise tarfile.ReadError("no end-of-archive mark")

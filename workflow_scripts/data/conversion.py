@@ -1,4 +1,4 @@
-"""Convert a checked MSD dataset to nnU-Net's raw format by nnU-Net's own conversion."""
+"""Convert checked datasets to nnU-Net's raw format: MSD's with nnU-Net's code, others by links."""
 
 import os
 import shutil
@@ -18,11 +18,11 @@ from workflow_scripts.study.tasks import GROUPS, SOURCE, absolute
 def convert_task(source: str, target: str, processes: int) -> int:
     """Convert the MSD dataset `source` (`…/Task04_Hippocampus`) to the folder `target`.
 
-    nnU-Net refuses to convert where the dataset's number is taken, so it works in a staging folder
-    of its own; the whole result then replaces an earlier one. Returns the number of cases.
+    nnU-Net refuses to convert if the dataset's number is taken, so it works in its own staging
+    folder. The complete result then replaces an earlier one. Returns the number of cases.
 
     Raises:
-        UserError: the conversion left a case or channel out.
+        UserError: the conversion left out a case or channel.
     """
     final = Path(target)
     staging = final.with_name(f".{final.name}.staging")
@@ -46,10 +46,10 @@ def convert_task(source: str, target: str, processes: int) -> int:
 
 
 def check_conversion(description: dict, folder: Path) -> None:
-    """Compare an nnU-Net raw dataset with the MSD description that it was made from.
+    """Check that an nnU-Net raw dataset has all files of the MSD description it was made from.
 
     Raises:
-        UserError: names the first file that is missing.
+        UserError: files are missing; the message names the first.
     """
     wanted = ["dataset.json"]
     for entry in description["training"]:
@@ -73,22 +73,22 @@ def import_own_task(
     groups: str | None = None,
     check: Callable[[dict[str, Any]], None] = lambda description: None,
 ) -> int:
-    """Check the dataset in `folder` and make `target` of it; return the number of cases.
+    """Check the dataset in `folder` and import it to `target`; return the number of cases.
 
     Files in nnU-Net's raw format are linked; MSD's format is converted as for MSD's own tasks.
     Folds that come with the data are written to `splits_final.json` in `target`.
 
     Args:
-        folder: the user's.
+        folder: the user's folder.
         target: folder of the dataset in nnU-Net's raw folder.
         preprocessed: nnU-Net's preprocessed folder.
         task: name of the task in the configuration.
-        threads: to check and convert with.
-        groups: path of a table of cases and their groups, for the folds.
+        threads: number of threads for checking and conversion.
+        groups: path of a table of cases and their groups, from which folds are made.
         check: called with the content of `dataset.json` before any image is read.
 
     Raises:
-        UserError: the dataset or its folds have faults, or another dataset has the same number.
+        UserError: the dataset or its folds are faulty, or another dataset has the same number.
     """
     refuse_taken_number(target, preprocessed, task)
     source = Path(str(absolute(folder)))
@@ -119,18 +119,18 @@ def import_own_task(
 
 
 def refuse_taken_number(target: Path, preprocessed: Path, task: str) -> None:
-    """Raise UserError if there is a dataset with the number of `target` and another name."""
+    """Raise UserError if a dataset of another name has the number of `target`."""
     number = target.name.partition("_")[0]
     for other in sorted((*target.parent.glob(f"{number}_*"), *preprocessed.glob(f"{number}_*"))):
         if other.name != target.name:
             raise UserError(
-                f"own_tasks.{task}: {other} has its number already, by which nnU-Net tells "
-                "datasets apart; take a free one, or delete that folder."
+                f"own_tasks.{task}: {other} already has this number, by which nnU-Net "
+                "identifies datasets; choose a free one, or delete that folder."
             )
 
 
 def link_raw(source: Path, target: Path, threads: int) -> list[str]:
-    """Check a dataset in nnU-Net's raw format and make `target` of links to its files.
+    """Check a dataset in nnU-Net's raw format and fill `target` with links to its files.
 
     Returns the names of its cases. Raises UserError with the faults of the dataset.
     """
@@ -155,8 +155,8 @@ def link_raw(source: Path, target: Path, threads: int) -> list[str]:
 def convert_msd(source: Path, staged: Path, target: Path, threads: int) -> list[str]:
     """Check a dataset in MSD's format and convert it to `target`; return the names of its cases.
 
-    nnU-Net insists on a folder of test images and takes number and name of the dataset from the
-    folder's name: so it is shown `staged`, a folder with links.
+    nnU-Net requires a folder of test images and takes the dataset's number and name from the
+    folder's name. It therefore gets `staged`, a folder of links.
 
     Raises UserError with the faults of the dataset.
     """

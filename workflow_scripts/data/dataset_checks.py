@@ -1,6 +1,6 @@
-"""Check of a dataset before training: its description, its files, and every case to the end.
+"""Check a dataset before training: its description, its files, and every case in full.
 
-A dataset is in the format of the Medical Segmentation Decathlon (MSD); `check_cases` serves others.
+`check_dataset` is for the Medical Segmentation Decathlon's format (MSD), `check_cases` for any.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,12 +37,12 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     """Read and check `dataset.json` of an MSD dataset.
 
     Raises:
-        UserError: missing, not JSON, or without the entries that training needs.
+        UserError: it is missing, not JSON, or lacks entries that training needs.
     """
     path = Path(folder, "dataset.json")
-    description = read_json(path, "an MSD dataset needs a whole one")
+    description = read_json(path, "an MSD dataset needs a complete one")
     if "test" not in description:
-        raise UserError(f"{path}: without the list `test` that nnU-Net expects.")
+        raise UserError(f"{path}: the list `test` that nnU-Net expects is missing.")
     for key, kind in {"name": str, "modality": dict, "labels": dict, "training": list}.items():
         if not isinstance(description.get(key), kind) or not description[key]:
             raise UserError(f"{path}: `{key}` is missing, empty or not of type {kind.__name__}.")
@@ -64,18 +64,18 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 
 
 def case_name(path: str) -> str:
-    """Name of a case from the path of its file: `./imagesTr/la_003.nii.gz` -> `la_003`."""
+    """Return the name of a case from its file: `./imagesTr/la_003.nii.gz` -> `la_003`."""
     return PurePosixPath(path).name.removesuffix(".nii.gz")
 
 
 def check_dataset(folder: str | Path, threads: int = 1) -> int:
-    """Check an extracted MSD dataset whole; return its number of labelled cases.
+    """Check a whole extracted MSD dataset; return its number of labelled cases.
 
     Every image must have a label and vice versa, all must be listed, and `check_cases` must find no
-    fault. Hidden files are ignored, as nnU-Net's conversion does.
+    fault. Hidden files are ignored, as in nnU-Net's conversion.
 
     Raises:
-        UserError: names the first faults by case, and their number.
+        UserError: there are faults; the message contains their number and the first ones by case.
     """
     folder = Path(folder)
     description = read_description(folder)
@@ -109,7 +109,7 @@ def check_dataset(folder: str | Path, threads: int = 1) -> int:
 
 
 def refuse(name: str, faults: Sequence[str]) -> None:
-    """Raise UserError with the first faults of the dataset `name` and their number, if any."""
+    """Raise UserError if the dataset `name` has faults, with their number and the first ones."""
     if faults:
         shown = "\n  ".join(sorted(faults)[:FAULTS_SHOWN])
         more = f"\n  … and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
@@ -128,12 +128,12 @@ def check_cases(
     """Return the faults of all cases of the dataset `name`, read with nnU-Net's reader.
 
     Args:
-        name: for the progress bar.
+        name: shown in the progress bar.
         cases: case -> its images and its label.
         description: content of `dataset.json`, from which nnU-Net chooses the reader.
-        channels: number of channels of a case.
-        labels: declared values.
-        threads: cases that are read at once.
+        channels: number of channels per case.
+        labels: declared label values.
+        threads: number of cases read in parallel.
     """
     if not cases:
         return []
@@ -150,7 +150,7 @@ def check_cases(
             faults += found
             bar.update(1)
     if not faults and values <= {0}:
-        faults.append("no case has any foreground: nnU-Net cannot plan from these labels")
+        faults.append("no case has foreground, so nnU-Net cannot plan from these labels")
     return [*faults, FLAT] if flat else faults
 
 
@@ -162,7 +162,7 @@ def check_case(
     channels: int,
     labels: set[int],
 ) -> tuple[tuple[int, ...], set[float], list[str]]:
-    """Return shape (z, y, x), label values and faults of a case; each fault begins with its name.
+    """Return shape (z, y, x), label values and faults of a case; faults begin with the case's name.
 
     All files must be readable to the end, contain only finite intensities and declared labels,
     share shape, spacing and position, and have `channels` channels in total.
@@ -188,7 +188,7 @@ def check_case(
 
 
 class _UnreadableError(Exception):
-    """A file that cannot be read, and why."""
+    """A file cannot be read; the message gives the reason."""
 
 
 def _read(path: Path, reader: BaseReaderWriter, is_label: bool) -> Image:
@@ -216,7 +216,7 @@ def _differences(image: Image, reference: Image) -> list[str]:
         return [f"image and label differ in their spacing, {spacings[0]} and {spacings[1]} mm"]
     if image.affine is not None and reference.affine is not None:
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[::-1]])).reshape(3, 8)
-        # Comparing element by element would reject the rounding of quaternions by some tools.
+        # An element-wise comparison would fail if a tool rounded the quaternions.
         apart = (image.affine - reference.affine) @ np.vstack([corners, np.ones(8)])
         if np.linalg.norm(apart[:3], axis=0).max() > 0.1 * min(image.spacing):
             return ["image and label differ in their affine"]

@@ -7,7 +7,7 @@ if __name__ == "__main__":
     redirect(snakemake.log[0])
 
     task = snakemake.wildcards.task
-    # Where an archive lies says nothing about what it holds: read from the config and not from
+    # The location of an archive does not affect its content. Read it from the config, not from
     # params, so that a run without `archives=DIR` does not download and train everything again.
     fetch_archive(
         task=task,

@@ -1,4 +1,4 @@
-"""Bring a dataset of the user's own into nnU-Net's raw format; its folder is only read."""
+"""Import a user's own dataset into nnU-Net's raw format; its folder is only read."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ if __name__ == "__main__":
 
     task = snakemake.params.task
     own = snakemake.config["own_tasks"][task]
-    # Not from params: `check_own_tasks` says what a folder that changed means.
+    # Not from params, which would trigger a rerun: `check_own_tasks` handles a changed folder.
     cases = import_own_task(
         folder=own["folder"],
         target=Path(snakemake.output.dataset).parent,

@@ -15,7 +15,7 @@ def check_registered(
     """Check a dataset's description against the register; do nothing without a `data_set`.
 
     Args:
-        description: its `dataset.json`, in nnU-Net's raw format or in MSD's.
+        description: content of its `dataset.json`, in nnU-Net's raw or MSD's format.
         data_set: name in the register, or None.
         task: name of the own task, for the message.
         register: `config/published/journal_datasets.yaml`.

@@ -1,9 +1,9 @@
-"""The generated demo task: small brain volumes in MSD's format, made from the ICBM 2009a template.
+"""Generate the demo task: small brain volumes in MSD's format, from the ICBM 2009a template.
 
-The template (T1 and the maps of grey and white matter) is the copy inside the package nilearn, so
-nothing is downloaded. Each case is the template under a smooth random deformation, with its own
-contrast, bias field and noise, cut to the left part of the brain at 2 mm. The labels are carried
-along with the image, hence exact. It is semi-synthetic and says nothing about medical performance.
+The template (T1 and the maps of grey and white matter) comes with the package nilearn, so nothing
+is downloaded. Each case is the template under a smooth random deformation, with its own contrast,
+bias field and noise, cropped to the left part of the brain at 2 mm. The labels are deformed with
+the image and are therefore exact. The task is semi-synthetic and does not show medical performance.
 """
 
 import gzip
@@ -29,15 +29,15 @@ LABELS = {"0": "background", "1": "grey matter", "2": "white matter"}
 SPACING = 2.0
 """Voxel edge of the cases in mm."""
 SHAPE = (48, 56, 48)
-"""Median shape of the cases in voxels; the shape of each differs by up to 4 voxels an axis."""
+"""Median shape of the cases in voxels; each case differs by up to 4 voxels per axis."""
 CENTRE = (-32.0, -18.0, 12.0)
-"""Middle of the cut-out in mm of ICBM space: reaches over the left border of the brain."""
+"""Centre of the crop in ICBM space (mm); the crop extends beyond the left border of the brain."""
 
 Array = NDArray[np.float32]
 
 
 class Template(NamedTuple):
-    """Volumes of one shape (x, y, z), values in [0, 1], and their affine (voxel -> mm)."""
+    """Volumes of equal shape (x, y, z) with values in [0, 1], and their affine (voxel -> mm)."""
 
     t1: Array
     grey: Array
@@ -46,7 +46,7 @@ class Template(NamedTuple):
 
 
 def load_template() -> Template:
-    """Read nilearn's ICBM 2009a template at 1 mm, smoothed a little for sampling at 2 mm."""
+    """Read nilearn's ICBM 2009a template at 1 mm, slightly smoothed for sampling at 2 mm."""
     folder = Path(nilearn.__file__).parent / "datasets" / "data"
     volumes = []
     for name in ("t1", "gm", "wm"):
@@ -58,9 +58,9 @@ def load_template() -> Template:
 
 
 def smooth_field(random: np.random.Generator, shape: tuple[int, ...], period: float) -> Array:
-    """Random field of `shape` with mean 0 and standard deviation 1 that varies over `period` mm.
+    """Return a random field of `shape`, mean 0 and standard deviation 1, varying over `period` mm.
 
-    A cubic B-spline over normally distributed control points, as in free-form deformation.
+    It is a cubic B-spline over normally distributed control points, as in free-form deformation.
     """
     bases = []
     for n in shape:
@@ -76,10 +76,10 @@ def smooth_field(random: np.random.Generator, shape: tuple[int, ...], period: fl
 
 
 def make_case(template: Template, seed: int, case: int) -> tuple[Array, NDArray[np.uint8]]:
-    """One case as (image, label), both of the same shape: a pure function of (seed, case).
+    """Return (image, label) of one case, both of the same shape: a pure function of (seed, case).
 
-    The deformation is a small rotation, scaling and shift, and two smooth displacement fields: a
-    wide one (shape of the brain) and a narrow one (thickness and course of the cortex).
+    The deformation consists of a small rotation, scaling and shift, and of two smooth displacement
+    fields: a wide one (shape of the brain) and a narrow one (thickness and course of the cortex).
     """
     random = np.random.default_rng([seed, case])
     shape = tuple(int(n) + int(random.integers(-4, 5)) for n in SHAPE)
@@ -111,7 +111,7 @@ def make_case(template: Template, seed: int, case: int) -> tuple[Array, NDArray[
 
 
 def describe(cases: list[str]) -> dict:
-    """The `dataset.json` of the demo task."""
+    """Return the `dataset.json` of the demo task."""
     return {
         "name": "BrainTissue",
         "description": "Semi-synthetic: random deformations, contrasts and noise of one average "
@@ -137,7 +137,7 @@ def describe(cases: list[str]) -> dict:
 
 
 def encode(volume: NDArray, affine: NDArray) -> bytes:
-    """A volume as the bytes of a `.nii.gz` file that depend on nothing else (no name, no date)."""
+    """Return a volume as reproducible bytes of a `.nii.gz` file (no name, no date)."""
     image = nibabel.Nifti1Image(volume, affine)
     image.header.set_xyzt_units("mm")
     return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)

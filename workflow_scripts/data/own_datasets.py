@@ -1,4 +1,4 @@
-"""Datasets of the user's own: found, and checked."""
+"""Find and check the user's own datasets."""
 
 import os
 import re
@@ -13,18 +13,18 @@ from workflow_scripts.common.files import read_json, visible
 from workflow_scripts.common.images import ENDINGS
 from workflow_scripts.data.dataset_checks import check_cases, refuse
 
-NEEDED = "docs/how-to/own_dataset.md says what it must hold"
+NEEDED = "docs/how-to/own_dataset.md describes its content"
 Cases = dict[str, tuple[list[Path], Path]]
-"""Case -> the files of its channels, and its label."""
+"""Case -> image files of its channels, and its label file."""
 SPACING_FILES = (".tif", ".tiff")
 """Endings of images that may come with a `.json` file for the spacing."""
 
 
 def is_raw(folder: Path) -> bool:
-    """Tell by dataset.json whether a folder is in nnU-Net's raw format; False means MSD's.
+    """Return whether a folder's dataset.json is in nnU-Net's raw format; False means MSD's.
 
     Raises:
-        UserError: missing, broken, or neither.
+        UserError: it is missing, broken, or in neither format.
     """
     path = folder / "dataset.json"
     description = read_json(path, NEEDED)
@@ -68,7 +68,7 @@ def declared_labels(description: Mapping[str, Any]) -> set[int]:
     """Return the values that label maps may contain, including those of regions and `ignore`.
 
     Raises:
-        ValueError: nnU-Net cannot use the labels; the message says why.
+        ValueError: nnU-Net cannot use the labels; the message gives the reason.
     """
     labels, order = description["labels"], description.get("regions_class_order")
     if labels.get("0") == "background":
@@ -120,10 +120,10 @@ def check_order(regions: list[Any], order: list[int], labels: Mapping[str, Any])
 
 
 def find_cases(folder: Path, description: dict[str, Any]) -> tuple[Cases, list[str]]:
-    """List the cases of a raw dataset whose files are all there, and the faults of the others.
+    """Return the complete cases of a raw dataset, and the faults of the others.
 
-    The files are in imagesTr and labelsTr, or where `dataset` in the description says. Environment
-    variables in those paths are expanded, as in nnU-Net. Hidden files are ignored.
+    The files are in imagesTr and labelsTr, or at the paths in the description's `dataset`.
+    Environment variables in those paths are expanded, as in nnU-Net. Hidden files are ignored.
     """
     if elsewhere := description.get("dataset"):
         faults: list[str] = []
@@ -150,9 +150,9 @@ def _place(folder: Path, name: str) -> Path:
 
 
 def _list_files(folder: Path, description: dict[str, Any]) -> tuple[Cases, list[str]]:
-    """List the cases in imagesTr and labelsTr, complete or not, and the faults of other files.
+    """Return the cases in imagesTr and labelsTr, complete or not, and the faults of other files.
 
-    Each channel has its own file. If all files are named `CASE_0000`, they hold all channels.
+    Each channel has its own file. If all files are named `CASE_0000`, each contains all channels.
     """
     ending, count = description["file_ending"], len(description["channel_names"])
     faults, numbers, names = [], set(), set()
@@ -184,15 +184,15 @@ def _list_files(folder: Path, description: dict[str, Any]) -> tuple[Cases, list[
 
 
 def _beside(path: Path, ending: str) -> bool:
-    """Tell whether a file holds the spacing of a TIFF image."""
+    """Return whether a file contains the spacing of a TIFF image."""
     return ending.lower() in SPACING_FILES and path.suffix == ".json"
 
 
 def check_raw(folder: Path, threads: int) -> tuple[dict[str, Any], Cases]:
-    """Check a dataset in nnU-Net's raw format whole; return its description and its cases.
+    """Check a whole dataset in nnU-Net's raw format; return its description and cases.
 
     Raises:
-        UserError: names the first faults by case, and their number.
+        UserError: there are faults; the message contains their number and the first ones by case.
     """
     description = read_raw_description(folder)
     cases, faults = find_cases(folder, description)

@@ -18,12 +18,12 @@ def find_folds(folder: Path, groups: Path | None, cases: Collection[str]) -> Fol
     """Return the folds that come with a dataset, or None if nnU-Net is to draw them.
 
     Args:
-        folder: of the dataset, where a `splits_final.json` may be.
-        groups: table of cases and their groups, if there is one.
+        folder: folder of the dataset, which may contain a `splits_final.json`.
+        groups: table of cases and their groups, if any.
         cases: names of all cases.
 
     Raises:
-        UserError: both are given, one is unusable, or nnU-Net has too few cases for its folds.
+        UserError: both are given, one is unusable, or there are too few cases for nnU-Net's folds.
     """
     splits = folder / SPLITS
     if splits.is_file() and groups is not None:
@@ -49,7 +49,7 @@ def read_folds(path: Path, cases: Collection[str]) -> Folds:
     Raises:
         UserError: the message names the first fault of each fold.
     """
-    folds = read_json(path, "it lists the folds as nnU-Net does", kind=list)
+    folds = read_json(path, "it must list the folds in nnU-Net's format", kind=list)
     faults, seen = [], dict[str, int]()
     for number, fold in enumerate(folds):
         try:
@@ -76,7 +76,7 @@ def read_groups(path: Path, cases: Iterable[str]) -> dict[str, str]:
     """Read a table: case -> its group, as text.
 
     The table has the columns `case` and `group` (the patient, for example). Columns are separated
-    by commas, semicolons (as Excel does in many countries) or tabs. Further cases are ignored.
+    by commas, semicolons (as Excel does in many countries) or tabs. Other cases are ignored.
 
     Raises:
         UserError: the table or a column is missing, or a case is missing, duplicated or ungrouped.
@@ -99,12 +99,12 @@ def read_groups(path: Path, cases: Iterable[str]) -> dict[str, str]:
 
 
 def draw_folds(group_of: dict[str, str]) -> Folds:
-    """Return five folds with about the same number of cases, and every group on one side of each.
+    """Return five folds of similar size; within a fold, no group is in both `train` and `val`.
 
-    They are those of scikit-learn's `GroupKFold`, which is not random.
+    They come from scikit-learn's `GroupKFold`, which is not random.
 
     Raises:
-        UserError: fewer than five groups.
+        UserError: there are fewer than five groups.
     """
     cases, groups = list(group_of), list(group_of.values())
     if len(set(groups)) < FOLDS:

@@ -1,4 +1,4 @@
-"""How sure are the differences between arms? Paired statistics over cases, for Dice and NSD."""
+"""Significance of the differences between arms in Dice and NSD: paired statistics over cases."""
 
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ COLUMNS = [
 
 
 def with_foreground(cases: pd.DataFrame) -> pd.DataFrame:
-    """`cases` with one more row per case: the nanmean over its labels (label `FOREGROUND`).
+    """Return `cases` with one more row per case: the nanmean over its labels (label `FOREGROUND`).
 
-    A label that is in neither image has no value; one that an arm made up counts with its Dice of
-    0, as in nnU-Net's own summary.
+    A label that is in neither image has no value. A label that is only in the prediction counts
+    with Dice 0, as in nnU-Net's own summary.
     """
     keys = [*KEYS, "case"]
     mean = cases.groupby(keys, as_index=False, sort=False)[list(MEASURES)].mean()
@@ -37,12 +37,13 @@ def with_foreground(cases: pd.DataFrame) -> pd.DataFrame:
 def assess(
     cases: pd.DataFrame, reference_arm: str, tasks: list[str], arms: list[str], seed: int
 ) -> pd.DataFrame:
-    """One row per measure, task, arm and label (columns `COLUMNS`), every arm but the reference.
+    """Return one row per measure, task, label and arm except the reference (columns `COLUMNS`).
 
-    Pairs are the cases of all folds, with every seed (`compare_pairs`). P-values are corrected by
-    Holm over arms and tasks, for each measure, and for the labels apart from the foreground means;
-    a comparison without any value (a task without a tolerance has no NSD) is none of them.
-    `UserError` if the reference arm has no case.
+    Pairs are the cases of all folds, with every seed (`compare_pairs`). P-values are corrected with
+    Holm's method over arms and tasks, separately for each measure, and separately for foreground
+    means and labels. Comparisons without any value are not counted (a task without a tolerance has
+    no NSD).
+    Raises UserError if the reference arm has no case.
     """
     if reference_arm not in set(cases["arm"]):
         raise UserError(f"reference_arm is {reference_arm}, which has no case in this study")

@@ -1,4 +1,4 @@
-"""Lay a study beside the published claims, and its reference arm beside published nnU-Net."""
+"""Compare a study with published claims, and its reference arm with published nnU-Net runs."""
 
 import math
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ RUN_COLUMNS = [
 
 
 def quantity_text(quantity: dict[str, Any], value: float, of: int, limit: bool) -> str:
-    """A quantity and its value as a reader wants it; `of` is the number of data sets or tasks."""
+    """Return a quantity and its value as text; `of` is the number of data sets or tasks."""
     sign = {"at_least": "≥ ", "at_most": "≤ "}[quantity["direction"]] if limit else ""
     if math.isnan(value):
         return "–"
@@ -47,7 +47,7 @@ def quantity_text(quantity: dict[str, Any], value: float, of: int, limit: bool) 
 
 
 def row(finding: Finding) -> dict[str, Any]:
-    """A finding as a row of claims.csv."""
+    """Return a finding as a row of claims.csv."""
     claim, quantities = finding.claim, finding.claim["quantities"]
     published = [
         quantity_text(q, q["published"], claim["data_sets"], limit=True) for q in quantities
@@ -78,10 +78,10 @@ def row(finding: Finding) -> dict[str, Any]:
 def reference_runs(
     runs: pd.DataFrame, published: pd.DataFrame, content: dict[str, Any]
 ) -> pd.DataFrame:
-    """Runs of stock training beside the published ones of the same task and fold (`RUN_COLUMNS`).
+    """Return runs of stock training with the published run of the same task and fold.
 
-    The difference stands only where the run was trained as the published one was; else a note says
-    what differs.
+    The columns are `RUN_COLUMNS`. The difference is given only if the run was trained like the
+    published one; otherwise, a note lists what differs.
     """
     table = runs_of(runs, content["arms"]["constant"]).merge(
         published[["task", "fold", "dice_foreground_mean"]],
@@ -101,15 +101,15 @@ def reference_runs(
 
 
 def reference_sentence(table: pd.DataFrame) -> str:
-    """What reference_runs.csv shows, in a sentence."""
+    """Summarise reference_runs.csv in one sentence."""
     comparable = table[table["comparable"] == "yes"]
     if table.empty:
         return "No run of the arm constant has a published counterpart (same MSD task and fold)."
     if comparable.empty:
         return (
             f"Published nnU-Net runs exist for {counted(len(table), 'training')} of the arm "
-            "constant, but none was made under the same conditions (reference_runs.csv says what "
-            "differs)."
+            "constant, but none was trained under the same conditions (reference_runs.csv lists "
+            "the differences)."
         )
     mean, most = comparable["difference"].mean(), comparable["difference"].abs().max()
     return (
@@ -119,7 +119,7 @@ def reference_sentence(table: pd.DataFrame) -> str:
 
 
 def to_markdown(table: pd.DataFrame, sentence: str) -> str:
-    """claims.csv as a table of verdicts, with evidence and what is missing below it."""
+    """Return claims.csv as a table of verdicts, followed by the evidence and its gaps."""
     short = table[["claim", "arm", "published", "measured", "verdict"]].replace("", "–")
     short = short.rename(columns={"measured": "measured here"})
     notes = []
@@ -130,7 +130,7 @@ def to_markdown(table: pd.DataFrame, sentence: str) -> str:
         evidence = (
             f"{counted(len(tasks), 'task')}{names}, {counted(len(folds), 'fold')}, "
             f"{counted(len(seeds), 'seed')}, {counted(claim['cases'], 'case')}, "
-            f"{lengths} iterations a run"
+            f"{lengths} iterations per run"
             if tasks
             else "none"
         )
@@ -140,9 +140,10 @@ def to_markdown(table: pd.DataFrame, sentence: str) -> str:
             f"{claim['statement']} {claim['source']}. Evidence: {evidence}.{missing}"
         )
     notes += [
-        "Numbers with × are relative to the other arm. A verdict needs all that a claim is about, "
-        "under its conditions, and allows the margins of config/published/claims.yaml. It is about "
-        "mean values, as the claims are: significance.csv has the uncertainty of each difference.",
+        "Numbers with × are relative to the other arm. A verdict requires everything that a claim "
+        "covers, under its conditions, and allows the margins of config/published/claims.yaml. It "
+        "is about mean values, as the claims are: significance.csv has the uncertainty of each "
+        "difference.",
         sentence,
     ]
     return f"{pipe_table(short)}\n\n{bullets(notes)}\n"
@@ -155,9 +156,10 @@ def check_claims(
     own: Mapping[str, str] | None = None,
     epochs: pd.DataFrame | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """claims.csv and reference_runs.csv of a study; `own` as in `claims.find`.
+    """Return claims.csv and reference_runs.csv of a study.
 
-    `epochs` is epochs.csv; without it, time and energy to target are unknown.
+    `own` is as in `claims.find`. `epochs` is epochs.csv; without it, time and energy to target are
+    unknown.
     """
     trainings = (
         None if epochs is None else dict(iter(progress(epochs, runs).groupby(KEYS, sort=False)))

@@ -1,4 +1,4 @@
-"""Published claims beside what a study measured, and a verdict where the study can give one."""
+"""Compare published claims with the results of a study, and reach a verdict if possible."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -17,7 +17,7 @@ from workflow_scripts.records.run_reader import RunKey, mean_of_all
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "not enough evidence"
 FEWEST_TASKS = 6
-"""With fewer pairs Wilcoxon's signed-rank test cannot give a p-value below 0.05."""
+"""With fewer pairs, Wilcoxon's signed-rank test cannot give a p-value below 0.05."""
 COST_RATIOS = {
     "time_ratio": "training_seconds",
     "co2_ratio": "training_kg_co2eq",
@@ -37,7 +37,7 @@ Trainings = Mapping[RunKey, pd.DataFrame]
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim with what was measured; `values` has a number (or NaN) for each of its quantities."""
+    """A claim with its results; `values` contains a number (or NaN) for each of its quantities."""
 
     claim: dict[str, Any]
     values: list[float]
@@ -51,9 +51,9 @@ class Finding:
 
 
 def read_claims(path: Path, schema_path: Path) -> dict[str, Any]:
-    """Read claims.yaml, a claim of several arms as one for each.
+    """Read claims.yaml and split claims about several arms into one claim per arm.
 
-    `UserError` names the first key that the closed schema refuses.
+    Raises UserError with the first key that violates the closed schema.
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     schema = yaml.safe_load(schema_path.read_text(encoding="utf-8"))
@@ -72,17 +72,19 @@ def read_claims(path: Path, schema_path: Path) -> dict[str, Any]:
                 )
         named = [*claim["tasks"], *claim.get("own", [])]
         if unknown := set(claim.get("subset", [])) - set(named):
-            raise UserError(f"{path}: {claim['id']}: subset has {', '.join(sorted(unknown))}")
+            raise UserError(
+                f"{path}: {claim['id']}: unknown tasks in subset: {', '.join(sorted(unknown))}"
+            )
         if claim["data_sets"] < len(named):
             raise UserError(f"{path}: {claim['id']}: fewer data_sets than tasks")
     return content
 
 
 def runs_of(runs: pd.DataFrame, trainer: str) -> pd.DataFrame:
-    """Rows of runs.csv that a trainer class made as it is, with its number of iterations.
+    """Return the rows of runs.csv of an unmodified trainer class, with the number of iterations.
 
-    Where several arms are of that class, the longest training of each task and fold: the shorter
-    ones are references for arms of less computation.
+    If several arms use this class, only the longest training of each task and fold is returned.
+    The shorter ones are references for arms with less computation.
     """
     chosen = runs[(runs["trainer"] == trainer) & (runs["parameters"] == "{}")]
     chosen = chosen.assign(iterations=chosen["epochs"] * chosen["iterations_per_epoch"])
@@ -91,10 +93,14 @@ def runs_of(runs: pd.DataFrame, trainer: str) -> pd.DataFrame:
 
 
 def departures(rows: pd.DataFrame, conditions: dict[str, Any]) -> list[str]:
-    """How runs differ from the published training; empty if they do not."""
+    """Return how runs differ from the published training; empty if they do not."""
     keys = ("iterations", "plans", "configuration")
     wanted = {key: conditions[key] for key in keys if key in rows}
-    words = {"iterations": "{:,} iterations a run", "plans": "the plans {}", "configuration": "{}"}
+    words = {
+        "iterations": "{:,} iterations per run",
+        "plans": "the plans {}",
+        "configuration": "{}",
+    }
     found = []
     for key, value in wanted.items():
         others = sorted(set(rows[key]) - {value})
@@ -105,10 +111,10 @@ def departures(rows: pd.DataFrame, conditions: dict[str, Any]) -> list[str]:
 
 
 def pair_runs(runs: pd.DataFrame, claim: dict[str, Any], arms: dict[str, str]) -> pd.DataFrame:
-    """Runs of both arms on the same task and fold: columns `*_arm` and `*_reference`.
+    """Return pairs of runs of both arms on the same task and fold.
 
-    Only the claim's tasks if the study has any of them, else all, so that there is something to
-    show.
+    Columns are `*_arm` and `*_reference`. Only the claim's tasks are included, or all tasks if the
+    study has none of them, so that there is something to show.
     """
     keys = ["task", "fold", "seed"]
     pairs = runs_of(runs, arms[claim["arm"]]).merge(
@@ -119,9 +125,9 @@ def pair_runs(runs: pd.DataFrame, claim: dict[str, Any], arms: dict[str, str]) -
 
 
 def measure(quantity: str, pairs: pd.DataFrame, subset: Collection[str] = ()) -> float:
-    """A quantity of the schema from paired runs; NaN if there are none or a number is missing.
+    """Return a quantity of the schema from paired runs; NaN without runs or if a value is missing.
 
-    `subset`: tasks that `subset_gain` sets against the others.
+    `subset` lists the tasks that `subset_gain` compares with the others.
     """
     if quantity == "variance_ratio":
         return _variance_ratio(pairs)
@@ -149,7 +155,7 @@ def measure(quantity: str, pairs: pd.DataFrame, subset: Collection[str] = ()) ->
 
 
 def _variance_ratio(pairs: pd.DataFrame) -> float:
-    """Ratio of the variances of Dice over the seeds of a fold; NaN with one seed."""
+    """Return the ratio of the variances of Dice over the seeds of a fold; NaN with one seed."""
     variances = [
         pairs.groupby(["task", "fold"])[f"dice_foreground_mean_{side}"].var().mean()
         for side in ("arm", "reference")
@@ -158,7 +164,10 @@ def _variance_ratio(pairs: pd.DataFrame) -> float:
 
 
 def _target_ratio(pairs: pd.DataFrame, cost: str) -> float:
-    """Ratio of a cost to reach the target: median over pairs, then over tasks; NaN if unknown."""
+    """Return the ratio of a cost to reach the target; NaN if unknown.
+
+    It is the median over pairs, then over tasks.
+    """
     if f"{cost}_to_target_arm" not in pairs:
         return math.nan
     ratios = pairs[f"{cost}_to_target_arm"] / pairs[f"{cost}_to_target_reference"]
@@ -193,7 +202,7 @@ def add_targets(pairs: pd.DataFrame, trainings: Trainings) -> pd.DataFrame:
 def shortcomings(
     runs: pd.DataFrame, pairs: pd.DataFrame, claim: dict[str, Any], content: dict[str, Any]
 ) -> list[str]:
-    """What the study lacks to decide a claim, in words; empty if nothing."""
+    """Return a description of what the study lacks to decide a claim; empty if nothing."""
     arms, conditions = content["arms"], content["conditions"]
     missing = [
         f"the arm {claim[role]}"
@@ -208,7 +217,7 @@ def shortcomings(
         return missing
     fewest = pairs.groupby("task")["fold"].nunique().min()
     if fewest < conditions["folds"]:
-        missing.append(f"{conditions['folds']} folds a task (here {fewest})")
+        missing.append(f"{conditions['folds']} folds per task (here {fewest})")
     sides = [
         pairs.rename(columns=lambda name, side=side: name.removesuffix(side))
         for side in ("_arm", "_reference")
@@ -219,7 +228,7 @@ def shortcomings(
         missing += departures(side[keys], wanted)
     missing = list(dict.fromkeys(missing))
     quantities = {quantity["quantity"] for quantity in claim["quantities"]}
-    machines = [side[HARDWARE].astype(object).fillna("") for side in sides]  # no GPU is NaN
+    machines = [side[HARDWARE].astype(object).fillna("") for side in sides]  # NaN: no GPU
     if quantities & MEASURED_COSTS and not machines[0].equals(machines[1]):
         missing.append("both arms on the same hardware")
     unknown = {q for q in quantities if math.isnan(measure(q, pairs, claim.get("subset", ())))}
@@ -230,12 +239,12 @@ def shortcomings(
         missing.append(f"{FEWEST_TASKS} tasks for a test")
         unknown.remove("gain_p")
     if unknown:
-        missing.append("a Dice or a cost of every run")
+        missing.append("the Dice and cost of every run")
     return [*missing, *claim.get("needs", [])]
 
 
 def holds(quantity: dict[str, Any], value: float, outside: int) -> bool | None:
-    """Whether a quantity is as published; None if the `outside` other data sets decide it."""
+    """Return whether a quantity is as published; None if `outside` other data sets decide it."""
     if outside and quantity["quantity"] != "tasks_better":
         return None
     lowest, highest = value, value + outside
@@ -255,10 +264,10 @@ def find(
     own: Mapping[str, str] | None = None,
     trainings: Trainings | None = None,
 ) -> Finding:
-    """What runs.csv says of a claim.
+    """Return the finding about a claim in runs.csv.
 
-    `own`: by name of a data set beyond MSD, the study's own task that it is. Without `trainings`,
-    quantities of `TARGET_RATIOS` are unknown.
+    `own` maps data sets outside MSD to the study's own tasks. Without `trainings`, quantities of
+    `TARGET_RATIOS` are unknown.
     """
     elsewhere = {name: (own or {}).get(name) for name in claim.get("own", [])}
     absent = [name for name, task in elsewhere.items() if task not in set(runs["task"])]

@@ -7,10 +7,10 @@ from workflow_scripts.records.run_reader import RunKey, read_study, tidy_tables
 
 
 def collect_results(folders: dict[RunKey, Path], outputs: dict[str, Path]) -> None:
-    """Read the runs and write one CSV a table.
+    """Read the runs and write one CSV per table.
 
-    `folders`: folder of each run's files by (task, arm, fold, seed); `outputs`: path by table name.
-    Nothing is written unless every run is whole (`UserError` otherwise).
+    `folders` maps (task, arm, fold, seed) to the folder with the run's files; `outputs` maps table
+    names to paths. If a run is incomplete, nothing is written and UserError is raised.
     """
     tables = tidy_tables(read_study(folders))
     for name, path in outputs.items():

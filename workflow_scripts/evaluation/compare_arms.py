@@ -43,20 +43,20 @@ PRINTED = {
     "training_kg_co2eq": ("{}", CARBON, False),
     "training_gflop": ("{}", COMPUTATION, True),
 }
-"""Costs of the printed tables: heading, units to choose from, and whether the ratio is shown (that
-of kg CO2eq is nearly that of kWh)."""
+"""Costs in the printed tables: heading, units to choose from, and whether to show the ratio (the
+ratio of kg CO2eq is nearly that of kWh)."""
 SMALL = [
     {"selector": "footnotesize", "props": ":;"},
     {"selector": "setlength", "props": r":{\tabcolsep}{2.5pt};"},
 ]
-"""Commands above each table, so that it fits the width of a page."""
+"""LaTeX commands before each table, so that it fits the page width."""
 
 
 def training_dice(runs: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
-    """Dice of every training: `KEYS`, label, label_name, dice, nan_dice, cases.
+    """Return the Dice of every training: `KEYS`, label, label_name, dice, nan_dice, cases.
 
-    `label` is empty for the foreground mean (nnU-Net's own, from run.json); for a label it is the
-    nanmean over the fold's cases.
+    An empty `label` is the foreground mean (nnU-Net's own, from run.json). The Dice of a label is
+    the nanmean over the fold's cases.
     """
     whole = runs[[*KEYS, "dice_foreground_mean", "nan_dice", "cases"]]
     whole = whole.rename(columns={"dice_foreground_mean": "dice"})
@@ -76,14 +76,15 @@ def compare(
     tasks: Iterable[str],
     arms: Iterable[str],
 ) -> pd.DataFrame:
-    """One row per task (or overall), arm and label, with the columns `COLUMNS`.
+    """Return one row per task (or overall), arm and label, with the columns `COLUMNS`.
 
-    Means and std are over the trainings: every fold with every seed. Costs stand in the foreground
-    row (empty label). `overall` averages the tasks: Dice by fold and seed first (so its std is that
-    over these), costs after. `*_relative` is the value divided by the reference arm's. One training
-    has no std. `cases` counts those of one seed. `at_least_as_good` counts,
-    among `tasks` tasks, those whose mean Dice is not below the reference arm's.
-    `UserError` if the reference arm has no run.
+    Means and std are over the trainings (every fold with every seed); one training has no std.
+    Costs are in the foreground row (empty label). `overall` is the mean over tasks. Its Dice is
+    averaged over tasks for each fold and seed, and its std is that of these means. `*_relative` is
+    the value divided by the reference arm's. `cases` counts the cases of one seed.
+    `at_least_as_good` counts the tasks (out of `tasks`) whose mean Dice is not below the reference
+    arm's.
+    Raises UserError if the reference arm has no run.
     """
     if reference_arm not in set(runs["arm"]):
         raise UserError(f"reference_arm is {reference_arm}, which has no run in this study")
@@ -119,7 +120,7 @@ def compare(
 
     per_task = table[(table["task"] != OVERALL) & (table["label"] == "")]
     per_task = per_task.dropna(subset=["dice_difference"])
-    # A sum over trainings in another order differs in the last bit: that is no loss of Dice.
+    # Summing trainings in another order changes the last bit, which is no loss of Dice.
     as_good = (per_task["dice_difference"] >= -1e-12).groupby(per_task["arm"])
     is_overall = table["task"] == OVERALL
     table.loc[is_overall, "tasks"] = table["arm"].map(as_good.count())
@@ -134,14 +135,14 @@ def compare(
 
 
 def cost(row: pd.Series, column: str, scale: float) -> str:
-    """A cost with its ratio to the reference arm's in brackets."""
+    """Return a cost with its ratio to the reference arm's in brackets."""
     text = number(row[column] * scale)
     relative = row[f"{column}_relative"]
     return text if pd.isna(relative) else f"{text} ({relative:.2f})"
 
 
 def dice_text(row: pd.Series) -> str:
-    """Mean ± std over folds and seeds; the mean alone where there is no std."""
+    """Return mean ± std over folds and seeds, or only the mean if there is no std."""
     if pd.isna(row["dice_mean"]):
         return "–"
     spread = "" if pd.isna(row["dice_std"]) else f" ± {row['dice_std']:.3f}"
@@ -149,7 +150,7 @@ def dice_text(row: pd.Series) -> str:
 
 
 def summary_rows(table: pd.DataFrame, task: str) -> pd.DataFrame:
-    """The printed table of one task (or overall): one row per arm, all cells text."""
+    """Return the printed table of one task (or overall): one row per arm, all cells text."""
     rows = table[(table["task"] == task) & (table["label"] == "")]
     columns = {
         "arm": rows["arm"].astype(str),
@@ -167,7 +168,7 @@ def summary_rows(table: pd.DataFrame, task: str) -> pd.DataFrame:
 
 
 def label_rows(table: pd.DataFrame, task: str) -> pd.DataFrame:
-    """Dice by label of one task: one row per arm, one column per label."""
+    """Return the Dice by label of one task: one row per arm, one column per label."""
     rows = table[(table["task"] == task) & (table["label"] != "")]
     text = rows.assign(text=rows.apply(dice_text, axis=1), arm=rows["arm"].astype(str))
     names = rows.drop_duplicates("label").set_index("label")["label_name"]
@@ -178,7 +179,7 @@ def label_rows(table: pd.DataFrame, task: str) -> pd.DataFrame:
 
 
 def sections(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The printed tables with their headings: overall (if there are several tasks), then tasks."""
+    """Return the printed tables with headings: overall (if there are several tasks), then tasks."""
     tasks = [task for task in table["task"].astype(str).unique() if task != OVERALL]
     overall = [(f"Mean of {len(tasks)} tasks", OVERALL)] if len(tasks) > 1 else []
     printed = []
@@ -195,7 +196,7 @@ def sections(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def notes(table: pd.DataFrame) -> list[str]:
-    """What the numbers are relative to, and on how many tasks each arm keeps the Dice."""
+    """Return notes on the tables, and on how many tasks each arm keeps the Dice."""
     reference = table["reference_arm"].iloc[0]
     trained = repeats(table["folds"].max(), table["seeds"].max())
     overall = table[(table["task"] == OVERALL) & (table["label"] == "")]
@@ -217,7 +218,7 @@ def notes(table: pd.DataFrame) -> list[str]:
         ),
         *([f"Tasks with a mean Dice not below {reference}: {', '.join(kept)}."] if kept else []),
         *(
-            [f"Dice values left out, as the label is in neither image: {missing}."]
+            [f"Dice values left out, because the label is in neither image: {missing}."]
             if missing
             else []
         ),
@@ -230,13 +231,13 @@ def notes(table: pd.DataFrame) -> list[str]:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The comparison as Markdown that is also readable as plain text."""
+    """Return the comparison as Markdown that is also readable as plain text."""
     parts = [titled_table(heading, rows) for heading, rows in sections(table)]
     return "\n\n".join([*parts, bullets(notes(table))]) + "\n"
 
 
 def to_latex(table: pd.DataFrame) -> str:
-    """The comparison as LaTeX floats; needs the package booktabs and nothing else."""
+    """Return the comparison as LaTeX floats, which only need the package booktabs."""
     parts = ["% needs \\usepackage{booktabs}"]
     for heading, rows in sections(table):
         note = "" if "Dice by label" in heading else f". {notes(table)[0]}"
@@ -263,7 +264,7 @@ def compare_arms(
     tasks: list[str],
     arms: list[str],
 ) -> None:
-    """Write the comparison to `outputs`: a path each for csv, md and tex."""
+    """Write the comparison to `outputs`: one path each for csv, md and tex."""
     runs, cases = read_csv(runs_csv), read_csv(cases_csv)
     table = compare(runs, cases, reference_arm, tasks, arms)
     table.to_csv(outputs["csv"], index=False)

@@ -8,9 +8,9 @@ TYPESET = str.maketrans(
         **{"–": "--", "<": r"\textless{}", ">": r"\textgreater{}"},
     }
 )
-"""Characters that are no commands, but that LaTeX cannot typeset without further packages."""
+"""Characters other than commands that LaTeX cannot typeset without further packages."""
 
 
 def latex_text(text: str) -> str:
-    """Return `text` with everything escaped that LaTeX would take for a command."""
+    """Return `text` with all characters escaped that LaTeX interprets as commands."""
     return escape_latex(text).translate(TYPESET)

@@ -115,7 +115,9 @@ def paired(runs: pd.DataFrame, cost: str, base: str) -> Iterator[tuple[Any, Curv
 
 
 def interval(rows: pd.DataFrame) -> tuple[float, float]:
-    """95 % confidence interval of the mean `difference` (Student's t); NaN for a single value.
+    """Return the 95 % confidence interval of the mean `difference` (Student's t).
+
+    It is NaN for a single value.
 
     The sample consists of seeds, each averaged over its folds, or of folds if there is one seed.
     """
@@ -140,11 +142,12 @@ def _at_equal_cost(
 def measure_differences(runs: pd.DataFrame, reference_arm: str) -> pd.DataFrame:
     """Return the Dice of every arm and of the reference at equal cost.
 
-    One row per task, arm, cost, and training length of the arm or of the reference; `trained` says
-    which, and the other one is interpolated. Columns `DIFFERENCES`: means over all folds and seeds
-    in which both curves cover that cost, and the 95 % interval of the difference (`interval`).
+    One row per task, arm, cost, and training length of the arm or of the reference. `trained` is
+    the one with this length; the other one is interpolated. Columns `DIFFERENCES`: means over all
+    folds and seeds in which both curves cover that cost, and the 95 % interval of the difference
+    (`interval`).
     `amount` is in the unit of runs.csv, `relative` its ratio to the reference's longest training.
-    `UserError` if the reference arm has no run.
+    Raises UserError if the reference arm has no run.
     """
     base = _base(runs, reference_arm)
     rows = [
@@ -178,7 +181,7 @@ def measure_final_targets(runs: pd.DataFrame, reference_arm: str) -> pd.DataFram
     over folds and seeds, and infinite if at least half of the curves end below the target. They are
     upper bounds (`at_most`) if an arm's shortest training is already above the target; `relative`
     is NaN if the reference's is.
-    `UserError` if the reference arm has no run.
+    Raises UserError if the reference arm has no run.
     """
     base = _base(runs, reference_arm)
     rows = []

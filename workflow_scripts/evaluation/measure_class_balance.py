@@ -1,9 +1,9 @@
-"""Measure how much foreground nnU-Net's own sampling puts in patches of each curriculum size.
+"""Measure the foreground in patches of each curriculum size, as sampled by nnU-Net.
 
-The paper's argument for small patches is class balance: forced-foreground patches hold a larger
-share of foreground the smaller they are. Here this is measured on the preprocessed data with
-nnU-Net's `nnUNetDataLoader`, without augmentation. Low-frequency curricula leave the shares as they
-are; what they can lose is a label too thin for the reduced resolution, which is measured as well.
+The paper argues for small patches with class balance: the smaller a forced-foreground patch, the
+larger its share of foreground. Here this share is measured on the preprocessed data with nnU-Net's
+`nnUNetDataLoader`, without augmentation. Low-frequency curricula do not change the shares, but may
+lose a label that is too thin for the reduced resolution. This is measured as well.
 """
 
 from collections.abc import Sequence
@@ -34,10 +34,10 @@ COLUMNS = (
 
 
 def label_shares(patches: np.ndarray, labels: Sequence[int | tuple[int, ...]]) -> np.ndarray:
-    """Share of voxels by patch and label, shape (patches, 1 + labels); first column: any of them.
+    """Return the share of voxels by patch and label, with shape (patches, 1 + labels).
 
-    `patches` has the shape (patches, z, y, x); voxels outside the image (-1) count as patch. A
-    region is given as the tuple of its values.
+    The first column is the share of any label. `patches` has the shape (patches, z, y, x); voxels
+    outside the image (-1) count as patch. A region is given as the tuple of its values.
     """
     flat = patches.reshape(len(patches), -1)
     columns = [np.unique(np.hstack(labels)), *labels]
@@ -51,7 +51,7 @@ def foreground(label_manager: Any) -> list[int | tuple[int, ...]]:
 
 
 def summarise(shares: np.ndarray) -> pd.DataFrame:
-    """One row per column of `shares`: mean, standard error, share of patches above 0, samples."""
+    """Return mean, standard error, share of patches above 0, and samples per column of `shares`."""
     samples = len(shares)
     return pd.DataFrame(
         {
@@ -66,11 +66,11 @@ def summarise(shares: np.ndarray) -> pd.DataFrame:
 def sample_shares(
     dataset: Any, label_manager: Any, stage: Stage, oversample: float, samples: int
 ) -> np.ndarray:
-    """Draw at least `samples` patches of a stage and return `label_shares` of them.
+    """Draw at least `samples` patches of a stage and return their `label_shares`.
 
-    A stage that reduces its field of view has its labels reduced as in training.
-    Whole batches of the planned size are drawn, since nnU-Net forces foreground in a fixed part
-    of each batch (at least one patch of a batch of two).
+    If a stage reduces its field of view, labels are reduced as in training.
+    Whole batches of the planned size are drawn, because nnU-Net forces foreground in a fixed part
+    of each batch (at least one patch in a batch of two).
     """
     loader = nnUNetDataLoader(
         dataset,
@@ -100,14 +100,15 @@ def measure_task(
     samples: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Rows of class_balance.csv for one task: `COLUMNS`, label 0 meaning any foreground label.
+    """Return the rows of class_balance.csv for one task (`COLUMNS`); label 0 is any foreground.
 
-    `data` is the folder of preprocessed cases; each size of the progressive schedule, then each
-    reduced one of the low-frequency schedule (whose `field_of_view` is the planned patch), is drawn
-    without forced foreground and with the given `oversample`. `UserError` if `data` is empty.
+    `data` is the folder of preprocessed cases. Patches are drawn for each size of the progressive
+    schedule, then for each reduced size of the low-frequency schedule (whose `field_of_view` is the
+    planned patch), without forced foreground and with the given `oversample`.
+    Raises UserError if `data` has no preprocessed case.
     """
     if not data.is_dir() or not any(data.glob("*.pkl")):
-        raise UserError(f"{data} holds no preprocessed case; rerun preprocess_task of {task}")
+        raise UserError(f"{data} contains no preprocessed case; rerun preprocess_task of {task}")
     plans = PlansManager(str(plans_json))
     chosen = plans.get_configuration(configuration)
     labels = plans.get_label_manager(read_json(dataset_json))

@@ -1,7 +1,8 @@
-"""Normalised surface distance (NSD) of a run's predictions of its validation cases.
+"""Normalised surface distance (NSD) of a run's predictions for its validation cases.
 
-NSD is the share of both surfaces that lies within a tolerance of the other surface, as MSD ranks by
-it beside Dice: Nikolov et al., arXiv:1809.04430, measured with their library `surface-distance`.
+NSD is the share of both surfaces that lies within a tolerance of the other surface (Nikolov et al.,
+arXiv:1809.04430). It is measured with the authors' library `surface-distance`. MSD ranks by Dice
+and NSD.
 """
 
 import math
@@ -26,10 +27,10 @@ def surface_dice(
     spacing: tuple[float, ...],
     tolerance: float,
 ) -> float:
-    """NSD of two masks of the same shape (z, y, x); `spacing` and `tolerance` in mm.
+    """Return the NSD of two masks of the same shape (z, y, x); `spacing` and `tolerance` in mm.
 
-    NaN if both are empty (as nnU-Net's Dice), 0 if one is. For a single slice, the outlines are
-    compared instead of surfaces.
+    It is NaN if both masks are empty (like nnU-Net's Dice) and 0 if one is. For a single slice,
+    outlines are compared instead of surfaces.
     """
     if reference.shape[0] == 1:
         reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
@@ -42,7 +43,7 @@ def surface_dice(
 
 
 def measure_run(run_json: Path, raw: Path, tolerance: float | None) -> pd.DataFrame:
-    """One row per validation case and label (columns `SURFACE`), in summary.json's order.
+    """Return one row per validation case and label (`SURFACE`), in the order of summary.json.
 
     Images are read with nnU-Net's reader. Voxels that are ignored in the reference count as
     background in both images, so they do not contribute, as in nnU-Net's Dice.

@@ -1,4 +1,4 @@
-"""Time to target: the cost of each arm to become as good as the reference arm's final state."""
+"""Time to target: the cost for each arm to become as good as the fully trained reference arm."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ from workflow_scripts.evaluation.time_to_target import COSTS, cost_until, progre
 from workflow_scripts.records.run_reader import KEYS
 
 LEVELS = (0.90, 0.95, 0.99, 1.00)
-"""Shares of the pseudo Dice that the reference arm ends with."""
+"""Shares of the reference arm's final pseudo Dice."""
 COLUMNS = [
     *("task", "arm", "reference_arm", "level", "folds", "seeds", "reached", "target"),
     *(column for cost in COSTS for column in (cost, f"{cost}_relative")),
@@ -45,11 +45,11 @@ def measure_targets(
 ) -> pd.DataFrame:
     """Return one row per task, arm and level with the columns `COLUMNS`.
 
-    Each training is measured against the reference arm's of the same fold and seed. Costs are
-    medians over these trainings, and so are their ratios to the reference's; `reached` counts the
-    trainings that reach the target and stay. Where half of them or fewer do, the costs are infinite
-    ("never").
-    `UserError` if the reference arm has no run.
+    Each training is compared with the reference arm's training of the same fold and seed. Costs
+    and their ratios to the reference's are medians over these trainings. `reached` counts the
+    trainings that reach the target and stay there. If at most half of them do, the costs are
+    infinite ("never").
+    Raises UserError if the reference arm has no run.
     """
     if reference_arm not in set(runs["arm"]):
         raise UserError(f"reference_arm is {reference_arm}, which has no run in this study")
@@ -83,7 +83,7 @@ def measure_targets(
 
 
 def cost_text(row: pd.Series, cost: str, choices: Choices) -> str:
-    """Return a cost with its ratio to the reference arm's; `never` where it is infinite."""
+    """Return a cost with its ratio to the reference arm's; `never` if it is infinite."""
     if np.isinf(row[cost]):
         return "never"
     if pd.isna(row[cost]):
@@ -93,7 +93,7 @@ def cost_text(row: pd.Series, cost: str, choices: Choices) -> str:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """Return targets.csv as Markdown: a table for each task and kind of cost, arms by levels."""
+    """Return targets.csv as Markdown: one table per task and cost, arms by levels."""
     reference = table["reference_arm"].iloc[0]
     parts = []
     for task, of_task in table.groupby("task", sort=False):

@@ -1,4 +1,4 @@
-"""How much of the spread of Dice do seeds and folds make? Variance components by task and arm."""
+"""Variance components of Dice by task and arm: the spread due to seeds and due to folds."""
 
 import math
 from pathlib import Path
@@ -19,22 +19,23 @@ COLUMNS = [
 
 
 def components(values: NDArray[np.float64]) -> dict[str, float]:
-    """Return the components of a table's variance, as standard deviations.
+    """Return the variance components of a table, as standard deviations.
 
-    A two-way random-effects model without repetition, `value = mean + fold + seed + residual`, by
-    the method of moments (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4):
-    with the mean squares MS of an analysis of variance, the residual has MS_r, the folds
-    (MS_f - MS_r) / seeds, the seeds (MS_s - MS_r) / folds; a negative estimate is 0.
-    The first weights follow from the seed alone, so that a seed may act alike on all folds; what it
-    does on one fold alone is in the residual.
+    The model is a two-way random-effects model without repetition,
+    `value = mean + fold + seed + residual`, estimated with the method of moments (Searle, Casella
+    and McCulloch, Variance Components, 1992, chapter 4). With the mean squares MS of an analysis of
+    variance, the variance of the residual is MS_r, that of the folds (MS_f - MS_r) / seeds, and
+    that of the seeds (MS_s - MS_r) / folds. A negative estimate is set to 0.
+    The initial weights depend only on the seed, so a seed may have the same effect on all folds.
+    Its effect on a single fold is part of the residual.
 
     Args:
-        values: a row for each fold, a column for each seed.
+        values: one row per fold, one column per seed.
 
     Returns:
-        `std_fold`, `std_seed`, `std_residual`, and `std_retraining`, √(seed² + residual²): that of
-        one fold trained with another seed. NaN where it cannot be estimated: the folds' from one
-        fold, all others from one seed, and seed and residual separately from one fold.
+        `std_fold`, `std_seed`, `std_residual`, and `std_retraining` = √(seed² + residual²), that of
+        one fold trained with another seed. Components that cannot be estimated are NaN: `std_fold`
+        with one fold, all others with one seed, and `std_seed` and `std_residual` with one fold.
     """
     folds, seeds = values.shape
     fold = seed = residual = retraining = math.nan
@@ -59,9 +60,9 @@ def separate_variance(
 ) -> pd.DataFrame:
     """Return one row per task, arm and quantity (`COLUMNS`) of runs.csv.
 
-    Quantities: the foreground Dice of a training, and its difference from the reference arm's on
-    the same fold with the same seed. A missing Dice leaves the row without numbers. With one seed
-    `std_fold` holds what seeds do too.
+    Quantities are the foreground Dice of a training, and its difference from the reference arm's
+    with the same fold and seed. If a Dice is missing, the row has no numbers. With one seed,
+    `std_fold` includes the effect of the seed.
     """
     index = ["task", "arm", "fold"]
     dice = runs.pivot(index=index, columns="seed", values="dice_foreground_mean")

@@ -31,10 +31,10 @@ def overview(comparison: pd.DataFrame, significance: pd.DataFrame) -> pd.DataFra
     """Return one row per measure, task and arm with the columns `COLUMNS`.
 
     Measures are the foreground Dice and, for each of `COSTS`, the ratio to the reference arm.
-    With several tasks there are two more rows: `overall`, their mean (of ratios, for costs), and
+    With several tasks, there are two more rows: `overall`, their mean (of ratios, for costs), and
     `rank`, the mean of an arm's ranks on the tasks (1 is the highest Dice or the lowest cost; ties
     share their mean rank). `best` marks the best arm of a row. `significant` is `gain` or `loss`
-    where significance.csv has a significant difference from the reference arm, and mean and ranks
+    if significance.csv has a significant difference from the reference arm, and mean and ranks
     differ in the same direction.
 
     Args:
@@ -70,12 +70,12 @@ def _measure(foreground: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
 
 
 def _over_tasks(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the tasks for each measure and arm; NaN if one task has no value."""
+    """Return the mean over tasks for each measure and arm; NaN if one task has no value."""
     return table.groupby(["measure", "arm"], sort=False)["value"].agg(mean_of_all).reset_index()
 
 
 def _ranks(table: pd.DataFrame, method: str = "average") -> pd.Series:
-    """Ranks of the arms by measure and task: 1 is the best; NaN for a missing value."""
+    """Return the ranks of the arms by measure and task: 1 is the best; NaN if there is no value."""
     higher_is_better = (table["measure"] == DICE) & (table["task"] != RANK)
     # Rounded, because sums in another order differ in the last bit.
     signed = table["value"].where(~higher_is_better, -table["value"]).round(9)

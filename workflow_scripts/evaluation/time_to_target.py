@@ -1,4 +1,4 @@
-"""Time to target: what a training costs until it reaches a target Dice and stays there.
+"""Time to target: the cost of a training until it reaches a target Dice and stays there.
 
 As in AlgoPerf (Dahl et al., 2023, arXiv 2306.07179, section 4), a reference sets the target, and a
 training method is judged by the cost of reaching it. The targets here are values of nnU-Net's

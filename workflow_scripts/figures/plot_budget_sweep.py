@@ -29,7 +29,7 @@ def budgets(runs: pd.DataFrame) -> pd.DataFrame:
     """Return one row per task, arm (without its number of epochs) and epochs.
 
     Columns: mean Dice (`dice`), lowest and highest Dice (`low`, `high`), and the mean of each of
-    `COSTS` (kWh, GFLOP, seconds), NaN if one training's is unknown.
+    `COSTS` (kWh, GFLOP, seconds), which is NaN if the cost of one training is unknown.
     """
     table = runs.assign(arm=runs["arm"].map(without_length))
     groups = table.groupby(["task", "arm", "epochs"], as_index=False)

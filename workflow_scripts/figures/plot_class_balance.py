@@ -23,19 +23,20 @@ FORCED = {False: "dashed", True: "solid"}
 
 
 def ticks(stages: pd.DataFrame, most: int = 5) -> pd.DataFrame:
-    """The sizes to be named on the axis: the first, the last, and evenly between."""
+    """Return the sizes to label on the axis: the first, the last, and some between."""
     places = np.unique(np.linspace(0, len(stages) - 1, min(most, len(stages))).round().astype(int))
     return stages.iloc[places]
 
 
 def plot_class_balance(balance: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw class_balance.csv: one row per task; left the share of foreground, right of patches.
+    """Draw class_balance.csv: one row per task, shares of voxels (left) and patches (right).
 
-    Only patches at full resolution: reduced ones hold the foreground of their field of view.
+    Only patches at full resolution are drawn. Reduced ones have the foreground of their field of
+    view.
     """
     balance = balance[balance["field_of_view"] == balance["patch_size"]]
     tasks = list(balance["task"].unique())
-    # Any foreground (label 0) in black, then the colours that the example slices use.
+    # Any foreground (label 0) in black, then the colours of the example slices.
     colors = {"0": "#000000"} | {
         label: style.labels[number % len(style.labels)]
         for number, label in enumerate(sorted(set(balance["label"]) - {"0"}, key=label_values))
@@ -60,7 +61,7 @@ def plot_class_balance(balance: pd.DataFrame, style: Style, outputs: Iterable[Pa
             axis.set_ylim(0, 1.05 if column == "patches_with_label" else None)
             sizes = named["patch_size"].str.replace("x", "×")
             axis.set_xticks(named.index, sizes, rotation=25, ha="right")
-            words = "that hold the label" if column == "patches_with_label" else "by label"
+            words = "with the label" if column == "patches_with_label" else "by label"
             if task == tasks[0]:
                 axis.set_title(f"{title} {words}")
         row[0].set_ylabel(style.task(task))
@@ -72,7 +73,7 @@ def plot_class_balance(balance: pd.DataFrame, style: Style, outputs: Iterable[Pa
         row[1].legend(
             handles=lines, loc="center left", bbox_to_anchor=(1.0, 0.5), borderaxespad=0.2
         )
-    samples = f"{balance['samples'].min()} patches a size; band: standard error"
+    samples = f"{balance['samples'].min()} patches per size; band: standard error"
     figure.suptitle(f"Foreground by patch size, sampled by nnU-Net ({samples})")
     places = {False: "random place", True: "foreground forced as in training"}
     below(figure, [Line2D([], [], color="#444444", ls=FORCED[f], label=places[f]) for f in FORCED])

@@ -21,7 +21,7 @@ from workflow_scripts.common.formatting import ENERGY, TIME, repeats, unit
 from workflow_scripts.records.run_reader import KEYS, running_totals
 
 FEW = 3
-"""Largest number of tasks with three panels each; with more, panels would be too small."""
+"""Largest number of tasks with three panels each; with more, the panels would be too small."""
 COLUMNS = 4
 Unit = tuple[str, float]
 POINTS = 150
@@ -29,7 +29,7 @@ POINTS = 150
 
 
 def blocks(epochs: pd.DataFrame) -> pd.DataFrame:
-    """epochs.csv with the costs summed up from each run's start, averaged in blocks of epochs."""
+    """Return epochs.csv with cumulative costs of each run, averaged in blocks of epochs."""
     table = running_totals(epochs, ["seconds", "kwh"])
     table["epoch"] += 1
     size = max(1, int(np.ceil(table["epoch"].max() / POINTS)))
@@ -68,8 +68,8 @@ def units(runs: pd.DataFrame) -> dict[str, Unit]:
 def plot_convergence(epochs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
     """Draw epochs.csv: lines are means over trainings, bands their range.
 
-    Up to `FEW` tasks have three panels each: against epochs, time and energy. With more tasks there
-    is one panel per task, against time.
+    Up to `FEW` tasks have three panels each: against epochs, time and energy. With more tasks,
+    there is one panel per task, against time.
     """
     table = blocks(epochs)
     tasks, arms = list(epochs["task"].unique()), style.order(epochs["arm"])

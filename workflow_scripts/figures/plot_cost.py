@@ -1,4 +1,4 @@
-"""Figure: what a training costs by arm, relative to the reference arm and in absolute numbers."""
+"""Figure: cost of a training by arm, relative to the reference arm and in absolute numbers."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +29,7 @@ TASK_DOT: dict[str, Any] = {
 
 
 def plot_cost(comparison: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw comparison.csv: a panel a cost, a bar an arm (mean of the tasks), a dot a task."""
+    """Draw comparison.csv: one panel per cost, one bar per arm (task mean), one dot per task."""
     table = comparison[comparison["label"].isna()].set_index("arm")
     arms = style.order(table.index)
     overall, tasks = table[table["task"] == OVERALL], table[table["task"] != OVERALL]

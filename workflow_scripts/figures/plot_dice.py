@@ -22,7 +22,7 @@ COLUMNS = 5
 
 
 def plot_dice(runs: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw runs.csv's dice_foreground_mean: a panel a task, its own axis, arms side by side."""
+    """Draw dice_foreground_mean of runs.csv: one panel and axis per task, arms side by side."""
     tasks, arms = list(runs["task"].unique()), style.order(runs["arm"])
     figure, axes = wrapped_grid(style, len(tasks), COLUMNS)
     for number, (axis, task) in enumerate(zip(axes, tasks, strict=True)):

@@ -1,4 +1,4 @@
-"""Figure: the answer of a study. Difference of Dice from the reference arm, by arm and task."""
+"""Figure: main result of a study, the difference of Dice from the reference arm by arm and task."""
 
 import math
 from collections.abc import Iterable
@@ -17,11 +17,12 @@ TEXT = "mean of the tasks"
 
 
 def differences(significance: pd.DataFrame) -> pd.DataFrame:
-    """Return arm, task, difference, low and high: foreground Dice, and the mean of the tasks last.
+    """Return arm, task, difference, low and high of the foreground Dice, the mean of tasks last.
 
-    The interval of the mean is that of these tasks: their intervals are taken as independent and
-    normal, so its half-width is the root of the sum of their squares over the number of tasks. It
-    is NaN where a task has none. With one task there is no mean.
+    The interval of the mean refers to these tasks only. The intervals of the tasks are assumed to
+    be independent and normal, so its half-width is the square root of the sum of their squared
+    half-widths, divided by the number of tasks. It is NaN if a task has no interval. With one task,
+    there is no mean.
     """
     chosen = significance[(significance["measure"] == "dice") & significance["label"].isna()]
     table = chosen[["arm", "task", "difference", "ci_low", "ci_high"]]
@@ -37,7 +38,7 @@ def differences(significance: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_differences(significance: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw significance.csv as a forest plot: a panel an arm, a line a task, their mean below."""
+    """Draw significance.csv as a forest plot: one panel per arm, one line per task, mean below."""
     table = differences(significance)
     arms, tasks = style.order(table["arm"]), list(table["task"].unique())
     columns = min(COLUMNS, max(1, len(arms)))

@@ -24,7 +24,7 @@ from workflow_scripts.trainers.curricula.schedules.schedule import Schedule, Sta
 from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
 
 MOMENTS = 10
-"""Columns: the middles of as many equal parts of the training, in epochs."""
+"""Number of columns: a training is split into equal parts, each shown at its middle epoch."""
 
 
 def stages_of(schedule: Schedule) -> list[Stage]:
@@ -37,9 +37,9 @@ def stages_of(schedule: Schedule) -> list[Stage]:
 
 
 def central_patch(folder: Path, planned: tuple[int, ...]) -> np.ndarray:
-    """Return a patch (voxels as preprocessed) around the foreground of the first case there.
+    """Return a preprocessed patch around the foreground of the first case that has foreground.
 
-    Its first channel, padded as nnU-Net pads. Raises UserError where no case has foreground.
+    It is the first channel, padded as in nnU-Net. Raises UserError if no case has foreground.
     """
     dataset = infer_dataset_class(str(folder))(str(folder))
     for case in sorted(dataset.identifiers):
@@ -49,11 +49,13 @@ def central_patch(folder: Path, planned: tuple[int, ...]) -> np.ndarray:
             centre = np.median(np.concatenate(places), axis=0)[1:].astype(int)
             box = [[c - n // 2, c - n // 2 + n] for c, n in zip(centre, planned, strict=True)]
             return np.asarray(crop_and_pad_nd(data, box, 0)[0])
-    raise UserError(f"{folder} holds no preprocessed case with foreground; rerun preprocess_task")
+    raise UserError(
+        f"{folder} contains no preprocessed case with foreground; rerun preprocess_task"
+    )
 
 
 def seen(patch: np.ndarray, stage: Stage, trainer: Any, parameters: Mapping) -> np.ndarray:
-    """Return what the network sees of the planned patch at a stage, without augmentation."""
+    """Return the planned patch as the network sees it at a stage, without augmentation."""
     if stage.field_of_view is not None:
         options = {
             "method": parameters.get("lowpass", trainer.lowpass),
@@ -67,7 +69,7 @@ def seen(patch: np.ndarray, stage: Stage, trainer: Any, parameters: Mapping) -> 
 
 
 def draw(axis: Any, found: np.ndarray, stage: Stage, limits: tuple[float, float]) -> None:
-    """Show the middle slice where it lies in the planned patch; what is not seen stays grey."""
+    """Draw the middle slice at its place in the planned patch; unseen parts stay grey."""
     reach = [n / 2 for n in stage.loaded_size[1:]]
     axis.imshow(
         found[found.shape[0] // 2],
@@ -87,13 +89,13 @@ def plot_patches(
     style: Style,
     outputs: Iterable[Path],
 ) -> None:
-    """Draw one row per schedule; arms that see the same share one.
+    """Draw one row per schedule; arms that see the same patches share a row.
 
     Args:
-        patch: of the planned size.
-        arms: by arm, its schedule, its trainer's class and parameters.
-        task: that the patch is of.
-        style: looks.
+        patch: patch of the planned size.
+        arms: schedule, trainer class and parameters, by arm.
+        task: task of the patch.
+        style: style of the figure.
         outputs: files to write.
     """
     rows: dict[tuple, list[str]] = {}
@@ -128,16 +130,16 @@ def plot_patches(
 def plan_arms(
     plans: Path, configuration: str, arms: Mapping[str, Mapping[str, Any]]
 ) -> tuple[tuple[int, ...], dict[str, tuple[Schedule, Any, Mapping]]]:
-    """Return the planned patch and, by arm, its schedule, trainer and parameters.
+    """Return the planned patch size, and the schedule, trainer and parameters of each arm.
 
-    Trainers that have no schedule are left out. `arms` have trainer, parameters and training.
+    Arms without a schedule are left out. `arms` contains trainer, parameters and training of each.
     """
     chosen = PlansManager(read_json(plans)).get_configuration(configuration)
     plan = PatchPlan.of(chosen)
     planned = {}
     for arm, settings in arms.items():
         trainer, parameters = find_trainer(settings["trainer"]), settings["parameters"]
-        if not isinstance(trainer, CurriculumTrainer):  # its class has all that it has
+        if not isinstance(trainer, CurriculumTrainer):  # the class already has the attributes
             continue
         length = TrainingSettings(**settings["training"]).length
         schedule = plan_schedule(plan, length, CurriculumSettings.of(trainer, parameters))

@@ -1,4 +1,4 @@
-"""Figure: example slices of reference and predictions: the reference arm's worst, median, best."""
+"""Figure: reference and predictions of the reference arm's worst, median and best case."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,16 +25,19 @@ from workflow_scripts.common.images import Image, load_image, load_label, reader
 from workflow_scripts.records.run_reader import KEYS, label_values
 
 MARGIN = 0.3
-"""Of the reference's extent, shown around it on each side."""
+"""Margin on each side of the reference, as a share of its extent."""
 NARROWEST, WIDEST = 1.15, 1.8
-"""Inches of a panel: with many arms the figure is wider than a page, with one arm narrower."""
+"""Limits of a panel's width in inches.
+
+With many arms, the figure is wider than a page; with one arm, it is narrower.
+"""
 
 
 def pick_cases(cases: pd.DataFrame, arm: str) -> dict[str, str]:
-    """Worst, median and best case of one task by the arm's Dice (nanmean over labels).
+    """Return the worst, median and best case of one task by the arm's Dice (nanmean over labels).
 
-    Cases without any defined Dice are left out; with fewer than three cases one stands for several
-    and is listed once, as the median first. If no Dice is defined, the first case is shown.
+    Cases without any defined Dice are left out. With fewer than three cases, each case is listed
+    once, preferably as the median. If no Dice is defined, the first case is returned.
     """
     by_case = cases[cases["arm"] == arm].groupby("case")["dice"].mean()
     dice = by_case.dropna().sort_values()
@@ -60,7 +63,7 @@ def to_patient_axes(image: Image) -> tuple[np.ndarray, tuple[float, ...]]:
 
 
 def window(foreground: np.ndarray) -> tuple[slice, slice, int]:
-    """Rows, columns and index of the axial slice with the most foreground, cut out around it."""
+    """Return rows, columns and index of the axial slice with the most foreground, cropped."""
     index = int(foreground.sum(axis=(0, 1)).argmax())
     places = np.nonzero(foreground[:, :, index])
     cut = []
@@ -79,18 +82,18 @@ def draw(
     outlined: Mapping[tuple[int, ...], Mapping[str, Any]],
     aspect: float,
 ) -> None:
-    """Show a slice, and outline labels or regions.
+    """Draw a slice with outlines of labels or regions.
 
     Args:
-        axis: to draw on.
-        image, labels: slices (x, y); without labels nothing is outlined.
+        axis: axes to draw on.
+        image, labels: slices (x, y); without labels, nothing is outlined.
         outlined: values of a label or region -> colour and line style.
         aspect: height of a pixel divided by its width.
     """
     low, high = np.percentile(image, (1, 99.5))
     axis.imshow(image.T, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect)
     if labels is not None:
-        # Values of 0 around the cut let an outline close at its border.
+        # Padding with 0 closes the outlines at the border.
         padded = np.pad(labels.T, 1)
         x, y = np.arange(-1, labels.shape[0] + 1), np.arange(-1, labels.shape[1] + 1)
         for values, looks in outlined.items():

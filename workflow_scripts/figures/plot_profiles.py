@@ -24,10 +24,10 @@ COSTS = {"seconds": "time", "kwh": "energy", "gflop": "computation"}
 
 
 def profile(targets: pd.DataFrame, cost: str) -> pd.DataFrame:
-    """Return, by task and arm, the cost relative to that of the task's cheapest arm.
+    """Return the cost by task and arm, relative to the cheapest arm of the task.
 
-    Infinite where an arm never reaches the target, also where no arm does; NaN where the cost is
-    not known.
+    It is infinite if the arm never reaches the target, even if no arm does, and NaN if the cost is
+    unknown.
 
     Args:
         targets: rows of targets.csv of one level.
@@ -39,10 +39,10 @@ def profile(targets: pd.DataFrame, cost: str) -> pd.DataFrame:
 
 
 def plot_profiles(targets: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw targets.csv: a row of panels for each level, a column for each cost.
+    """Draw targets.csv: one row of panels per level, one column per cost.
 
-    A line gives, for one arm, the share of tasks on which it reaches the target at no more than τ
-    times the cost of the best arm.
+    A line shows the share of tasks on which an arm reaches the target at no more than τ times the
+    cost of the best arm.
     """
     arms, levels = style.order(targets["arm"]), sorted(targets["level"].unique())
     figure, axes = grid(style, len(levels), len(COSTS), height=0.6, sharex=True, sharey=True)
@@ -52,7 +52,7 @@ def plot_profiles(targets: pd.DataFrame, style: Style, outputs: Iterable[Path]) 
             relative = profile(chosen, cost)
             for arm in arms:
                 ratios = np.sort(relative[arm].to_numpy())
-                ratios = ratios[ratios <= FURTHEST]  # without NaN and infinite ones
+                ratios = ratios[ratios <= FURTHEST]  # drops NaN and infinite ratios
                 steps = np.arange(1, len(ratios) + 1) / len(relative)
                 x = [1.0, *ratios, FURTHEST]
                 axis.plot(

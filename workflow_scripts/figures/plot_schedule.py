@@ -22,9 +22,9 @@ def schedule(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Return one row per epoch of each arm's first fold and seed.
 
     Columns: task, arm, epoch (from 1), relative, axis_0, axis_1, axis_2, bandwidth, augmentation.
-    `relative` is voxels per iteration over those of the planned patch and batch. The axes are NaN
-    where the sizes of an epoch differ ("random"). `bandwidth` is the share of an axis' frequencies
-    that a low-pass left, the geometric mean over the axes; 1 without one.
+    `relative` is voxels per iteration divided by those of the planned patch and batch. The axes are
+    NaN if the sizes within an epoch differ ("random"). `bandwidth` is the share of frequencies per
+    axis that a low-pass keeps (geometric mean over the axes); it is 1 without a low-pass.
     """
     first = epochs.sort_values("fold", kind="stable").drop_duplicates(["task", "arm"])[KEYS]
     table = epochs.merge(first, on=KEYS)
@@ -36,7 +36,7 @@ def schedule(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     )
     table = table.merge(planned[[*KEYS, "planned"]], on=KEYS)
     axes = _axes(table["patch_size"]).rename(columns="axis_{}".format)
-    # Tables of before there was a low-pass lack both columns.
+    # Tables from before there was a low-pass lack both columns.
     known = table.reindex(columns=[*table.columns.union(["field_of_view", "augmentation"])])
     views = _axes(known["field_of_view"].astype(object).fillna(known["patch_size"]))
     kept = axes.prod(axis=1) / views.prod(axis=1)
@@ -50,7 +50,7 @@ def schedule(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _axes(sizes: pd.Series) -> pd.DataFrame:
-    """Return sizes such as `40x56x40` as columns 0, 1, 2; NaN where they are "random"."""
+    """Return sizes such as `40x56x40` as columns 0, 1, 2; NaN if they are "random"."""
     axes = sizes.where(sizes != "random").str.split("x", expand=True)
     return axes.reindex(columns=range(3)).astype(float)
 
@@ -60,7 +60,7 @@ def plot_schedule(
 ) -> None:
     """Draw epochs.csv: one row per task; voxels per iteration, then the patch size on each axis.
 
-    Where an arm reduces frequencies or augmentation, these follow.
+    If an arm reduces frequencies or augmentation, panels for these follow.
     """
     table = schedule(epochs, runs)
     tasks, arms = list(epochs["task"].unique()), style.order(epochs["arm"])
@@ -74,7 +74,7 @@ def plot_schedule(
         for axis, (column, title) in zip(row, panels.items(), strict=True):
             for arm in arms:
                 line = chosen[chosen["arm"] == arm]
-                # An epoch's value holds from its beginning to its end.
+                # The value of an epoch applies from its beginning to its end.
                 edges = np.append(line["epoch"] - 1, line["epoch"].max())
                 values = np.append(line[column], line[column].tail(1))
                 axis.plot(edges, values, drawstyle="steps-post", **style.line(arm))
@@ -86,7 +86,7 @@ def plot_schedule(
                 axis.set_xlabel("epochs")
         if len(tasks) > 1:
             row[0].set_ylabel(style.task(task))
-    drawn = "; sizes drawn in each iteration have no line on the axes"
+    drawn = "; sizes drawn at random are not shown per axis"
     figure.suptitle("Patch size while training" + drawn * bool(table["axis_0"].isna().any()))
     add_legend(figure, style, arms)
     save(figure, style, outputs)

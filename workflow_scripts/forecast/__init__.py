@@ -1,1 +1,1 @@
-"""Forecast what a study costs."""
+"""Forecast the cost of a study."""

@@ -1,11 +1,11 @@
-"""How long work takes and what energy it needs, fitted to runs that were measured.
+"""Time and energy of work, fitted to measured runs.
 
-A piece of work is `iterations` steps of `tflop` in all. Its time is
+A piece of work consists of `iterations` steps with `tflop` operations in total. Its time is
 
     seconds = seconds_per_iteration * iterations + seconds_per_tflop * tflop
 
-so that small patches, which keep a device less busy, cost more per operation; its energy is linear
-in the seconds and the operations. What a task takes more or less than that is a factor of its own.
+Small patches therefore cost more per operation, because they use less of the device. Energy is
+linear in the seconds and the operations. Each task has factors for its deviation from this model.
 """
 
 import math
@@ -25,24 +25,24 @@ from workflow_scripts.common.formatting import counted
 from workflow_scripts.forecast.workload import StageWork
 
 ONE_SIZE = (
-    "One patch size was measured: what an iteration costs besides its operations is hardly known, "
-    "so small patches may be forecast too fast."
+    "Only one patch size was measured, so the cost of an iteration besides its operations is "
+    "uncertain, and small patches may be forecast too fast."
 )
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The fit, and what a reader must know of it.
+    """A fitted model of time and energy, with its source and its errors.
 
     Attributes:
-        source: what was measured, in words.
-        seconds_per_iteration, seconds_per_tflop: see above.
-        seconds_per_epoch: of everything between the iterations.
-        kwh_per_second, kwh_per_tflop: energy at a power usage effectiveness of 1; NaN where no
-            run was metered.
-        factors: by task, of time and of energy.
-        errors: relative errors in words and numbers: {"each point by all": [0.1, …]}.
-        notes: for the reader.
+        source: description of the measured runs.
+        seconds_per_iteration, seconds_per_tflop: see the docstring of the module.
+        seconds_per_epoch: time of an epoch outside its iterations.
+        kwh_per_second, kwh_per_tflop: energy at a power usage effectiveness of 1; NaN if no run
+            was metered.
+        factors: factors of time and of energy, by task.
+        errors: relative errors by description: {"each point by all": [0.1, …]}.
+        notes: remarks for the reader.
     """
 
     source: str
@@ -58,9 +58,9 @@ class Calibration:
     def cost(
         self, task: str, iterations: float, tflop: float, epochs: int, waiting: float = 0.0
     ) -> tuple[float, float]:
-        """Return seconds and kWh of some work of a task.
+        """Return the seconds and kWh of a piece of work of a task.
 
-        `waiting` are the seconds that the device waits for batches.
+        `waiting` is the number of seconds that the device waits for batches.
         """
         seconds = self.seconds_per_iteration * iterations + self.seconds_per_tflop * tflop
         seconds += self.seconds_per_epoch * epochs
@@ -71,9 +71,9 @@ class Calibration:
     def waiting(
         self, task: str, stages: Iterable[StageWork], loading: "Loading", workers: int
     ) -> float:
-        """Return the seconds that a training waits for batches, with so many workers.
+        """Return the seconds that a training waits for batches, given the number of `workers`.
 
-        An iteration lasts as long as the network or the loading, whichever is longer.
+        An iteration takes as long as the network or the loading, whichever is longer.
         """
         slower, _ = self.factors.get(task, (1.0, 1.0))
         seconds = 0.0
@@ -86,11 +86,11 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Loading:
-    """Processor time of a batch: a part for the batch, each sample and each megavoxel.
+    """Processor time of loading a batch: a part per batch, per sample and per megavoxel.
 
     Attributes:
-        one_by_one: seconds a batch, a sample and a megavoxel where nnU-Net augments the samples.
-        together: the same where they are augmented at once.
+        one_by_one: seconds per batch, sample and megavoxel if nnU-Net augments each sample.
+        together: the same if all samples of a batch are augmented at once.
     """
 
     one_by_one: Sequence[float]
@@ -98,7 +98,7 @@ class Loading:
 
     @classmethod
     def fit(cls, table: pd.DataFrame) -> "Loading":
-        """Fit it to the measurements of `config/published/loading.tsv`."""
+        """Fit the times to the measurements of `config/published/loading.tsv`."""
 
         def fit_some(rows: pd.DataFrame) -> list[float]:
             features = rows.assign(batches=1.0)[["batches", "samples", "megavoxels"]]
@@ -108,19 +108,19 @@ class Loading:
         return cls(fit_some(table[~together]), fit_some(table[together]))
 
     def seconds(self, stage: StageWork) -> float:
-        """Return the processor time of a batch of a stage."""
+        """Return the processor time of loading a batch of a stage."""
         batch, sample, megavoxel = self.together if stage.together else self.one_by_one
         return batch + sample * stage.samples + megavoxel * stage.megavoxels
 
 
 def fit(features: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return coefficients >= 0 with the least sum of absolute relative errors.
+    """Return non-negative coefficients that minimise the sum of absolute relative errors.
 
-    Absolute instead of squared, so that a run on a disturbed machine does not bend the line.
+    Errors are absolute instead of squared, so that a run on a disturbed machine has little effect.
 
     Args:
-        features: points × features.
-        values: what they add up to, > 0.
+        features: array of points × features.
+        values: target of each point, > 0.
     """
     points, width = features.shape
     scaled = features / values[:, None]
@@ -138,9 +138,9 @@ def fit(features: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def left_out(features: np.ndarray, values: np.ndarray) -> list[float]:
-    """Return the relative error of each point when the others alone are fitted.
+    """Return the relative error of each point, predicted by a fit to all other points.
 
-    None at all where the others would be too few for a line.
+    The list is empty if the other points are too few for a fit.
     """
     if len(values) <= features.shape[1]:
         return []
@@ -166,7 +166,7 @@ def calibrate(points: pd.DataFrame, **rest: Any) -> Calibration:
     spent = metered[["seconds", "tflop"]].to_numpy(float)
     unknown = np.full(2, math.nan)
     energy = unknown if metered.empty else fit(spent, metered["kwh"].to_numpy(float))
-    # Of the fitted seconds: a task's own factor of time is on them already.
+    # Energy factors refer to the fitted seconds, before the time factor of the task, as in `cost`.
     fitted = work @ time
     implied = energy[0] * fitted + energy[1] * points["tflop"].to_numpy(float)
     ratios = pd.DataFrame(
@@ -174,7 +174,7 @@ def calibrate(points: pd.DataFrame, **rest: Any) -> Calibration:
     )
     medians = ratios.groupby("task").median()
     factors = {str(row.Index): (row.time, row.energy) for row in medians.itertuples()}
-    errors = {"each point left out, then forecast from the others": left_out(work, seconds)}
+    errors = {"each point, forecast from the others": left_out(work, seconds)}
     return Calibration(
         seconds_per_iteration=float(time[0]),
         seconds_per_tflop=float(time[1]),
@@ -186,11 +186,11 @@ def calibrate(points: pd.DataFrame, **rest: Any) -> Calibration:
 
 
 def published(runs: pd.DataFrame, work: Mapping[str, tuple[float, float]]) -> Calibration:
-    """Calibrate by the published nnU-Net runs.
+    """Calibrate with the published nnU-Net runs.
 
     Args:
         runs: content of config/published/nnunet_runs.tsv.
-        work: iterations and TFLOP of one such run (with both validations), by task.
+        work: iterations and TFLOP of one run including both validations, by task.
     """
     medians = runs.groupby("task")[["hours", "kwh"]].median()
     points = pd.DataFrame(
@@ -210,23 +210,23 @@ def published(runs: pd.DataFrame, work: Mapping[str, tuple[float, float]]) -> Ca
     return calibrate(
         points,
         source=f"published nnU-Net runs on one {', '.join(gpus)}",
-        errors={"a published fold against its task's median": spread.tolist()},
+        errors={"published folds against the median of their task": spread.tolist()},
         notes=[
-            "Each task's level is that of its own published runs (median of the folds); between "
-            "patch sizes only the line is at work, which one size a task cannot check.",
+            "Each task is scaled to its own published runs (median of the folds). Differences "
+            "between patch sizes come from the fitted line, which one size per task cannot check.",
         ],
     )
 
 
 def measured(folders: Sequence[Path]) -> Calibration:
-    """Calibrate by finished runs of one machine, whose folders these are.
+    """Calibrate with finished runs of one machine, given their folders.
 
-    Raises UserError where there is no run, or runs of several machines.
+    Raises UserError if there are no runs, or runs of several machines.
     """
     if not folders:
         raise UserError(
-            "forecast.calibration is measured, but forecast.runs holds no finished run (run.json): "
-            "train one fold first, or take the published calibration"
+            "forecast.calibration is measured, but forecast.runs has no finished run (run.json): "
+            "train one fold first, or use the published calibration"
         )
     machines: dict[str, Path] = {}
     tables = []
@@ -243,7 +243,7 @@ def measured(folders: Sequence[Path]) -> Calibration:
         tables.append(epochs.assign(record=[record] * len(epochs)))
     if len(machines) > 1:
         found = "; ".join(f"{machine} ({folder})" for machine, folder in machines.items())
-        raise UserError(f"forecast.runs holds runs of several machines: {found}. Name one's only")
+        raise UserError(f"forecast.runs has runs of several machines: {found}. List only one's")
     epochs = pd.concat(tables, ignore_index=True)
     points = measured_points(epochs)
     between = epochs["seconds"] - epochs["train_seconds"] - epochs["val_seconds"]
@@ -257,17 +257,17 @@ def measured(folders: Sequence[Path]) -> Calibration:
 
 
 def measured_points(epochs: pd.DataFrame) -> pd.DataFrame:
-    """Return the median epoch of every task, patch and batch: its training, and its validation.
+    """Return training and validation of the median epoch of every task, patch and batch size.
 
-    Median over the epochs of a run first, then over the runs, so that a run counts once.
+    The median is taken over the epochs of a run, then over runs, so that each run counts once.
 
     Args:
-        epochs: tables epochs.csv of runs, with the run's record in the column `record`.
+        epochs: epochs.csv of all runs, with the record of the run in the column `record`.
     """
     energy = epochs["kwh"] / epochs["seconds"]
     record = epochs["record"]
     iterations = record.map(lambda run: run["iterations_per_epoch"])
-    if "iterations" in epochs:  # tables of before arms had epochs of different iterations lack it
+    if "iterations" in epochs:  # older tables lack it: all epochs had the same number
         iterations = epochs["iterations"].fillna(iterations)
     common = {
         "task": record.map(lambda run: run["task"]),
@@ -298,7 +298,7 @@ def measured_points(epochs: pd.DataFrame) -> pd.DataFrame:
 
 
 def errors_text(errors: Sequence[float]) -> str:
-    """Return median and largest of relative errors, in per cent."""
+    """Return the median and the largest of relative errors as text, in per cent."""
     sizes = [abs(error) for error in errors if not math.isnan(error)]
     if not sizes:
         return "unknown (too few points)"

@@ -13,21 +13,21 @@ from workflow_scripts.common.files import write_json
 from workflow_scripts.common.formatting import number
 
 LIMITS = {"gpu_hours": ("hours", "hours"), "kg_co2eq": ("kg_co2eq", "kg CO2eq")}
-"""Key of the config's `budget` -> column of forecast.csv, and its unit in words."""
+"""Key of `budget` in the configuration -> column of forecast.csv, and its unit as text."""
 
 
 def check_budget(
     forecast: pd.DataFrame, budget: Mapping[str, float | None], study: str, page: str
 ) -> dict[str, Any]:
-    """Return forecast and limit of each quantity that has one.
+    """Return the forecast and the limit of each quantity that has a limit.
 
     Args:
         forecast: content of forecast.csv.
-        budget: limits of `gpu_hours` and `kg_co2eq`; None is no limit.
-        study: its name, for the message.
-        page: where the forecast can be read, for the message.
+        budget: limits of `gpu_hours` and `kg_co2eq`; None means no limit.
+        study: name of the study, for the message.
+        page: path of the forecast page, for the message.
 
-    Raises UserError with the arithmetic where a limit is exceeded, or nothing can be forecast.
+    Raises UserError if a limit is exceeded (with the arithmetic) or a task cannot be forecast.
     """
     within, problems = {}, []
     for key, (column, words) in LIMITS.items():
@@ -37,7 +37,7 @@ def check_budget(
         unknown = forecast.loc[forecast[column].isna(), "task"].unique()
         if len(unknown):
             raise UserError(
-                f"budget.{key}: {', '.join(unknown)} cannot be forecast ({page} says why); plan it "
+                f"budget.{key}: {', '.join(unknown)} cannot be forecast (see {page}); plan them "
                 "first, or set the limit to null"
             )
         total = float(forecast[column].sum())
@@ -46,13 +46,13 @@ def check_budget(
             arms = forecast.groupby("arm", sort=False)[column].sum()
             terms = " + ".join(f"{arm} {number(value)}" for arm, value in arms.items())
             problems.append(
-                f"budget.{key} is {limit:g}, the forecast {terms} = {number(total)} {words}: "
-                f"{number(total - limit)} too many"
+                f"budget.{key} is {limit:g}, but the forecast is {terms} = {number(total)} "
+                f"{words}: {number(total - limit)} too many"
             )
     if problems:
         raise UserError(
             f"the study {study} exceeds its budget, so nothing is trained. {'; '.join(problems)}. "
-            f"Take fewer tasks, folds, arms or epochs, or raise the budget ({page})"
+            f"Use fewer tasks, folds, arms or epochs, or raise the budget ({page})"
         )
     return within
 

@@ -1,4 +1,4 @@
-"""Check before a study's first training that all of it can be trained: plans, names, disk space."""
+"""Check plans, case names and disk space before the first training of a study."""
 
 import math
 import shutil
@@ -27,9 +27,9 @@ from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.study.specification import Arm
 
 CHECKPOINTS = 2
-"""Checkpoints that nnU-Net keeps of a training: the best one and the final one."""
+"""Checkpoints that nnU-Net keeps per training: the best one and the final one."""
 STATES = {"adamw": 3}
-"""Values per weight that an optimiser stores: AdamW with AMSGrad three, SGD with momentum one."""
+"""States that an optimiser stores per weight: AdamW with AMSGrad 3, SGD with momentum 1."""
 
 
 def check_plans(
@@ -37,8 +37,8 @@ def check_plans(
 ) -> tuple[dict[tuple[str, str], int], list[str]]:
     """Check that every arm fits every plan.
 
-    Returns the size of a checkpoint in bytes, by task and arm, and the faults. A checkpoint
-    contains the network's weights and the optimiser's states, 4 bytes each.
+    Returns the size of a checkpoint in bytes by task and arm, and the faults. A checkpoint contains
+    the network's weights and the optimiser's states, 4 bytes each.
     """
     sizes, faults = {}, []
     for task, plan in plans.items():
@@ -64,8 +64,8 @@ def check_plans(
 def preprocessed_bytes(plan: Plan, configuration: str) -> float:
     """Estimate the size of a task's preprocessed data: float32 images, 8-bit labels, uncompressed.
 
-    All cases are taken to be as large as the median one; docs/how-to/storage.md compares this with
-    a measurement.
+    All cases are assumed to have the median size; docs/how-to/storage.md compares this with a
+    measurement.
     """
     voxels = math.prod(plan.plans["configurations"][configuration]["median_image_size_in_voxels"])
     channels = len(plan.dataset.get("channel_names", plan.dataset.get("modality", {})))
@@ -73,10 +73,10 @@ def preprocessed_bytes(plan: Plan, configuration: str) -> float:
 
 
 def check_disk(wanted: Mapping[str, tuple[float, Path]]) -> list[str]:
-    """Compare what has yet to be written with the free space of the disks.
+    """Return a fault for each disk with too little space for the data still to be written.
 
     Args:
-        wanted: description -> size in bytes, and folder (which need not exist yet).
+        wanted: description -> size in bytes, and folder (which may not exist yet).
     """
     disks: dict[int, list[str]] = defaultdict(list)
     folders = {what: _existing(folder) for what, (_, folder) in wanted.items()}
@@ -96,13 +96,13 @@ def check_disk(wanted: Mapping[str, tuple[float, Path]]) -> list[str]:
 
 
 def _existing(folder: Path) -> Path:
-    """Return the folder, or its nearest parent that exists."""
+    """Return the folder, or its nearest existing parent."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def check_names(splits: Mapping[str, Path]) -> list[str]:
-    """Return the faults of case names, for tasks whose folds have been written."""
+    """Return the faults of case names, for tasks with a file of folds."""
     faults = []
     for task, path in splits.items():
         folds = read_json(path, kind=list) if path.is_file() else []
@@ -122,12 +122,12 @@ def refuse(study: str, faults: Iterable[str]) -> None:
 
 
 def check_needs(params: Any, published: Mapping[str, Plan], results: Path) -> dict[str, Any]:
-    """Check a study, and return the sizes of what it has yet to write, in bytes.
+    """Check a study and return the sizes in bytes of the data that it still has to write.
 
     Args:
-        params: of the rule `check_needs`.
+        params: parameters of the rule `check_needs`.
         published: published plans, by task.
-        results: folder of the study.
+        results: results folder of the study.
 
     Raises UserError with all faults.
     """

@@ -1,4 +1,4 @@
-"""The forecast on one screen: totals, arms, assumptions, error."""
+"""The forecast as a page of one screen: totals, arms, assumptions, error."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,9 +31,10 @@ def to_markdown(
     pue: float,
     workers: int | None = None,
 ) -> str:
-    """Return the forecast on one screen: totals, arms, assumptions, error.
+    """Return the forecast as Markdown of one screen: totals, arms, assumptions, error.
 
-    `workers` load the batches; None where loading is part of the measured seconds.
+    `workers` is the number of workers that load batches; None if the measured seconds include
+    loading.
     """
     unplanned = list(dict.fromkeys(table.loc[table["hours"].isna(), "task"]))
     known = table[table["hours"].notna()]
@@ -62,16 +63,17 @@ def to_markdown(
     notes = []
     if unplanned:
         notes.append(
-            f"Left out, as no plan is known yet: {', '.join(unplanned)}. Plan first (no GPU, but "
-            "the data): `snakemake plans` with the same configuration, then `snakemake forecast`."
+            f"Left out, because no plan is known yet: {', '.join(unplanned)}. Plan first (needs "
+            "the data, but no GPU): `snakemake plans` with the same configuration, then `snakemake "
+            "forecast`."
         )
     sources = known.groupby("plan", sort=False)["task"].unique()
     notes += [f"Plans {source}: {', '.join(tasks)}." for source, tasks in sources.items()]
     slow = 1000 * calibration.seconds_per_iteration
     notes += [
         f"Calibration: {calibration.source}. An iteration takes {number(slow)} ms + "
-        f"{number(1000 * calibration.seconds_per_tflop)} ms a TFLOP, an epoch "
-        f"{number(calibration.seconds_per_epoch)} s besides.",
+        f"{number(1000 * calibration.seconds_per_tflop)} ms per TFLOP, plus "
+        f"{number(calibration.seconds_per_epoch)} s per epoch.",
         "Relative error of the hours: "
         + "; ".join(f"{what}: {errors_text(values)}" for what, values in calibration.errors.items())
         + ".",
@@ -81,7 +83,7 @@ def to_markdown(
         "(windows of the median case). Not included: preprocessing, set-up, lost work.",
         f"kg CO2eq: {number(1000 * kg_per_kwh)} g/kWh ({country}, codecarbon); power usage "
         f"effectiveness {pue:g}.",
-        "Sums over the folds and seeds. Relative: hours against the arm "
+        "Sums over folds and seeds. Relative: hours compared with the arm "
         f"{reference_arm}; in brackets the range over the tasks.",
     ]
     lines.append(bullets(notes))
@@ -89,13 +91,13 @@ def to_markdown(
 
 
 def loading_note(known: Any, workers: int) -> str:
-    """Say what loading adds to the hours, in the arms where it adds more than 1 %."""
+    """Return a note on the share of loading in the hours, for arms with more than 1 %."""
     sums = known.groupby("arm", sort=False)[["waiting_hours", "hours"]].sum()
     shares = sums["waiting_hours"] / sums["hours"]
     slowed = ", ".join(f"{arm} {share:.0%}" for arm, share in shares.items() if share > 0.01)
     return (
-        f"Loading by {counted(workers, 'worker')} is counted where it is slower than the network; "
-        f"share of the hours: {slowed or 'below 1 % in every arm'}."
+        f"If loading with {counted(workers, 'worker')} is slower than the network, the wait is "
+        f"included; its share of the hours: {slowed or 'below 1 % in every arm'}."
     )
 
 

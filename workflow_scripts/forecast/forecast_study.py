@@ -1,4 +1,4 @@
-"""Forecast hours, energy and emissions of every training of a study, before any of them."""
+"""Forecast hours, energy and emissions of a study before its first training."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -48,9 +48,9 @@ def forecast_rows(
 ) -> pd.DataFrame:
     """Return one row per task and arm with the columns `COLUMNS`, summed over folds and seeds.
 
-    A task without a plan has rows without numbers. `kg_per_kwh` is that of the meter's kWh: carbon
-    intensity; energies are multiplied by the power usage effectiveness before. `loading` by so many
-    `workers` is counted where it is slower than the network; None counts none.
+    Costs of a task without a plan are missing. `kg_per_kwh` is the carbon intensity; the energies
+    of `calibration` already include the power usage effectiveness. If `loading` is given, the time
+    that the device waits for batches from `workers` workers is added.
     """
     rows = []
     for task, plan in plans.items():
@@ -92,7 +92,7 @@ def forecast_rows(
 
 
 def published_work(published: Mapping[str, Plan]) -> dict[str, tuple[float, float]]:
-    """Return steps and TFLOP of one published run by task, with its validations."""
+    """Return the steps and TFLOP of one published run, including its validations, by task."""
     trainer = find_trainer(REFERENCE_TRAINER)
     counted = {
         task: count_work(plan, trainer, {}, PUBLISHED_RUN) for task, plan in published.items()
@@ -112,7 +112,7 @@ if __name__ == "__main__":
         runs = pd.read_csv(snakemake.input.runs, sep="\t")
         fitted = calibration.published(runs, published_work(listed))
         loading = Loading.fit(pd.read_csv(snakemake.input.loading, sep="\t", comment="#"))
-    else:  # where loading was slower than the network, it is in the measured seconds
+    else:  # the measured seconds already include waiting for batches
         fitted = calibration.measured([Path(path).parent for path in params.runs])
     pue = params.pue
     fitted = replace(

@@ -1,4 +1,4 @@
-"""Figure: what a study will cost by arm, in hours and carbon, and relative to the reference."""
+"""Figure: forecast cost of a study by arm, in hours, in carbon, and relative to the reference."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +19,7 @@ PANELS = {
 def plot_forecast(
     forecast: pd.DataFrame, reference_arm: str, style: Style, outputs: Iterable[Path]
 ) -> None:
-    """Draw forecast.csv: a bar for each arm, the sum of its trainings whose plan is known."""
+    """Draw forecast.csv: one bar per arm, the sum of its trainings whose plan is known."""
     known = forecast.dropna(subset=["hours"])
     totals = known.groupby("arm")[list(PANELS)].sum(min_count=1)
     arms = style.order(totals.index)

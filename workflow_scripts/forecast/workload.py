@@ -1,4 +1,4 @@
-"""What a training will have to compute, counted from its plan: no data, no weights, no training."""
+"""Count the computation of a training from its plan, without data, weights or training."""
 
 import csv
 import json
@@ -30,14 +30,14 @@ from workflow_scripts.trainers.curricula.schedules.schedule import Schedule, Sta
 from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
 
 MIRRORINGS = 8
-"""Predictions of a window with test-time mirroring along three axes."""
+"""Predictions per window with test-time mirroring along three axes."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """nnU-Net's plans of a task with what `dataset.json` adds; `source` says whose they are.
+    """nnU-Net's plans of a task and its `dataset.json`; `source` names the origin of the plans.
 
-    `validated` holds the number of validation cases of each fold, once the folds are written.
+    `validated` lists the number of validation cases of each fold, once the folds are written.
     """
 
     source: str
@@ -46,7 +46,7 @@ class Plan:
     validated: list[int] | None = None
 
     def validation_cases(self, fold: int) -> int:
-        """Return the number of validation cases of a fold; by default, of nnU-Net's five folds."""
+        """Return the number of validation cases of a fold, by default as nnU-Net splits them."""
         if self.validated is not None and fold < len(self.validated):
             return self.validated[fold]
         return cases_of_fold(self.dataset["numTraining"], fold)
@@ -54,15 +54,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class StageWork:
-    """What the training iterations of one stage load and compute.
+    """Loading and computation of the training iterations of one stage.
 
     Attributes:
-        iterations: of all folds together.
-        tflop: operations of an iteration.
-        loads: batches loaded for an iteration; fewer than 1 where batches are repeated.
-        samples: of a loaded batch.
-        megavoxels: of the images in a loaded batch, channels counted.
-        together: whether its samples are augmented together, not one by one.
+        iterations: total over all trainings.
+        tflop: operations per iteration.
+        loads: batches loaded per iteration; fewer than 1 if batches are repeated.
+        samples: samples per loaded batch.
+        megavoxels: megavoxels of the images in a loaded batch, summed over channels.
+        together: whether the samples are augmented together instead of one by one.
     """
 
     iterations: float
@@ -75,14 +75,14 @@ class StageWork:
 
 @dataclass(frozen=True)
 class Work:
-    """What the training of one fold, or several, computes; a TFLOP is 1e12 operations.
+    """Computation of one or more trainings of an arm; a TFLOP is 1e12 operations.
 
     Attributes:
-        stages: of the schedule.
-        epochs: of all folds together, as all that follows.
-        iterations, val_iterations, predictions: steps of training, of the validation after each
-            epoch, and forward passes of the final validation.
-        train_tflop, val_tflop, final_tflop: operations of each.
+        stages: number of stages of the schedule.
+        epochs: total over all trainings, like everything below.
+        iterations, val_iterations, predictions: steps of training, steps of the validation after
+            each epoch, and forward passes of the final validation.
+        train_tflop, val_tflop, final_tflop: operations of these three.
         of_stages: the training iterations by stage.
     """
 
@@ -108,10 +108,10 @@ class Work:
 
 
 def published_plans(table: Path) -> dict[str, Plan]:
-    """Return the plans of config/published/nnunet_plans.tsv, by task, as nnU-Net writes them.
+    """Return the plans of config/published/nnunet_plans.tsv by task, in nnU-Net's format.
 
-    The table has what differs between tasks; the rest is what nnU-Net 2.8.1's `ExperimentPlanner`
-    gives every plain U-Net.
+    The table contains the values that differ between tasks. All other values are the same for every
+    plain U-Net of nnU-Net 2.8.1's `ExperimentPlanner`.
     """
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
@@ -179,8 +179,8 @@ def find_plan(
     Args:
         own: path of nnU-Net's own plans, which take precedence if the file exists.
         published: the published plan, if the study would get the same one.
-        configuration: nnU-Net's, such as `3d_fullres`.
-        overrides: what the study changes in the plan.
+        configuration: nnU-Net configuration, such as `3d_fullres`.
+        overrides: changes that the study makes to the plan.
 
     Raises UserError if the overrides do not fit the plan.
     """
@@ -192,14 +192,14 @@ def find_plan(
 
 @dataclass(frozen=True)
 class StudyDesign:
-    """What the trainings of a study have in common.
+    """Settings that all trainings of a study share.
 
     Attributes:
-        configuration: of nnU-Net's plans.
+        configuration: nnU-Net configuration in the plans.
         training: length and seed.
-        folds: numbers of nnU-Net's five folds.
-        mirroring: of the final validation.
-        seeds: how many trainings each fold has.
+        folds: numbers of the folds, out of nnU-Net's five.
+        mirroring: whether the final validation uses mirroring.
+        seeds: number of trainings per fold.
     """
 
     configuration: str
@@ -210,22 +210,22 @@ class StudyDesign:
 
     @property
     def trainings(self) -> int:
-        """How many trainings a task has in each arm."""
+        """Number of trainings per task and arm."""
         return len(self.folds) * self.seeds
 
 
 def count_work(
     plan: Plan, trainer: Any, parameters: Mapping[str, Any], design: StudyDesign
 ) -> Work:
-    """Return the work of an arm on the folds and seeds of a task.
+    """Return the work of an arm on all folds and seeds of a task.
 
     Args:
-        plan: with the study's overrides.
-        trainer: class of the arm; nnU-Net's own train at the planned size.
-        parameters: attributes that the arm sets on it.
-        design: of the study, with the length of this arm.
+        plan: plan with the study's overrides.
+        trainer: trainer class of the arm; nnU-Net's own trainers use the planned size.
+        parameters: attributes that the arm sets on the trainer.
+        design: design of the study, with the training length of this arm.
 
-    Raises UserError where the arm's settings do not fit the plan.
+    Raises UserError if the settings of the arm do not fit the plan.
     """
     training, trainings = design.training, design.trainings
     chosen = PlansManager(plan.plans).get_configuration(design.configuration)
@@ -289,7 +289,7 @@ def fit_arm(
         planned = PatchPlan.of(chosen)
         curriculum = CurriculumSettings.of(trainer, parameters)
         schedule = plan_schedule(planned, design.training.length, curriculum)
-        # Its class has all that the trainer has.
+        # The check only looks at attributes, which the class already has.
         is_curriculum = isinstance(trainer, CurriculumTrainer)
         network = trainer.network_settings(parameters) if is_curriculum else None
     except ValueError as error:
@@ -300,9 +300,9 @@ def fit_arm(
 def training_flop(table: FlopTable, stages: Iterable[Stage]) -> dict[Stage, float]:
     """Return the operations of a training step of each stage.
 
-    A convolutional network's are in proportion to the voxels, since every size is whole at every
-    depth of the network: so the smallest and the largest are counted and, where they agree, the
-    others follow. Else each is counted.
+    The operations of a convolutional network are proportional to the voxels, because every patch
+    size is a whole number at every depth of the network. So only the smallest and the largest
+    stage are counted. If their operations per voxel differ, every stage is counted.
     """
     stages = sorted(set(stages), key=lambda stage: math.prod(stage.patch_size))
     counts = {
@@ -319,7 +319,7 @@ def training_flop(table: FlopTable, stages: Iterable[Stage]) -> dict[Stage, floa
 
 
 def _mean_flop(count: Callable[..., int], size: Stage, scales: Sequence[float]) -> float:
-    """Return the mean operations of a step over scale factors that are as likely."""
+    """Return the mean operations of a step over equally likely scale factors."""
     each = [count(size.batch_size, size.patch_size, scale) for scale in scales]
     return sum(each) / len(each)
 
@@ -328,9 +328,9 @@ def _mean_flop(count: Callable[..., int], size: Stage, scales: Sequence[float]) 
 def _flop_table(
     content: str, configuration: str, build: Any, settings: ScaleSpaceSettings | None = None
 ) -> FlopTable:
-    """Count the network that a trainer builds of a plan.
+    """Return the operation counts of the network that a trainer builds from a plan.
 
-    `content` is plans and dataset as JSON; `settings` are for a `build` that takes some.
+    `content` contains plans and dataset as JSON; `settings` are passed on to `build` if given.
     """
     plans, dataset = json.loads(content)
     network, channels = build_network(plans, dataset, configuration, build, settings)
@@ -350,7 +350,7 @@ def build_network(
 
     Args:
         plans, dataset: content of nnU-Net's plans and `dataset.json`.
-        configuration: of the plans.
+        configuration: nnU-Net configuration in the plans.
         build: the trainer's `build_network_architecture`.
         settings: passed on to `build` if given.
     """
@@ -364,9 +364,9 @@ def build_network(
 
 
 def windows(shape: Sequence[float], patch_size: Sequence[int], step: float = 0.5) -> int:
-    """Return the windows of nnU-Net's sliding-window prediction of an image.
+    """Return the number of windows of nnU-Net's sliding-window prediction of an image.
 
-    As its `compute_steps_for_sliding_window`: an axis shorter than the patch is padded to it.
+    As in nnU-Net's `compute_steps_for_sliding_window`, an axis shorter than the patch is padded.
     """
     each = [
         math.ceil((max(size, patch) - patch) / (patch * step)) + 1
@@ -376,5 +376,5 @@ def windows(shape: Sequence[float], patch_size: Sequence[int], step: float = 0.5
 
 
 def cases_of_fold(cases: int, fold: int) -> int:
-    """Return the validation cases of one of nnU-Net's five folds: the first ones have the rest."""
+    """Return the number of validation cases of a fold; nnU-Net's first folds get the remainder."""
     return cases // FOLDS + (fold < cases % FOLDS)

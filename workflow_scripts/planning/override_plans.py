@@ -1,4 +1,4 @@
-"""Derive plans of their own name from nnU-Net's, with the study's patch, batch or features."""
+"""Derive plans with a new name from nnU-Net's, with the study's patch, batch or features."""
 
 from pathlib import Path
 

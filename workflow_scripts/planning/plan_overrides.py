@@ -1,4 +1,4 @@
-"""Derive plans of their own name from nnU-Net's, with the study's patch, batch or features."""
+"""Derive plans with a new name from nnU-Net's, with the study's patch, batch or features."""
 
 import copy
 from typing import Any
@@ -15,18 +15,18 @@ def override_plans(
 ) -> dict[str, Any]:
     """Return the plans under a new name with one configuration changed.
 
-    The preprocessed data stay those of the original plans: nothing that may be overridden changes
-    them. Fewer `features_per_stage` than planned take the deepest stages off the network.
+    The preprocessed data stay those of the original plans, because no override affects them. If
+    there are fewer `features_per_stage` than planned, the deepest stages are removed.
 
     Args:
         plans: content of nnU-Net's plans file.
-        name: of the new plans.
+        name: name of the new plans.
         configuration: such as `3d_fullres`.
         overrides: any of `patch_size`, `batch_size`, `features_per_stage`.
 
     Raises:
-        UserError: no such configuration, more stages than planned, or a patch size that the
-            network cannot halve as often as it must.
+        UserError: there is no such configuration, there are more stages than planned, or the
+            network cannot pool the patch size as often as it must.
     """
     if configuration not in plans["configurations"]:
         raise UserError(

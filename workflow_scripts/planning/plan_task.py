@@ -5,13 +5,13 @@ from workflow_scripts.common.console import redirect
 
 
 def plan_task(dataset: str, planner: str, plans: str, gpu_memory_target_gb: float | None) -> None:
-    """Write nnU-Net's plans of that name for the dataset.
+    """Write nnU-Net's plans for a dataset.
 
     Args:
-        dataset: nnU-Net's dataset folder.
-        planner: class name of an experiment planner of nnU-Net.
+        dataset: name of nnU-Net's dataset folder.
+        planner: class name of one of nnU-Net's experiment planners.
         plans: name of the plans and of their file.
-        gpu_memory_target_gb: what the planner may fill; None is the planner's own target.
+        gpu_memory_target_gb: memory that the planner may use; None for the planner's own target.
     """
     nnunet_setup.configure(processes=1)
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments

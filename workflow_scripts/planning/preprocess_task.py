@@ -1,4 +1,4 @@
-"""Preprocess a task for one configuration and list what is there."""
+"""Preprocess a task for one configuration and list the resulting files."""
 
 import math
 from pathlib import Path
@@ -13,10 +13,10 @@ from workflow_scripts.common.files import json_hash, read_json, write_json
 from workflow_scripts.common.formatting import DISK, in_unit
 
 FILES = (".b2nd", "_seg.b2nd", ".pkl")
-"""What nnU-Net 2.8.1 keeps of a case (`nnUNetDatasetBlosc2`)."""
+"""Endings of the files that nnU-Net 2.8.1 keeps per case (`nnUNetDatasetBlosc2`)."""
 BYTES_PER_VOXEL = 16
-"""Minimum memory of preprocessing, in float32: image, resampled image, and a copy of each. In
-`config/job_resources.tsv` twice as much is requested."""
+"""Minimum memory of preprocessing, in float32: image, resampled image, and a copy of each.
+`config/job_resources.tsv` requests twice as much."""
 
 
 def preprocess_task(dataset: str, plans: str, configuration: str, processes: int) -> dict[str, Any]:
@@ -24,10 +24,10 @@ def preprocess_task(dataset: str, plans: str, configuration: str, processes: int
 
     Args:
         dataset, plans, configuration: nnU-Net's names.
-        processes: cases that are resampled at once; each needs memory.
+        processes: number of cases resampled in parallel; each needs memory.
 
     Raises:
-        UserError: nnU-Net planned no such configuration, left a case out, or needs more memory
+        UserError: nnU-Net planned no such configuration, left out a case, or needs more memory
             than this machine has.
     """
     nnunet_setup.configure(processes)
@@ -55,7 +55,7 @@ def check_memory(fingerprint: dict[str, Any]) -> None:
     """Check that this machine has enough memory for one process to preprocess the largest case.
 
     Raises:
-        UserError: it has not, so the system would kill the process without an error message.
+        UserError: it does not; the system would kill the process without an error message.
     """
     channels = len(fingerprint["foreground_intensity_properties_per_channel"])
     voxels = max(map(math.prod, fingerprint["shapes_after_crop"])) * channels
@@ -69,7 +69,7 @@ def check_memory(fingerprint: dict[str, Any]) -> None:
 
 
 def describe_preprocessed(folder: Path, raw: Path, plans_hash: str) -> dict[str, Any]:
-    """Return the manifest: plans hash, and per case the bytes of its files.
+    """Return the manifest: hash of the plans, and the file sizes of each case in bytes.
 
     Raises:
         UserError: a labelled case of `raw` has no preprocessed files.

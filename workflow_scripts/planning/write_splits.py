@@ -16,7 +16,7 @@ def write_splits(cases: list[str]) -> list[dict[str, list[str]]]:
     """Return the five folds that nnU-Net's trainer would write (2.8.1, `do_split`).
 
     Raises:
-        UserError: fewer cases than folds.
+        UserError: there are fewer cases than folds.
     """
     if len(cases) < FOLDS:
         raise UserError(f"{len(cases)} cases cannot be split into {FOLDS} folds")
@@ -24,7 +24,7 @@ def write_splits(cases: list[str]) -> list[dict[str, list[str]]]:
 
 
 def find_splits(raw: Path) -> list[dict[str, list[str]]]:
-    """Return the folds that were imported with a dataset, or else those that nnU-Net draws."""
+    """Return the folds imported with a dataset, or those that nnU-Net would draw."""
     splits = raw / SPLITS
     if splits.is_file():
         return read_json(splits, kind=list)

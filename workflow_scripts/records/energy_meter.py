@@ -10,7 +10,7 @@ from workflow_scripts.common.gpus import Gpu
 
 @dataclass(frozen=True)
 class Reading:
-    """What the meter read over one piece of work. If energies are NaN, `error` says why.
+    """Energy of one piece of work. If energies are NaN, `error` is the reason.
 
     Attributes:
         kwh, cpu_kwh, gpu_kwh, ram_kwh: energy, times the power usage effectiveness.
@@ -31,8 +31,8 @@ class EnergySettings:
 
     Attributes:
         country: ISO 3166-1 alpha-3, for the carbon intensity.
-        tracking_mode: `machine` (everything that runs on it) or `process` (this one's share).
-        pue: power usage effectiveness of the site, multiplies every energy.
+        tracking_mode: `machine` (everything that runs on it) or `process` (this process's share).
+        pue: power usage effectiveness of the site; multiplies every energy.
     """
 
     country: str
@@ -41,9 +41,9 @@ class EnergySettings:
 
 
 def energy_mix(country: str) -> dict[str, Any]:
-    """Return what codecarbon knows of a country's electricity.
+    """Return codecarbon's data on a country's electricity.
 
-    `carbon_intensity` is in g CO2eq per kWh, `year` that of the statistics.
+    `carbon_intensity` is in g CO2eq per kWh; `year` is that of the statistics.
 
     Args:
         country: ISO 3166-1 alpha-3.
@@ -52,12 +52,12 @@ def energy_mix(country: str) -> dict[str, Any]:
     """
     from codecarbon.input import DataSource
 
-    source: Any = DataSource  # codecarbon has no types
+    source: Any = DataSource  # codecarbon is untyped
     mix: dict[str, Any] = source().get_global_energy_mix_data().get(country, {})
     if math.isnan(mix.get("carbon_intensity", math.nan)):
         raise UserError(
-            f"energy.country: codecarbon knows no carbon intensity of {country}; give the "
-            "ISO 3166 alpha-3 code of a country that it knows, such as DEU"
+            f"energy.country: codecarbon has no carbon intensity for {country}; use the "
+            "ISO 3166 alpha-3 code of a country that it supports, such as DEU"
         )
     return mix
 
@@ -65,17 +65,17 @@ def energy_mix(country: str) -> dict[str, Any]:
 class EnergyMeter:
     """Meters pieces of work that follow each other without a gap.
 
-    Always offline: without a network codecarbon's online tracker silently reports Canada. Nor is a
-    country that it does not know replaced by the world's average, as the offline one would do.
+    Always offline: without a network, codecarbon's online tracker silently reports Canada. The
+    offline tracker replaces an unknown country by the world average; this class does not.
 
     Attributes:
-        error: why nothing can be read, or "".
+        error: the reason if nothing can be read, or "".
     """
 
     def __init__(self, settings: EnergySettings, gpu: Gpu | None = None) -> None:
         """Find the sensors; a failure is kept in `error` and in every reading, never as zero.
 
-        Of several GPUs only `gpu` is read. None reads all that codecarbon finds.
+        Of several GPUs, only `gpu` is read. None reads all GPUs that codecarbon finds.
 
         Raises UserError for a country whose carbon intensity codecarbon does not know.
         """
@@ -86,8 +86,8 @@ class EnergyMeter:
         try:
             from codecarbon import OfflineEmissionsTracker, emissions_tracker
 
-            # codecarbon also reads ~/.codecarbon.config and ./.codecarbon.config. A region or an
-            # intensity set there would be recorded as that of the study's country.
+            # codecarbon also reads ~/.codecarbon.config and ./.codecarbon.config. A region or
+            # intensity set there would be recorded as the study country's.
             emissions_tracker.get_hierarchical_config = dict
 
             self._intensity_year = energy_mix(settings.country)["year"]
@@ -96,7 +96,7 @@ class EnergyMeter:
                 tracking_mode=settings.tracking_mode,
                 pue=settings.pue,
                 save_to_file=False,
-                # By index: codecarbon 3.3.2 does not find a GPU by its UUID, whose G it strips.
+                # By index: codecarbon 3.3.2 finds no GPU by its UUID, because it strips the G.
                 gpu_ids=[gpu.index] if gpu else None,
                 allow_multiple_runs=True,
                 log_level="error",
@@ -108,14 +108,14 @@ class EnergyMeter:
             self._fail(error)
 
     def read(self) -> Reading:
-        """End the present piece of work, begin the next and return what the ended one took."""
+        """End the current piece of work, begin the next and return the reading of the ended one."""
         if self.error:
             return Reading(error=self.error)
         try:
             data = self._tracker.stop_task(self._name)
             self._begin()
             if data is None or not data.energy_consumed > 0:
-                return Reading(error="codecarbon returned no energy for this piece of work")
+                return Reading(error="codecarbon measured no energy for this piece of work")
             return Reading(
                 kwh=data.energy_consumed,
                 cpu_kwh=data.cpu_energy,
@@ -128,7 +128,7 @@ class EnergyMeter:
             return Reading(error=self.error)
 
     def describe(self) -> dict[str, object]:
-        """Return how the energy is known.
+        """Return how the energy is measured.
 
         Sensors, mode, country, year of its carbon intensity, PUE, hardware, codecarbon's version.
         """
@@ -165,7 +165,7 @@ class EnergyMeter:
 
 
 def _sensor(device: object) -> str:
-    """Name a codecarbon device and what its power is read from, such as `CPU: cpu_load`."""
+    """Return a codecarbon device's name and the source of its power, such as `CPU: cpu_load`."""
     kind = type(device).__name__
     if kind == "CPU":
         return f"CPU: {getattr(device, '_mode', 'unknown')} ({getattr(device, '_tdp', '?')} W TDP)"

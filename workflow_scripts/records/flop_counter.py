@@ -14,10 +14,10 @@ from workflow_scripts.trainers.curricula.networks.instance_norm import allow_one
 class FlopTable:
     """Floating point operations of one training or validation step, by training size.
 
-    Of a network with a `scale_factor` also by this: `scale` is that of the step.
+    If the network has a `scale_factor`, also by scale factor: `scale` is that of the step.
 
-    A multiplication and an addition count as two, convolutions and matrix products only (what
-    `torch.utils.flop_counter` counts), forward and backward pass for a training step.
+    A multiplication and an addition count as two operations. Only convolutions and matrix products
+    count (as in `torch.utils.flop_counter`). A training step has a forward and a backward pass.
     """
 
     def __init__(self, network: torch.nn.Module, channels: int) -> None:
@@ -32,7 +32,7 @@ class FlopTable:
     ) -> int:
         self._set_scale(scale)
         self._network.train()
-        # Also when it is first asked for within a validation, where gradients are switched off.
+        # The first call may come from a validation, which disables gradients.
         with torch.enable_grad(), allow_one_voxel(), FlopCounterMode(display=False) as counter:
             outputs = self._network(self._input(batch_size, patch_size))
             outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]

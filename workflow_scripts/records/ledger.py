@@ -15,7 +15,7 @@ Entry = dict[str, Any]
 """A line of the ledger, identified by its keys `entry` and `phase`."""
 
 KILLED = "without a message"
-"""How an attempt ended that could not say so itself: it was killed."""
+"""`how` of an attempt that was killed and could not write its own end."""
 
 
 class Ledger:
@@ -24,7 +24,7 @@ class Ledger:
     def __init__(self, path: Path, before_append: Callable[[], None] = lambda: None) -> None:
         """Open the ledger at `path`, which need not exist yet.
 
-        `before_append` raises an exception if this process must not write to it.
+        `before_append` raises an exception if this process must not write.
         """
         self.path, self._before_append = path, before_append
 

@@ -24,8 +24,8 @@ class Recorder:
 
     Args:
         ledger: where to write.
-        meter: energy.
-        flops: computation of a step.
+        meter: energy meter.
+        flops: computation of each step.
         attempt: number of this attempt, 1 for the first.
         began: `time.monotonic()` when the meter started.
         after_epoch: called with the ledger's entries after every epoch.
@@ -47,7 +47,7 @@ class Recorder:
         self._last = began
 
     def attach(self, trainer: Any) -> None:
-        """Observe the trainer's steps; its results are passed through untouched."""
+        """Observe the trainer's steps; its results are passed through unchanged."""
         self._trainer, self._curriculum = trainer, as_curriculum_trainer(trainer)
         self._wrap("on_train_start", after=lambda: self.finish("setup"))
         self._wrap("on_epoch_end", before=self._end_epoch)
@@ -108,7 +108,7 @@ class Recorder:
         self._seconds = {"train": 0.0, "val": 0.0}
 
     def _describe_steps(self) -> dict[str, Any]:
-        """What this attempt did in the current epoch; sizes are None if it trained no batch."""
+        """Return this attempt's work in the current epoch; sizes are None if it trained nothing."""
         epoch = self._trainer.current_epoch
         train, val = self._batches["train"], self._batches["val"]
         iterations = sum(train.values())
@@ -135,7 +135,7 @@ class Recorder:
         }
 
     def _stage_of(self, epoch: int) -> tuple[int | None, Stage | None]:
-        """Number and content of its stage; None if batches differ or no stage is planned."""
+        """Return the epoch's stage number and stage; None if batches differ or none is planned."""
         if self._curriculum is None:
             return 0, None
         schedule = self._curriculum.schedule()
@@ -143,7 +143,7 @@ class Recorder:
         return number, None if number is None else schedule.stages[number]
 
     def _describe_scales(self) -> dict[str, dict[str, float]]:
-        """Return the pseudo Dice of each scale factor (as text), of a trainer that has several."""
+        """Return the pseudo Dice of each scale factor (as text), if the trainer has several."""
         found = self._curriculum.pseudo_dice_by_scale if self._curriculum else {}
         named = {f"{scale:g}": dice for scale, dice in found.items()}
         return {"pseudo_dice_by_scale": named} if named else {}

@@ -23,9 +23,9 @@ TABLES = {
     "surface.csv": SURFACE,
 }
 ADDED_LATER = {"iterations", "field_of_view", "augmentation", "intensity_year"}
-"""Runs that earlier versions made lack these."""
+"""Columns missing in runs of earlier versions."""
 TEXTS = {
     "patch_size", "field_of_view", "phase", "sensors", "tracking_mode", "country", "cpu_model",
     "gpu_model", "codecarbon", "error", "case", "label",
 }  # fmt: skip
-"""Columns that hold text; all others hold numbers."""
+"""Text columns; all others are numeric."""

@@ -1,7 +1,7 @@
 """Read the files of finished trainings, check them strictly, and return tidy tables.
 
-A run is one (task, arm, fold, seed). Nothing is filled in: a run that is missing, incomplete,
-duplicated or inconsistent stops the tables with a message that names the file.
+A run is one (task, arm, fold, seed). Nothing is filled in: a missing, incomplete, duplicated or
+inconsistent run stops the tables with a message that names the file.
 """
 
 import csv
@@ -25,10 +25,10 @@ RunKey = tuple[str, str, int, int]
 """Task, arm, fold and seed of a run."""
 
 KEYS = ["task", "arm", "fold", "seed"]
-"""Columns of every table that tell the run, as in a `RunKey`."""
+"""Columns of every table that identify the run, as in a `RunKey`."""
 
 OVERALL = "overall"
-"""Stands for all tasks together in the column `task` of comparison.csv."""
+"""Value for all tasks together in the column `task` of comparison.csv."""
 
 NUMBERS = (
     "training_seconds training_kwh training_kg_co2eq validation_seconds validation_kwh "
@@ -41,7 +41,7 @@ FLAT = (
     "validation_iterations_per_epoch configuration plans plans_hash splits_hash batch_size stages "
     "device precision threads cpu_model gpu_model git_commit trainer_code attempts started finished"
 ).split()
-"""Fields of run.json that are columns of runs.csv as they are."""
+"""Fields of run.json that become columns of runs.csv unchanged."""
 
 NESTED = ("parameters", "patch_size", "versions", "dice_per_label", "label_names")
 OTHER = ("cases", "nan_dice", "results_folder")
@@ -71,7 +71,7 @@ class Run:
 
 
 def mean_of_all(values: pd.Series) -> float:
-    """Return the mean, NaN if a value is missing: means over different sets are not comparable."""
+    """Return the mean; NaN if a value is missing: means over different sets are not comparable."""
     return float(values.mean(skipna=False))
 
 
@@ -81,16 +81,16 @@ def without_length(arm: str) -> str:
 
 
 def name_of(key: RunKey) -> str:
-    """A run in words, for messages."""
+    """Return a description of a run for messages."""
     task, arm, fold, seed = key
     return f"{task}, arm {arm}, fold {fold}, seed {seed}"
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read one of the tables of a run that are in `TABLES`; it may have more columns.
+    """Read one of a run's tables in `TABLES`; it may have additional columns.
 
-    `UserError` names the file if it is missing, truncated (no newline at the end, a short row),
-    lacks a column, or contains text in place of a number.
+    Raises UserError naming the file if it is missing, truncated (no newline at the end, a short
+    row), lacks a column, or contains text instead of a number.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -98,13 +98,13 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} is missing; train this fold again") from None
     lines = text.splitlines()
     if len(lines) < 2 or not text.endswith("\n"):
-        raise UserError(f"{path} is half-written (cut off or without rows); train this fold again")
+        raise UserError(f"{path} is incomplete (cut off or without rows); train this fold again")
     rows = list(csv.reader(lines))
     for number, row in enumerate(rows, start=1):
         if len(row) != len(rows[0]):
             raise UserError(
-                f"{path}, line {number}: {len(row)} values, {len(rows[0])} columns; half-written? "
-                "Train this fold again"
+                f"{path}, line {number}: {len(row)} values, {len(rows[0])} columns: the file is "
+                "incomplete; train this fold again"
             )
     table = read_csv(path)
     absent = [column for column in TABLES[path.name] if column not in table]
@@ -114,7 +114,7 @@ def read_table(path: Path) -> pd.DataFrame:
         if column not in {*TEXTS, *absent} and not (
             pd.api.types.is_numeric_dtype(table[column]) or table[column].isna().all()
         ):
-            raise UserError(f"{path}: the column {column} holds text where numbers belong")
+            raise UserError(f"{path}: the column {column} contains text instead of numbers")
     return table
 
 
@@ -128,7 +128,7 @@ def name_labels(labels: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str
 
     Args:
         labels: from `dataset.json`: name -> value, or list of values for a region.
-        keys: of labels and regions in the summary.
+        keys: keys of labels and regions in the summary.
     """
     key_of = {key: label_values(key) for key in keys}
     names = {
@@ -144,7 +144,7 @@ def ending_of(record: Mapping[str, Any]) -> str:
 
 
 def read_cases(path: Path, label_names: Mapping[str, str], ending: str) -> pd.DataFrame:
-    """One row per case and foreground label of nnU-Net's summary.json, labels sorted by value.
+    """Return one row per case and foreground label of summary.json, labels sorted by value.
 
     `ending` is that of the dataset's files, such as `.nii.gz`.
 
@@ -167,34 +167,34 @@ def read_cases(path: Path, label_names: Mapping[str, str], ending: str) -> pd.Da
     cases = pd.DataFrame(rows, columns=["case", "label", "label_name", *METRICS])
     doubled = cases.loc[cases.duplicated(["case", "label"]), "case"]
     if len(doubled):
-        raise UserError(f"{path} holds the case {doubled.iloc[0]} twice")
+        raise UserError(f"{path} contains the case {doubled.iloc[0]} twice")
     return cases
 
 
 def add_surface(cases: pd.DataFrame, surface: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """`cases` with the columns nsd and nsd_tolerance_mm, from surface.csv at `path`.
+    """Return `cases` with the columns nsd and nsd_tolerance_mm, from surface.csv at `path`.
 
-    `UserError` unless both have the same cases and labels.
+    Raises UserError unless both have the same cases and labels.
     """
     keys = ["case", "label"]
     measured = surface.set_index(keys)[["nsd", "tolerance_mm"]]
     wanted = pd.MultiIndex.from_frame(cases[keys])
     if not measured.index.is_unique or set(measured.index) != set(wanted):
         raise UserError(
-            f"{path} does not hold the cases and labels of summary.json once each; remove it and "
-            "run again"
+            f"{path} does not contain each case and label of summary.json exactly once; remove it "
+            "and run again"
         )
     measured = measured.reindex(wanted).rename(columns={"tolerance_mm": "nsd_tolerance_mm"})
     return cases.join(measured.reset_index(drop=True))
 
 
 def foreground_mean(cases: pd.DataFrame) -> float:
-    """nnU-Net's foreground mean of one fold: mean over labels of the nanmean over cases."""
+    """Return nnU-Net's foreground mean of a fold: mean over labels of the nanmean over cases."""
     return float(np.mean(cases.groupby("label")["dice"].mean().to_numpy()))
 
 
 def read_run(folder: Path, key: RunKey) -> Run:
-    """Read and check one run's folder; `UserError` names the file that is wrong."""
+    """Read and check one run's folder; raise UserError naming a faulty file."""
     path = folder / "run.json"
     record = read_json(path, "train this fold again")
     missing = [field for field in (*FLAT, *NESTED, *NUMBERS, *OTHER) if field not in record]
@@ -203,8 +203,8 @@ def read_run(folder: Path, key: RunKey) -> Run:
     found = (record["task"], record["arm"], int(record["fold"]), int(record["seed"]))
     if found != key:
         raise UserError(
-            f"{path} is the record of {name_of(found)}, but its folder is that of {name_of(key)}: "
-            "a run that was copied? Remove it and train the fold"
+            f"{path} is the record of {name_of(found)}, but its folder belongs to {name_of(key)}. "
+            "Was the run copied? Remove it and train this fold again"
         )
     for field in NUMBERS:
         if record[field] is not None and not isinstance(record[field], int | float):
@@ -214,8 +214,8 @@ def read_run(folder: Path, key: RunKey) -> Run:
     epochs = tables["epochs.csv"]
     if epochs["epoch"].tolist() != list(range(record["epochs"])):
         raise UserError(
-            f"{folder / 'epochs.csv'} must hold the epochs 0 to {record['epochs'] - 1} once each, "
-            f"and has {len(epochs)} rows; train this fold again"
+            f"{folder / 'epochs.csv'} must contain the epochs 0 to {record['epochs'] - 1} once "
+            f"each, but has {len(epochs)} rows; train this fold again"
         )
     if tables["stages.csv"]["epochs"].sum() != record["epochs"]:
         raise UserError(f"{folder / 'stages.csv'}: its epochs do not add up to {record['epochs']}")
@@ -227,7 +227,7 @@ def read_run(folder: Path, key: RunKey) -> Run:
 
 
 def _check_summary(path: Path, record: Mapping[str, Any], cases: pd.DataFrame) -> None:
-    """run.json and summary.json must agree on cases, NaNs and foreground mean."""
+    """Check that run.json and summary.json agree on cases, NaNs and foreground mean."""
     mean = record["dice_foreground_mean"]
     told = {
         "cases": record["cases"],
@@ -244,30 +244,30 @@ def _check_summary(path: Path, record: Mapping[str, Any], cases: pd.DataFrame) -
             math.isnan(value) and math.isnan(counted[field])
         ):
             raise UserError(
-                f"{path} gives {field} {counted[field]}, run.json beside it says {value}: they are "
-                "not of the same training; train this fold again"
+                f"{field} is {counted[field]} in {path}, but {value} in run.json: the files are "
+                "from different trainings; train this fold again"
             )
 
 
 def read_study(folders: Mapping[RunKey, Path]) -> list[Run]:
     """Read every run of a study, in the mapping's order.
 
-    `UserError` lists the runs without any record, or names the first faulty file.
+    Raises UserError listing the runs without a record, or naming the first faulty file.
     """
     missing = [key for key, folder in folders.items() if not (folder / "run.json").is_file()]
     if missing:
         raise UserError(
-            "no record of "
+            "no run.json of "
             + "; ".join(f"{name_of(key)} ({folders[key]}/run.json)" for key in missing)
         )
     doubled = [folder for folder, runs in Counter(folders.values()).items() if runs > 1]
     if doubled:
-        raise UserError(f"{doubled[0]} is given for two runs; every run needs its own folder")
+        raise UserError(f"{doubled[0]} is used for two runs; every run needs its own folder")
     return [read_run(folder, key) for key, folder in folders.items()]
 
 
 def flat_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """run.json as one flat row; Dice per label is left to cases.csv."""
+    """Return run.json as one flat row; Dice per label is in cases.csv."""
     row = {field: record[field] for field in FLAT}
     row["parameters"] = json.dumps(record["parameters"], sort_keys=True)
     row["patch_size"] = "x".join(str(size) for size in record["patch_size"])
@@ -276,11 +276,11 @@ def flat_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def steps_of_epochs(epochs: pd.DataFrame, planned: int | pd.Series) -> pd.Series:
-    """Return the optimiser steps of each epoch; epochs of equal computation differ.
+    """Return the optimiser steps of each epoch, which differ if epochs have equal computation.
 
     Args:
         epochs: rows of epochs.csv; runs of earlier versions lack the column `iterations`.
-        planned: iterations of the other epochs.
+        planned: iterations of epochs for which it is missing.
     """
     counted = epochs.reindex(columns=["iterations"])["iterations"]
     return counted.astype(float).fillna(planned)
@@ -304,7 +304,7 @@ def running_totals(epochs: pd.DataFrame, costs: Iterable[str]) -> pd.DataFrame:
 
 
 def tidy_tables(runs: list[Run]) -> dict[str, pd.DataFrame]:
-    """The tables of a study: runs, cases, epochs, stages, energy; each row names its run."""
+    """Return the tables of a study: runs, cases, epochs, stages, energy; each row names its run."""
 
     def stacked(name: str) -> pd.DataFrame:
         frames = []

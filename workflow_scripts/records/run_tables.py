@@ -26,8 +26,8 @@ ENERGIES = ["kwh", "kg_co2eq", "cpu_kwh", "gpu_kwh", "ram_kwh"]
 def kept_work(entries: Iterable[Entry]) -> dict[int, list[Entry]]:
     """Return the ledger's entries behind the final weights, by epoch, in order.
 
-    An attempt that resumed at iteration i of epoch r discards what earlier ones did after it. An
-    epoch interrupted with a checkpoint has several entries; all but the last are `partial`.
+    An attempt that resumed at iteration i of epoch r discards the later work of earlier attempts.
+    An epoch interrupted with a checkpoint has several entries; all but the last are `partial`.
     """
     kept: dict[int, list[Entry]] = {}
     for entry in entries:
@@ -84,7 +84,7 @@ def _join_parts(parts: list[Entry]) -> Entry:
 
 
 def stages_table(epochs: pd.DataFrame) -> pd.DataFrame:
-    """Return the epochs summed by stage (columns `STAGES`); losses and Dice of its last epoch."""
+    """Return the epochs summed by stage (columns `STAGES`); loss and Dice are the last epoch's."""
     groups = epochs.groupby(["stage", "patch_size"], sort=False, dropna=False)
     table = groups.agg(
         batch_size=("batch_size", "first"),
@@ -142,7 +142,7 @@ def describe_run(
         run: names and identity of the training, including its length and seed.
         plan: nnU-Net's plan of the configuration that was trained.
         dataset: nnU-Net's `dataset.json`.
-        entries: of the ledger.
+        entries: the ledger's entries.
         summary: nnU-Net's validation summary.
         folder: nnU-Net's fold folder.
     """

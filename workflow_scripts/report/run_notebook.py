@@ -1,4 +1,4 @@
-"""Run a notebook with parameters and render it as one HTML page that needs no network."""
+"""Run a notebook with parameters and render it as a self-contained HTML page."""
 
 import html
 import json
@@ -50,9 +50,10 @@ blockquote {{ margin: 1em 0; padding: 0.4em 1em; background: #fff6e0;
 
 
 def use_own_kernel(folder: Path) -> None:
-    """Make `KERNEL` a kernel of the running Python, known to this process alone.
+    """Make `KERNEL` a kernel of the running Python, for this process only.
 
-    Jupyter's folders move into `folder`, so that no kernel or setting of the user takes part.
+    Jupyter's folders are moved into `folder`, so that the user's kernels and settings have no
+    effect.
     """
     spec = folder / "share" / "kernels" / KERNEL
     spec.mkdir(parents=True)
@@ -68,9 +69,9 @@ def use_own_kernel(folder: Path) -> None:
 
 
 def execute(notebook: Path, parameters: dict[str, str], output: Path, failed: Path) -> None:
-    """Run `notebook` into `output`; on failure it goes to `failed` as far as it came.
+    """Run `notebook` and write it to `output`; if it fails, write the partial notebook to `failed`.
 
-    `UserError` names the cell and the error.
+    Raises UserError with the cell and the error.
     """
     with tempfile.TemporaryDirectory() as name:
         use_own_kernel(Path(name))
@@ -92,8 +93,8 @@ def execute(notebook: Path, parameters: dict[str, str], output: Path, failed: Pa
         except PapermillExecutionError as error:
             shutil.copyfile(partial, failed)
             raise UserError(
-                f"{notebook}, cell {error.cell_index}: {error.ename}: {error.evalue}; the notebook "
-                f"as far as it came is {failed}"
+                f"{notebook}, cell {error.cell_index}: {error.ename}: {error.evalue}; the partial "
+                f"notebook is {failed}"
             ) from error
         shutil.copyfile(partial, output)
 

@@ -1,4 +1,4 @@
-"""Bake a scale-space network for one scale factor: an ordinary nnU-Net model folder."""
+"""Bake a scale-space network for one scale factor into an ordinary nnU-Net model folder."""
 
 from pathlib import Path
 

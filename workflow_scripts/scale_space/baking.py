@@ -1,8 +1,8 @@
-"""Bake a scale-space network for one scale factor: an ordinary nnU-Net model folder.
+"""Bake a scale-space network for one scale factor into an ordinary nnU-Net model folder.
 
-The weights are made once and written as those of a plain network, so that stock nnU-Net predicts at
-the cost of a network that was trained for that scale factor alone. The folder holds the code that
-stock nnU-Net needs besides (`trainers/`, to be named in `nnUNet_extTrainer`).
+The weights are generated once and written as those of a plain network. Stock nnU-Net then predicts
+at the cost of a network trained for that scale factor alone. The folder also contains the code that
+stock nnU-Net needs (`trainers/`, to be set as `nnUNet_extTrainer`).
 """
 
 import copy
@@ -37,13 +37,13 @@ def bake_model(
 
     Args:
         folds: nnU-Net's fold folders of the finished trainings, by fold.
-        parameters: of the arm.
+        parameters: parameters of the arm.
         scale: scale factor, above 0 and at most 1.
-        model: folder to write: plans.json, dataset.json, baked.json, trainers/, and a
-            fold_{fold}/checkpoint_final.pth each.
-        weights_scale: scale factor that the weights are made for, if not that of the network.
+        model: folder to write: plans.json, dataset.json, baked.json, trainers/, and
+            fold_{fold}/checkpoint_final.pth for each fold.
+        weights_scale: scale factor for which weights are generated, if not that of the network.
 
-    Raises UserError for a scale factor that cannot be, or a checkpoint that is missing.
+    Raises UserError for an invalid scale factor or a missing checkpoint.
     """
     weights_scale = scale if weights_scale is None else weights_scale
     for wanted in (scale, weights_scale):
@@ -80,16 +80,16 @@ def bake_model(
 
 
 def rebuild(checkpoint: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
-    """Return the hypernetwork of a training's checkpoint (nnU-Net's dictionary)."""
+    """Return the hypernetwork from a training's checkpoint (nnU-Net's dictionary)."""
     network = _build(checkpoint, parameters)
     network.load_state_dict(checkpoint["network_weights"])
     return network
 
 
 def rebuild_untrained(checkpoint: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any | None:
-    """Return the hypernetwork with the weights that the training of a checkpoint began with.
+    """Return the hypernetwork with the weights at the start of a checkpoint's training.
 
-    They follow from the seed. None where the checkpoint does not tell it.
+    They follow from the seed. Return None if the checkpoint does not contain it.
     """
     seed = checkpoint["init_args"].get("identity", {}).get("seed")
     if seed is None:
@@ -114,12 +114,12 @@ def _build(checkpoint: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
 
 
 def change_by_scale(trained: Any, untrained: Any, scale: float) -> float:
-    """Return how much of what training did to the weights depends on the scale factor.
+    """Return how much the weights' change in training depends on the scale factor.
 
-    |D(scale) - D(final)| / |D(final)|, with D(phi) the trained weights of a scale factor minus the
-    initial ones, and `final` that of the final validation, the largest. 0 where training changed
-    nothing, or the same at every scale factor. The weights themselves would not do: also those of
-    an untrained hypernetwork differ between scale factors.
+    The result is |D(scale) - D(final)| / |D(final)|, where D(phi) are the trained weights of a
+    scale factor minus the initial ones, and `final` is the scale factor of the final validation,
+    the largest. It is 0 if training changed nothing, or the same at every scale factor. The weights
+    themselves are not suitable: they differ between scale factors even without training.
     """
     with torch.no_grad():
         changes = []
@@ -131,11 +131,11 @@ def change_by_scale(trained: Any, untrained: Any, scale: float) -> float:
 
 
 def rescaled_plans(plans: Mapping[str, Any], configuration: str, scale: float) -> dict[str, Any]:
-    """Return nnU-Net's plans with the rescaled network in the place of the planned one."""
+    """Return nnU-Net's plans with the rescaled network instead of the planned one."""
     changed = copy.deepcopy(dict(plans))
     architecture = changed["configurations"][configuration].get("architecture")
     if architecture is None:
-        raise UserError(f"the plans' {configuration} has no architecture of its own to rescale")
+        raise UserError(f"{configuration} in the plans has no architecture to rescale")
     architecture["network_class_name"] = NETWORK_CLASS
     architecture["arch_kwargs"]["scale_factor"] = scale
     return changed

@@ -1,4 +1,4 @@
-"""Hypernetworks against their controls at the same scale factor: paired statistics over cases."""
+"""Compare hypernetworks with controls at the same scale factor: paired statistics over cases."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -20,25 +20,25 @@ COLUMNS = [
     *("significant", "rank_biserial", "cohen_dz", "note"),
 ]
 QUESTIONS = {
-    "stochastic": "does the hypernetwork add anything to merely drawing the scale factor?",
-    "film": "does it take weights of its own, or is it enough to scale and shift features?",
+    "stochastic": "is the hypernetwork better than only drawing the scale factor?",
+    "film": "are separate weights needed, or is it enough to scale and shift features?",
     "fixed_hyper": "what do many scale factors cost, in the same parametrisation?",
     "fixed": "is it as good as a network trained for this scale factor alone?",
-    "stock": "what is lost to nnU-Net's own network?",
+    "stock": "how much is lost against nnU-Net's own network?",
 }
-"""What the comparison with each kind of control answers, in the order of the page."""
+"""Question that the comparison with each kind of control answers, in the order of the page."""
 
 
 def case_dice(
     evaluation: Mapping[str, Any], summary: Path, labels: Sequence[str], ending: str = ".nii.gz"
 ) -> pd.DataFrame:
-    """Return task, arm, scale, fold, case and dice: of each case the nanmean over its labels.
+    """Return task, arm, scale, fold, case and dice; dice is the nanmean over a case's labels.
 
     Args:
-        evaluation: content of a file of `evaluate_scale`.
-        summary: its summary of the cases.
-        labels: foreground labels (or regions) as the summary names them.
-        ending: of the dataset's files.
+        evaluation: content of an output file of `evaluate_scale`.
+        summary: the evaluation's summary file of the cases.
+        labels: foreground labels (or regions) as named in the summary.
+        ending: file ending of the dataset.
     """
     cases = read_cases(summary, {label: label for label in labels}, ending)
     means = cases.groupby("case", as_index=False, sort=False)["dice"].mean()
@@ -54,13 +54,14 @@ def case_dice(
 def compare_scales(cases: pd.DataFrame, arms: Mapping[str, Any], seed: int) -> pd.DataFrame:
     """Compare each hypernetwork at each scale factor with the controls of that scale factor.
 
-    nnU-Net's own network is compared with every one. Pairs are the cases of all folds; p-values are
-    corrected by Holm over all rows. Columns `COLUMNS`; `mean_reference` is the control's.
+    nnU-Net's own network is compared at every scale factor. Pairs are the cases of all folds.
+    P-values are corrected with Holm's method over all rows. The columns are `COLUMNS`;
+    `mean_reference` is the control's mean.
 
     Args:
-        cases: the tables of `case_dice`, one below the other.
-        arms: the config's section.
-        seed: of the bootstrap.
+        cases: concatenated tables of `case_dice`.
+        arms: the config's section `arms`.
+        seed: seed of the bootstrap.
     """
     roles = {name: role_of(arm) for name, arm in arms.items()}
     models = {
@@ -94,7 +95,7 @@ def compare_scales(cases: pd.DataFrame, arms: Mapping[str, Any], seed: int) -> p
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """Return a table a task, hypernetwork and kind of control, under the question it answers."""
+    """Return one table per task, hypernetwork and kind of control, below its question."""
     parts = []
     for (task, arm), same in table.groupby(["task", "arm"], sort=False):
         for role, question in QUESTIONS.items():
@@ -106,7 +107,7 @@ def to_markdown(table: pd.DataFrame) -> str:
         textwrap.fill(
             "Differences of the mean Dice over the validation cases, with the 95 % interval of a "
             "bootstrap over them; p of Wilcoxon's signed-rank test, corrected by Holm over the "
-            f"{len(table)} comparisons. They tell of these cases, not of another training: every "
+            f"{len(table)} comparisons. They apply to these cases, not to another training: every "
             "arm was trained once per fold, with one seed.",
             100,
         )
@@ -121,7 +122,7 @@ def _rows(rows: pd.DataFrame) -> pd.DataFrame:
             "against": rows["other_arm"],
             "cases": rows["pairs"].astype(str),
             "Dice": rows["mean"].map("{:.3f}".format),
-            "its Dice": rows["mean_reference"].map("{:.3f}".format),
+            "control's Dice": rows["mean_reference"].map("{:.3f}".format),
             "difference": [
                 f"{d:+.3f}" if pd.isna(low) else f"{d:+.3f} ({low:+.3f} to {high:+.3f})"
                 for d, low, high in zip(

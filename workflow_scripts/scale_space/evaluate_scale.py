@@ -26,7 +26,7 @@ if __name__ == "__main__":
     if scale == PLANNED:
         model, baked = Path(record["results_folder"]).parent, {}
         if not (model / "plans.json").is_file():
-            raise UserError(f"{model} holds no model: train {record['arm']} before it is evaluated")
+            raise UserError(f"{model} contains no model: train {record['arm']} first")
     else:
         model = Path(snakemake.input.model[0]).parent
         baked = read_json(model / "baked.json")

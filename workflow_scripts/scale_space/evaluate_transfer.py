@@ -1,4 +1,4 @@
-"""Dice of a hypernetwork's weights for one scale factor in the network of another one."""
+"""Measure Dice of a hypernetwork's weights for one scale factor in the network of another one."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,14 +25,14 @@ def evaluate_transfer(
 ) -> dict[str, Any]:
     """Return Dice and number of cases of the model with weights of another scale factor.
 
-    The model is baked as any other one, into a folder that is not kept, and evaluated as they are.
+    The model is baked into a temporary folder and evaluated like any other.
 
     Args:
         training: nnU-Net's fold folder of the finished training.
-        parameters: of the arm.
-        scales: scale factor that the weights are made for, and that of the network that takes them.
-        validated: which cases.
-        settings: how they are predicted.
+        parameters: parameters of the arm.
+        scales: scale factor of the weights, and that of the network that uses them.
+        validated: cases to predict.
+        settings: settings of the prediction.
     """
     weights_scale, network_scale = scales
     with tempfile.TemporaryDirectory() as name:
@@ -49,7 +49,7 @@ def evaluate_transfer(
 
 
 def some_cases(cases: Sequence[str], number: int | None) -> list[str]:
-    """Return as many cases, evenly spread over the list; for None, or if it is short, all."""
+    """Return `number` cases, evenly spread over the list; all for None or if there are not more."""
     if number is None or number >= len(cases):
         return list(cases)
     return [cases[place * len(cases) // number] for place in range(number)]

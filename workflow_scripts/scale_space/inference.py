@@ -28,8 +28,8 @@ class ValidationCases:
     """Cases to predict.
 
     Attributes:
-        fold: of nnU-Net's five, and which checkpoint of a model predicts them.
-        cases: their identifiers.
+        fold: number of the fold; it also selects the checkpoint of a model.
+        cases: identifiers of the cases.
         preprocessed: nnU-Net's preprocessed dataset.
     """
 
@@ -40,12 +40,12 @@ class ValidationCases:
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How cases are predicted and metered.
+    """Settings for predicting and metering cases.
 
     Attributes:
-        compute: what to compute with.
-        energy: how energy is metered.
-        mirroring: test-time mirroring.
+        compute: requested device, precision and cores.
+        energy: settings of the energy meter.
+        mirroring: whether to use test-time mirroring.
     """
 
     compute: ComputeSettings
@@ -56,7 +56,7 @@ class InferenceSettings:
     def of(
         cls, training: Mapping[str, Any], energy: Mapping[str, Any], mirroring: bool, threads: int
     ) -> Self:
-        """Return those of the config's sections; of `training`, what to compute with."""
+        """Return the settings from config sections; `training` has only those of `compute`."""
         compute = ComputeSettings(**training, threads=threads)
         return cls(compute, EnergySettings(**energy), mirroring)
 
@@ -64,17 +64,17 @@ class InferenceSettings:
 def evaluate_scale(
     model: Path, validated: ValidationCases, settings: InferenceSettings, summary_file: Path
 ) -> dict[str, Any]:
-    """Return what the prediction of the cases costs and scores.
+    """Predict the cases; return Dice and cost.
 
-    Every model is loaded from its folder and run by nnU-Net's own sliding window, the stock one
-    too, so all are measured by the same lines. Seconds are those of the network: the sliding window
-    with its mirrored passes. Energy is that of the whole, with reading and export of a case.
+    Every model, including the stock one, is loaded from its folder and run with nnU-Net's own
+    sliding window, so all are measured by the same code. Seconds cover only the network: the
+    sliding window with its mirrored passes. Energy also covers reading and export of the cases.
 
     Args:
         model: nnU-Net's model folder (`plans.json`, `fold_{fold}/checkpoint_final.pth`).
-        validated: which cases, by which checkpoint.
-        settings: how.
-        summary_file: where nnU-Net writes its summary, every case in it.
+        validated: cases to predict, and the fold whose checkpoint predicts them.
+        settings: settings for predicting and metering.
+        summary_file: file for nnU-Net's summary, which contains every case.
     """
     found = hardware.prepare(settings.compute)
     nnunet_setup.configure(found.processes)
@@ -153,7 +153,7 @@ def _input_channels(predictor: Any) -> int:
 
 
 def _peak_memory_mb(device: str) -> float:
-    """Return the most memory that tensors took on the GPU, or the process on a CPU."""
+    """Return the peak memory of tensors on the GPU, or of the process on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -1,4 +1,4 @@
-"""Figure: Dice against the cost of inference, by scale factor."""
+"""Plot Dice against the cost of inference, by scale factor."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,15 +9,15 @@ from matplotlib.patheffects import withStroke
 from workflow_scripts.common.console import redirect
 from workflow_scripts.common.figure_style import Style, add_legend, grid, load_style, save
 
-PANELS = {"gmac_per_case": "GMAC a case", "seconds_per_case": "seconds a case"}
+PANELS = {"gmac_per_case": "GMAC per case", "seconds_per_case": "seconds per case"}
 DRAWN_AS_LINES = ("hypernetwork", "stochastic", "film")
 
 
 def plot_scales(table: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
     """Draw scale_space.csv: one row per task; Dice against GMAC and against seconds.
 
-    Networks for many scale factors are lines with a point each; what no other model beats has a
-    ring. The numbers are scale factors.
+    Networks for many scale factors are lines with one point per scale factor. Non-dominated models
+    have a ring. The numbers are scale factors.
     """
     tasks, arms = list(table["task"].unique()), style.order(table["arm"])
     figure, axes = grid(style, len(tasks), len(PANELS), height=1.5)
@@ -49,7 +49,7 @@ def plot_scales(table: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> N
     folds = table["folds"].max()
     spread = f"mean of {folds} folds" if folds > 1 else "one fold"
     figure.suptitle(
-        f"Dice by cost of inference; numbers are scale factors, rings: not beaten; {spread}"
+        f"Dice by cost of inference; numbers are scale factors, rings: non-dominated; {spread}"
     )
     add_legend(figure, style, arms, markers=True)
     save(figure, style, outputs)

@@ -1,4 +1,4 @@
-"""Figure: Dice of weights for one scale factor in the network of another, as a matrix."""
+"""Plot Dice of weights for one scale factor in the network of another, as a matrix."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,16 +12,17 @@ from workflow_scripts.common.figure_style import Style, load_style, save, wrappe
 
 
 def plot_transfer(table: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw scale_transfer.csv: a matrix with its numbers for each task and hypernetwork.
+    """Draw scale_transfer.csv: one annotated matrix per task and hypernetwork.
 
-    Dark is a high Dice. The best weights in a network, one or more a column, have a frame.
+    Dark cells have a high Dice. The best weights in each network (one or more per column) are
+    framed.
     """
     found = list(table.groupby(["task", "arm"], sort=False))
     figure, axes = wrapped_grid(style, len(found), 2)
     for axis, ((task, arm), same) in zip(axes, found, strict=True):
         keys = {"index": "weights_scale", "columns": "network_scale"}
         matrix = same.pivot(**keys, values="dice")
-        # A matrix of equal numbers would have no range of colours; frames need light ones.
+        # Equal numbers would give an empty colour range, and frames need light colours.
         high = matrix.max().max()
         low = min(matrix.min().min(), high - 0.01)
         sns.heatmap(

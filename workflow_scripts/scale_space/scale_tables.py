@@ -1,4 +1,4 @@
-"""Tables of accuracy against cost by scale factor: what is not beaten, what to choose."""
+"""Tables of accuracy against cost by scale factor: non-dominated models, and which to choose."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +23,8 @@ CHOICE_COLUMNS = [
 ]
 CHECK_COLUMNS = ["task", "arm", "check", "scale", "value", "limit", "passed"]
 COLLAPSED = 0.01
-"""Share of the weights' change in training up to which it is the same at every scale factor. The
-control, a network of which W0 alone was trained, has nothing but rounding: below 1e-4."""
+"""`change_by_scale` up to which training counts as the same at every scale factor. The control, a
+network in which only W0 was trained, has rounding errors only: below 1e-4."""
 TRANSFER_KEYS = ["task", "arm", "network_scale", "weights_scale"]
 TRAINED = ["training_seconds", "training_kwh", "training_gflop"]
 SUM_OF_FIXED = "sum of the fixed networks"
@@ -33,12 +33,12 @@ SUM_OF_FIXED = "sum of the fixed networks"
 def scales_table(evaluations: Sequence[Mapping[str, Any]], arms: Mapping[str, Any]) -> pd.DataFrame:
     """Return one row per task, arm and scale factor (columns `COLUMNS`), means over the folds.
 
-    `scale` is empty for nnU-Net's own network. `non_dominated_*` is True where no other model of
-    the task has at least its Dice at no more of that cost and is better in one of the two.
+    `scale` is empty for nnU-Net's own network. `non_dominated_*` is True if no other model of the
+    task has at least the same Dice at no higher cost and is better in one of the two.
 
     Args:
-        evaluations: content of the files of `evaluate_scale`.
-        arms: the config's section.
+        evaluations: contents of the output files of `evaluate_scale`.
+        arms: the config's section `arms`.
     """
     table = pd.DataFrame(evaluations).astype(dict.fromkeys(["scale", *MEASURES], float))
     keys = ["task", "arm", "scale"]
@@ -57,7 +57,7 @@ def scales_table(evaluations: Sequence[Mapping[str, Any]], arms: Mapping[str, An
 
 
 def non_dominated(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
-    """Tell of each point whether none is as cheap and as good, and better in one of the two."""
+    """Return for each point whether none is as cheap and as good, and better in one of the two."""
     points = list(zip(costs, values, strict=True))
     return [
         not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points)
@@ -66,10 +66,10 @@ def non_dominated(costs: Sequence[float], values: Sequence[float]) -> list[bool]
 
 
 def choose_scales(table: pd.DataFrame, tolerance: float) -> pd.DataFrame:
-    """Return the cheapest good enough scale factor of each task and hypernetwork.
+    """Return the cheapest scale factor that is good enough, for each task and hypernetwork.
 
-    The cheapest by GMAC whose Dice is at most `tolerance` below the arm's best. Columns
-    `CHOICE_COLUMNS`; `relative_gmac` is over those of the best one.
+    It is the cheapest by GMAC whose Dice is at most `tolerance` below the arm's best. The columns
+    are `CHOICE_COLUMNS`; `relative_gmac` is relative to the best one.
     """
     rows = []
     for (task, arm), same in table[table["role"] == "hypernetwork"].groupby(
@@ -94,7 +94,7 @@ def choose_scales(table: pd.DataFrame, tolerance: float) -> pd.DataFrame:
 
 
 def read_choice(path: Path, task: str, arm: str) -> float:
-    """Return the scale factor that `choose_scales` found; UserError where there is none."""
+    """Return the scale factor that `choose_scales` found; raise UserError if there is none."""
     table = pd.read_csv(path)
     found = table.loc[(table["task"] == task) & (table["arm"] == arm), "scale"]
     if len(found) != 1:
@@ -103,10 +103,10 @@ def read_choice(path: Path, task: str, arm: str) -> float:
 
 
 def check_weights(table: pd.DataFrame) -> pd.DataFrame:
-    """Return whether training made the weights follow the scale factor (columns `CHECK_COLUMNS`).
+    """Return whether the effect of training depends on the scale factor (columns `CHECK_COLUMNS`).
 
-    `value` is `baking.change_by_scale` at `scale`, where it is largest. Not above `limit` training
-    did the same at every scale factor: the hypernetwork has collapsed.
+    `value` is the largest `baking.change_by_scale`, found at `scale`. If it is not above `limit`,
+    training did the same at every scale factor: the hypernetwork has collapsed.
     """
     rows = []
     hyper = table[(table["role"] == "hypernetwork") & table["change_by_scale"].notna()]
@@ -119,13 +119,13 @@ def check_weights(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def transfer_table(evaluations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return a row each scale factor of a network and of the weights in it, means over the folds.
+    """Return one row per scale factor of the network and of its weights, means over the folds.
 
-    Columns: `TRANSFER_KEYS`, folds, cases, dice, dice_sd, below_best: by how much it is less than
-    the Dice of the best of these weights in that network.
+    Columns: `TRANSFER_KEYS`, folds, cases, dice, dice_sd, below_best (how much lower the Dice is
+    than that of the best weights in the same network).
 
     Args:
-        evaluations: content of the files of `evaluate_transfer`.
+        evaluations: contents of the output files of `evaluate_transfer`.
     """
     groups = pd.DataFrame(evaluations).groupby(TRANSFER_KEYS, as_index=False)
     rows = groups.agg(

@@ -1,4 +1,4 @@
-"""Accuracy against cost by scale factor: the tables, and what a reader must know of them."""
+"""Tabulate accuracy against cost by scale factor, with notes for the reader."""
 
 import math
 from pathlib import Path
@@ -34,7 +34,7 @@ def to_markdown(
     costs: pd.DataFrame,
     mirroring: bool,
 ) -> str:
-    """Return the tables and what a reader must know of them."""
+    """Return the tables and notes for the reader."""
     parts = []
     for task in table["task"].unique():
         parts.append(f"**{task}: accuracy and cost of inference**")
@@ -92,13 +92,13 @@ def _choice_notes(choice: pd.DataFrame) -> list[str]:
 
 
 def _check_notes(checks: pd.DataFrame) -> list[str]:
-    """Tell of each hypernetwork whether training made its weights follow the scale factor."""
+    """Return a note per hypernetwork: does the effect of training depend on the scale factor?"""
     return [
-        f"{row.task}, {row.arm}: what training did to the weights differs between {row.scale:g} "
-        f"and the largest scale factor by {row.value:.2g} of its size, "
+        f"{row.task}, {row.arm}: the change of the weights in training differs between "
+        f"{row.scale:g} and the largest scale factor by {row.value:.2g} of its size, "
         + (
-            "so it depends on the scale factor. Whether that is of any use, the transfer matrix "
-            "and the comparison with shared weights (rank: 0) tell."
+            "so it depends on the scale factor. The transfer matrix and the comparison with shared "
+            "weights (rank: 0) show whether that is useful."
             if row.passed
             else f"not more than {row.limit:g}: the hypernetwork has collapsed, and is no more "
             "than one network for all scale factors."
@@ -108,30 +108,30 @@ def _check_notes(checks: pd.DataFrame) -> list[str]:
 
 
 def _spread_notes(rescaled: pd.DataFrame) -> list[str]:
-    """Tell how far apart the seconds of networks are that differ in nothing but their weights."""
+    """Return notes on how much seconds differ between networks that differ only in weights."""
     notes = []
     for task, same in rescaled.groupby("task", sort=False):
         seconds = same.groupby("scale")["seconds_per_case"].agg(["min", "max", "count"])
         spread = (seconds["max"] / seconds["min"] - 1)[seconds["count"] > 1]
         if len(spread):
             notes.append(
-                f"{task}: networks of one scale factor compute the same, yet their seconds are up "
-                f"to {100 * spread.max():.0f} % apart here (at {spread.idxmax():g}). Smaller "
-                "differences of seconds are the machine's."
+                f"{task}: networks of the same scale factor do the same computation, yet their "
+                f"seconds differ by up to {100 * spread.max():.0f} % (at {spread.idxmax():g}). "
+                "Smaller differences in seconds are due to the machine."
             )
     return notes
 
 
 def _limits(table: pd.DataFrame, costs: pd.DataFrame, mirroring: bool) -> list[str]:
-    """What the curve cannot do, and what it costs."""
+    """Return notes on the limits of the curve, and on its cost."""
     notes = []
     rescaled = table[table["role"] != "stock"]
     for task, same in rescaled.groupby("task", sort=False):
         share = same["gmac_per_patch"].min() / same["gmac_per_patch"].max()
         notes.append(
             f"{task}: the cheapest of these networks takes {share:.2f} of the GMAC of the most "
-            "expensive one. It cannot fall much further: the stage of full resolution, about half "
-            "of the cost at 0.5, is not rescaled."
+            "expensive one. The cost cannot fall much further: the stage of full resolution, "
+            "about half of the cost at 0.5, is not rescaled."
         )
     notes += _spread_notes(rescaled)
     for task, same in costs.groupby("task", sort=False):
@@ -146,13 +146,13 @@ def _limits(table: pd.DataFrame, costs: pd.DataFrame, mirroring: bool) -> list[s
                 )
     passes = "with mirroring" if mirroring else "without mirroring"
     notes += [
-        "A scale-space network saves at inference, and in training only against the set of fixed "
-        "networks that it replaces.",
+        "A scale-space network saves computation at inference. In training it saves only relative "
+        "to the set of fixed networks that it replaces.",
         f"Dice and costs of inference: sliding window over the fold's validation cases, {passes}. "
-        "Seconds are the network's; energy also has reading and export of the cases. Peak memory "
-        "is that of tensors on a GPU, of the whole process without one. Every arm was trained once "
-        "per fold, with one seed.",
-        "Non-dominated: no other model of the table is as good and as cheap, and better in one.",
+        "Seconds cover only the network; energy also covers reading and export of the cases. Peak "
+        "memory is that of tensors on a GPU, or of the whole process without one. Every arm was "
+        "trained once per fold, with one seed.",
+        "Non-dominated: no other model here is as good and as cheap, and better in one of both.",
     ]
     return notes
 

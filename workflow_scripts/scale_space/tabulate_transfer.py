@@ -1,4 +1,4 @@
-"""Dice of weights for one scale factor in the network of another: the table, and what it says."""
+"""Tabulate Dice of weights for one scale factor in the network of another, with a summary."""
 
 import textwrap
 from pathlib import Path
@@ -12,7 +12,7 @@ from workflow_scripts.scale_space.scale_tables import transfer_table
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """Return the matrix of each task and hypernetwork, and where it is largest."""
+    """Return the matrix of each task and hypernetwork, with a summary."""
     parts = []
     for (task, arm), same in table.groupby(["task", "arm"], sort=False):
         matrix = same.pivot(index="weights_scale", columns="network_scale", values="dice")
@@ -25,22 +25,23 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def _verdict(rows: pd.DataFrame) -> str:
-    """Tell in how many networks no other weights are better than those made for it."""
+    """Return a summary: in how many networks no other weights are better than its own."""
     own = rows[rows["weights_scale"] == rows["network_scale"]]
     others = rows[rows["weights_scale"] != rows["network_scale"]]
     cases, folds = rows[["cases", "folds"]].iloc[0]
     text = (
-        f"In {(own['below_best'] == 0).sum()} of {len(own)} networks no other of these weights are "
-        f"better than those made for it (Dice on {counted(cases, 'validation case')}"
+        f"In {(own['below_best'] == 0).sum()} of {len(own)} networks none of the other weights are "
+        f"better than its own (Dice on {counted(cases, 'validation case')}"
         f"{f' of {folds:.0f} folds' if folds > 1 else ''})."
     )
     if own["below_best"].max() > 0:
-        text += f" Where others are, it is by up to {own['below_best'].max():.3f}."
+        most = own["below_best"].max()
+        text += f" In the remaining ones, other weights are better by up to {most:.3f}."
     if len(others):
         worst = others.loc[others["below_best"].idxmax()]
         text += (
-            f" Most is lost by weights for {worst['weights_scale']:g} in the network at "
-            f"{worst['network_scale']:g}: {worst['below_best']:.3f} less than the best there."
+            f" The largest loss is that of weights for {worst['weights_scale']:g} in the network "
+            f"at {worst['network_scale']:g}: {worst['below_best']:.3f} below the best there."
         )
     return text
 

@@ -1,1 +1,1 @@
-"""Search a schedule of frequencies for a task, part by part."""
+"""Search for a task's frequency schedule, part by part."""

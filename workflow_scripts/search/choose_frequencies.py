@@ -20,7 +20,7 @@ from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSet
 def distinct_trials(trials: Sequence[str], config: Mapping[str, Any], plan: PatchPlan) -> list[str]:
     """Drop trials with the same patch sizes as one that keeps more frequencies.
 
-    Sizes are rounded to what the network can pool, so similar candidates may coincide.
+    Sizes are rounded to those that the network can pool, so similar candidates may coincide.
     """
     found: dict[tuple, str] = {}
     for trial in trials:
@@ -55,9 +55,9 @@ def read_trial(record_file: Path, part: int) -> dict[str, Any]:
 
 
 def choose(rows: Sequence[Mapping[str, Any]], part: int) -> tuple[str, Fraction]:
-    """Return the trial with the best Dice, and its share of frequencies in this part (from 1).
+    """Return the trial with the best Dice, and its fraction of frequencies in this part (from 1).
 
-    On a tie the trial with more frequencies wins, as it has fewer steps.
+    On a tie, the trial with more frequencies wins, because it has fewer steps.
     """
     best = max(rows, key=lambda row: (row["dice"], Fraction(row["parts"][part - 1])))
     return best["trial"], Fraction(best["parts"][part - 1])
@@ -69,8 +69,8 @@ def choose_frequencies(
     """Return the frequencies decided so far, all trials so far, and the trials of the next part.
 
     Args:
-        config: of the study: `search`, and `training.epochs`.
-        plan: of the task.
+        config: config of the study; `search` and `training.epochs` are used.
+        plan: patch plan of the task.
         previous: this function's result for the previous part; None for the first call.
         records: `run.json` of each trial of the part to decide.
     """

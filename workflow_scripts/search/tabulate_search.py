@@ -1,4 +1,4 @@
-"""Tabulate the trials, result and cost of a search, and write the arm that uses the result."""
+"""Tabulate trials, result and cost of a search, and write the arm that uses the result."""
 
 from collections.abc import Mapping
 from fractions import Fraction
@@ -41,7 +41,7 @@ def search_table(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 def found_arms(
     found: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Return, by task, the arm that trains by the schedule that was found."""
+    """Return, by task, the arm that trains with the schedule found."""
     arms = {}
     for task, content in found.items():
         trial = trial_name([*map(Fraction, content["decided"]), Fraction(1)])
@@ -51,7 +51,7 @@ def found_arms(
 
 
 def to_markdown(table: pd.DataFrame, found: Mapping[str, Mapping[str, Any]], fold: int) -> str:
-    """Return the trials of each task, what was found, and what it cost."""
+    """Return a page with the trials, result and cost of the search for each task."""
     blocks = ["# Search for a schedule of frequencies"]
     for task, rows in table.groupby("task", sort=False):
         runs = rows.drop_duplicates("trial")
@@ -81,8 +81,8 @@ def to_markdown(table: pd.DataFrame, found: Mapping[str, Mapping[str, Any]], fol
     notes = [
         "All trials take the same computation; those with fewer frequencies take more steps.",
         f"The validation cases of fold {fold} decided the schedule: evaluate it on other folds.",
-        "Each trial was trained once, with one seed. Where Dice differs little, another seed may "
-        "lead to another schedule.",
+        "Each trial was trained once, with one seed. If Dice values are close, another seed may "
+        "give another schedule.",
     ]
     return "\n\n".join([*blocks, bullets(notes)]) + "\n"
 

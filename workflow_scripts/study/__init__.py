@@ -1,1 +1,1 @@
-"""What the Snakefile asks while it is parsed; imports only what Snakemake installs."""
+"""Used by the Snakefile while it is parsed; imports only packages that Snakemake installs."""

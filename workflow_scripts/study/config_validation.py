@@ -1,6 +1,6 @@
-"""Check a study's configuration against its schema, fill in the defaults, say what is wrong.
+"""Check a study's configuration against its schema, fill in defaults and report problems.
 
-The Snakefile asks this module while it is parsed, so it imports only what Snakemake installs.
+The Snakefile uses this module while it is parsed. It imports only packages that Snakemake installs.
 """
 
 import copy
@@ -22,11 +22,11 @@ def check_config(config: dict[str, Any], schema_path: str | Path) -> None:
     """Validate `config` and fill in the schema's defaults, in place.
 
     Args:
-        config: the configuration as Snakemake has merged it.
+        config: the configuration as merged by Snakemake.
         schema_path: JSON schema (draft 2020-12) in YAML.
 
     Raises:
-        ConfigError: with one line per problem: path, value, what is allowed, nearest known key.
+        ConfigError: one line per problem: path, value, allowed values, nearest known key.
     """
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
     _read_texts(config, schema, schema)
@@ -54,9 +54,9 @@ def resolve(subschema: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]
 
 
 def _read_texts(value: Any, subschema: dict[str, Any], schema: dict[str, Any]) -> Any:
-    """Return `value` with texts read as numbers, true or false wherever the schema wants no text.
+    """Return `value` with strings parsed as YAML scalars if the schema does not allow strings.
 
-    Snakemake's `--config folds=[0,1]` makes a list of texts.
+    Snakemake's `--config folds=[0,1]` yields a list of strings.
     """
     subschema = resolve(subschema, schema)
     if isinstance(value, dict):
@@ -77,7 +77,7 @@ def _read_texts(value: Any, subschema: dict[str, Any], schema: dict[str, Any]) -
 def _properties_with_defaults(
     validator: Any, properties: dict[str, Any], instance: Any, schema: dict[str, Any]
 ) -> Iterator[ValidationError]:
-    """Set the defaults of absent keys, then validate (the recipe of jsonschema's documentation)."""
+    """Set the defaults of absent keys, then validate (recipe from jsonschema's documentation)."""
     if validator.is_type(instance, "object"):
         for key, subschema in properties.items():
             if "default" in subschema:
@@ -90,7 +90,7 @@ def _properties_with_defaults(
 _DefaultsValidator = validators.extend(
     Draft202012Validator,
     {"properties": _properties_with_defaults},
-    # By the standard 1.0 is an integer too; here it would name a folder `fold_1.0`.
+    # In the standard, 1.0 is also an integer; here it would result in a folder `fold_1.0`.
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     ),
@@ -98,7 +98,7 @@ _DefaultsValidator = validators.extend(
 
 
 def _explain(error: ValidationError, schema: dict[str, Any]) -> Iterator[str]:
-    """Put one error of jsonschema into words, a line per problem."""
+    """Describe one jsonschema error, with one line per problem."""
     path = _join(error.absolute_path)
     value, allowed, rule = error.instance, error.validator_value, error.validator
     described = str(error.schema.get("description", "")).strip()
@@ -139,7 +139,7 @@ _KINDS = {
 
 
 def _unknown_name(path: str, name: Any, error: ValidationError, schema: dict[str, Any]) -> str:
-    """Explain a name that a map of arms, checksums or overrides does not allow."""
+    """Describe a name that a map of arms, checksums or overrides does not allow."""
     if allowed := _names(error):
         return f"{path}: {_not_among(name, allowed)}"
     pattern = resolve(error.schema, schema).get("pattern")
@@ -147,7 +147,7 @@ def _unknown_name(path: str, name: Any, error: ValidationError, schema: dict[str
 
 
 def _names(error: ValidationError) -> list[Any]:
-    """List what is allowed where a value may be one of some names, in any branch of the schema."""
+    """List the names that are allowed for a value, in all branches of the schema."""
     if error.context:
         return [name for branch in error.context for name in _names(branch)]
     return list(
@@ -156,7 +156,7 @@ def _names(error: ValidationError) -> list[Any]:
 
 
 def _unknown_key(path: str, key: str, known: Iterable[str], schema: dict[str, Any]) -> str:
-    """Explain a key that is not in the schema by the nearest one at its place, or anywhere."""
+    """Describe an unknown key; suggest the nearest one in its section or the same one elsewhere."""
     text = f"{_dot(path, key)} is not a key"
     elsewhere = [name for name in _all_keys(schema) if name.rpartition(".")[2] == key]
     near = difflib.get_close_matches(key, list(known), n=1)
@@ -166,14 +166,14 @@ def _unknown_key(path: str, key: str, known: Iterable[str], schema: dict[str, An
 
 
 def _all_keys(schema: dict[str, Any]) -> Iterator[str]:
-    """List the paths of all keys that do not depend on a name of the user's."""
+    """List the paths of all keys that do not contain a user-defined name."""
     for section, subschema in schema["properties"].items():
         yield section
         yield from (f"{section}.{key}" for key in subschema.get("properties", {}))
 
 
 def _not_among(value: Any, allowed: list[Any]) -> str:
-    """Say that `value` is none of `allowed`, with the nearest where there is one."""
+    """Describe a value that is not in `allowed`; suggest the nearest one, if any."""
     near = difflib.get_close_matches(str(value), map(str, allowed), n=1, cutoff=0.7)
     if isinstance(value, str) and near:
         return f"{value!r} is unknown; did you mean {near[0]}?"
@@ -181,7 +181,7 @@ def _not_among(value: Any, allowed: list[Any]) -> str:
 
 
 def _cross_check(config: dict[str, Any], shipped: list[str]) -> Iterator[str]:
-    """Find what a schema cannot say, in a configuration that satisfies it.
+    """Yield the problems that a schema cannot express, in a configuration that satisfies it.
 
     `shipped` are the tasks that need no entry in `own_tasks`.
     """
@@ -191,7 +191,7 @@ def _cross_check(config: dict[str, Any], shipped: list[str]) -> Iterator[str]:
     for number, (name, arm) in enumerate(arms.items()):
         twins = [other for other in list(arms)[:number] if arms[other] == arm]
         if twins:
-            yield f"arms.{name}: it is the same as arms.{twins[0]}; change its parameters"
+            yield f"arms.{name}: identical to arms.{twins[0]}; change its parameters"
         listed = arm["parameters"].get("stage_list")
         total = sum(stage["epochs"] for stage in listed or [])
         key = f"arms.{name}.epochs" if arm["epochs"] else "training.epochs"
@@ -202,19 +202,22 @@ def _cross_check(config: dict[str, Any], shipped: list[str]) -> Iterator[str]:
                 f"{key} is {epochs}"
             )
         if re.fullmatch(TRIAL, name):
-            yield f"arms.{name}: trials of the search have such names; choose another"
+            yield f"arms.{name}: this name is reserved for trials of the search; choose another"
     if config["seeds"] and config["training"]["seed"] not in config["seeds"]:
         seed = config["training"]["seed"]
         yield (
-            f"seeds: training.seed, {seed}, is not among them. Add it, or set training.seed to one "
+            f"seeds: training.seed ({seed}) is not among them. Add it, or set training.seed to one "
             "of them: the search and the evaluation of scale factors use it"
         )
     search = config["search"]
     if search["stages"] % search["parts"]:
-        yield f"search.stages is {search['stages']}, no multiple of search.parts, {search['parts']}"
+        yield (
+            f"search.stages is {search['stages']}, which is not a multiple of search.parts "
+            f"({search['parts']})"
+        )
     for value in search["candidates"]:
         if Fraction(str(value)) == 0 or Fraction(str(value)) > 1:
-            yield f"search.candidates: {value} is not above 0 and at most 1"
+            yield f"search.candidates: {value} must be above 0 and at most 1"
     yield from _check_tasks(config, shipped)
     for task in config["planning"]["overrides"]:
         if task not in ("all", *config["tasks"]):
@@ -222,14 +225,14 @@ def _cross_check(config: dict[str, Any], shipped: list[str]) -> Iterator[str]:
 
 
 def _check_tasks(config: dict[str, Any], shipped: list[str]) -> Iterator[str]:
-    """Find tasks that nobody described, and own tasks with the number of another."""
+    """Yield problems: tasks without a description, and own tasks with another task's number."""
     named: dict[int, str] = {_number(task): task for task in shipped}
     for task in config["own_tasks"]:
         other = named.setdefault(_number(task), task)
         if other != task:
             yield (
-                f"own_tasks.{task}: {other} has the number {_number(task)} too, by which nnU-Net "
-                "tells datasets apart; take a free one"
+                f"own_tasks.{task}: {other} also has the number {_number(task)}, by which nnU-Net "
+                "identifies datasets; choose a free one"
             )
     known = [*shipped, *config["own_tasks"]]
     for number, task in enumerate(config["tasks"]):
@@ -244,7 +247,7 @@ def _number(task: str) -> int:
 
 
 def _shown(value: Any) -> str:
-    """Write a value as YAML users know it, in one short line."""
+    """Return a value as one short line, with None as YAML's null."""
     text = "null (nothing)" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

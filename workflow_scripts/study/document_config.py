@@ -1,6 +1,6 @@
 """Write `docs/reference/configuration.md` from the configuration's schema.
 
-Run `python -m workflow_scripts.study.document_config` after a change of the schema.
+Run `python -m workflow_scripts.study.document_config` after changing the schema.
 """
 
 import math
@@ -17,13 +17,13 @@ SCHEMA = ROOT / "config" / "schemas" / "config.schema.yaml"
 PAGE = ROOT / "docs" / "reference" / "configuration.md"
 
 INTRODUCTION = """\
-<!-- Made by workflow_scripts/study/document_config.py from config/schemas/config.schema.yaml. -->
+<!-- Generated from config/schemas/config.schema.yaml by workflow_scripts.study.document_config -->
 
 # Configuration keys
 
 A configuration file describes one study. [config/README.md](../../config/README.md) lists the
-shipped ones and says how to set keys on the command line. Only `study`, `tasks`, `folds`, `arms`
-and `training` are required. A key that is not listed here stops the run before anything is made;
+shipped ones and explains how to set keys on the command line. Only `study`, `tasks`, `folds`,
+`arms` and `training` are required. An unknown key stops the run before anything is made;
 the message gives its path and the nearest valid key.
 """
 
@@ -45,14 +45,14 @@ def render(schema: dict[str, Any]) -> str:
 
 
 def _is_section(subschema: dict[str, Any], schema: dict[str, Any]) -> bool:
-    """Whether the key gets a table of its own: an object, or a map of objects."""
+    """Return whether a key gets its own table: it is an object or a map of objects."""
     others = subschema.get("additionalProperties") or {}
     return "properties" in subschema or "properties" in resolve(others, schema)
 
 
 def _map(values: dict[str, Any], schema: dict[str, Any]) -> list[str]:
     return [
-        f"Every name has: {values['description'][0].lower()}{values['description'][1:]}",
+        f"Each entry has: {values['description'][0].lower()}{values['description'][1:]}",
         "",
         *_table(values["properties"], values.get("required", []), schema),
     ]
@@ -66,14 +66,14 @@ def _table(properties: dict[str, Any], required: list[str], schema: dict[str, An
 def _rows(
     prefix: str, properties: dict[str, Any], required: list[str], schema: dict[str, Any]
 ) -> Iterator[str]:
-    """Yield one row per key, and after a nested object those of its keys."""
+    """Yield one row per key; a nested object is followed by the rows of its keys."""
     for key, raw in properties.items():
         subschema = resolve(raw, schema)
         if "default" in subschema:
             text = yaml.safe_dump(subschema["default"], default_flow_style=True, width=math.inf)
             default = f"`{text.splitlines()[0]}`"
         else:
-            default = "**required**" if key in required else "left out"
+            default = "**required**" if key in required else "not set"
         description = " ".join(subschema["description"].split()).replace("|", "\\|")
         yield f"| `{prefix}{key}` | {_allowed(subschema, schema)} | {default} | {description} |"
         if "properties" in subschema:
@@ -84,7 +84,7 @@ def _rows(
 
 
 def _allowed(subschema: dict[str, Any], schema: dict[str, Any]) -> str:
-    """Say in a few words which values a key takes."""
+    """Return a short description of the values that a key takes."""
     if "enum" in subschema:
         return ", ".join(f"`{value}`" for value in subschema["enum"])
     if "anyOf" in subschema:

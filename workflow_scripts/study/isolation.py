@@ -1,7 +1,7 @@
 """Keep the user's own settings and packages out of the jobs of a study.
 
-The Snakefile calls this module while it is parsed, on every machine that runs one of its jobs; jobs
-inherit the environment. It imports only what Snakemake installs.
+The Snakefile calls this module while it is parsed, on every machine that runs its jobs. Jobs
+inherit the environment. The module imports only packages that Snakemake installs.
 """
 
 import getpass
@@ -29,7 +29,7 @@ DROPPED = re.compile(
 
 
 def check_python(path: str) -> None:
-    """Reject a path to Python that contains a space, since Snakemake does not quote it.
+    """Reject a path to Python that contains a space, because Snakemake does not quote it.
 
     Raises:
         ConfigError: it contains a space.
@@ -57,7 +57,7 @@ def isolate() -> None:
 
 
 def name_user() -> None:
-    """Name a user without a name (common in containers) by its number; some libraries need one."""
+    """Use the user ID as name if the user has none, as in containers; some libraries need one."""
     try:
         getpass.getuser()
     except (KeyError, OSError):
@@ -65,9 +65,9 @@ def name_user() -> None:
 
 
 def hide_user_site() -> None:
-    """Hide ~/.local from all jobs: it would come before the packages of their conda environments.
+    """Hide ~/.local from all jobs: it would precede the packages of their conda environments.
 
-    Nothing is hidden where Snakemake itself is installed there, since jobs need it as well.
+    Nothing is hidden if Snakemake itself is installed there, because jobs need it too.
     """
     folder = Path(str(distribution("snakemake").locate_file("")))
     if not folder.is_relative_to(site.getusersitepackages()):

@@ -1,8 +1,8 @@
-"""What the jobs of a study ask a scheduler for: memory, time, disk, devices.
+"""Resources that the jobs of a study request from a scheduler: memory, time, disk, devices.
 
-The numbers stand in `config/job_resources.tsv` and are estimates; here is how they follow the size
-of the images, the kills that the ledger knows of, and the forecast. Cores are the rules' `threads`,
-which also set nnU-Net's numbers of processes. One machine ignores all but the devices.
+They follow from the estimates in `config/job_resources.tsv`, the size of the images, the kills
+recorded in the ledger, and the forecast. Cores are the rules' `threads`, which also set nnU-Net's
+numbers of processes. A single machine ignores all requests except the devices.
 """
 
 import contextlib
@@ -19,34 +19,34 @@ from workflow_scripts.records.ledger import KILLED
 from workflow_scripts.study.specification import RunSpec, Study
 
 TRAINING = "train_fold"
-"""The rule whose memory follows its ledger, and whose time follows the forecast."""
+"""The rule whose memory depends on its ledger and whose time depends on the forecast."""
 SNAKEMAKE_MB = 400
-"""What a job's two Snakemakes and its Python take before any work."""
+"""Memory of a job's two Snakemake processes and its Python before any work."""
 GROWTH, MOST_GROWTH = 1.5, 3.0
-"""Factor on the memory for every attempt that was killed, and the largest one."""
+"""Factor on the memory for every killed attempt, and limit of the total factor."""
 UNKNOWN_MEGAVOXELS = 100.0
-"""Largest case of a task of which nothing is known: 512 × 512 × 400."""
+"""Assumed largest case of an unknown task: 512 × 512 × 400."""
 LARGEST_TO_MEDIAN = 3.0
-"""How much larger than its median case the largest case of a task may be."""
+"""Assumed ratio of a task's largest case to its median case."""
 SETUP_MINUTES = 20.0
-"""Of a training, besides what is forecast: the job's start, imports, first batches."""
+"""Time of a training that the forecast does not cover: job start, imports, first batches."""
 
 
 @dataclass(frozen=True)
 class RuleNeeds:
-    """What a rule needs, a row of `config/job_resources.tsv`; a voxel counts once a channel.
+    """Requirements of a rule (a row of `config/job_resources.tsv`); voxels count once per channel.
 
     Attributes:
-        fixed_mb: memory, whatever the data.
-        process_mb: memory of each of its `threads` processes, whatever the data.
-        bytes_per_voxel: memory of each process for a voxel of the largest case.
-        minutes: time, whatever the data.
-        seconds_per_megavoxel: time of one process for a megavoxel of the task.
-        disk_mb: disk that the outputs fill, whatever the data.
-        disk_per_archive: the same, as a multiple of the task's archive.
+        fixed_mb: memory, independent of the data.
+        process_mb: memory of each of its `threads` processes, independent of the data.
+        bytes_per_voxel: memory of each process per voxel of the largest case.
+        minutes: time, independent of the data.
+        seconds_per_megavoxel: time of one process per megavoxel of the task.
+        disk_mb: disk space of the outputs, independent of the data.
+        disk_per_archive: further disk space of the outputs, as a multiple of the task's archive.
         gpu: whether it computes on the training's device.
-        power_meter: whether it may not run beside another that is metered: `never`, `always`, or
-            only where the meter reads the whole `machine`.
+        power_meter: when it must not run beside another metered job: `never`, `always`, or only
+            if the meter reads the whole `machine`.
     """
 
     fixed_mb: float
@@ -61,7 +61,7 @@ class RuleNeeds:
 
 
 def read_needs(table: Path) -> dict[str, RuleNeeds]:
-    """Read `config/job_resources.tsv`: rule -> what it needs."""
+    """Read `config/job_resources.tsv`: rule -> its requirements."""
     numbers = [field.name for field in fields(RuleNeeds) if field.type is float]
     with table.open(encoding="utf-8", newline="") as file:
         return {
@@ -76,10 +76,10 @@ def read_needs(table: Path) -> dict[str, RuleNeeds]:
 
 @dataclass(frozen=True)
 class Images:
-    """Sizes of a task's labelled images, channels counted.
+    """Sizes of a task's labelled images; voxels count once per channel.
 
     Attributes:
-        largest, total: megavoxels of the largest case, and of all.
+        largest, total: megavoxels of the largest case and of all cases.
     """
 
     largest: float
@@ -103,9 +103,9 @@ class JobResources:
             self._published = {row["dataset"]: row for row in rows}
 
     def of(self, rule: str) -> dict[str, int | Callable[..., int | None]]:
-        """Return the `resources` of a rule: numbers, and functions that Snakemake asks for a job.
+        """Return the `resources` of a rule: numbers, and functions that Snakemake calls for a job.
 
-        By name and not by Snakemake's `rulename`, which differs where a module is imported `as`.
+        The rule is given by name, because Snakemake's `rulename` differs in modules imported `as`.
         """
 
         def mem_mb(wildcards: Any, threads: int, attempt: int) -> int:
@@ -127,10 +127,10 @@ class JobResources:
         return asked
 
     def memory_mb(self, rule: str, wildcards: Any, threads: int, attempt: int) -> int:
-        """Return the memory of a job; it grows with the attempts that were killed.
+        """Return the memory of a job, which grows with the number of killed attempts.
 
-        A training's attempts are those of its ledger, since slices of it that end by themselves are
-        attempts to Snakemake too; any other job's are Snakemake's.
+        For a training, the ledger counts them, because Snakemake also counts slices that ended by
+        themselves. For any other job, all earlier attempts count as killed.
         """
         killed = attempt - 1
         if rule == TRAINING:
@@ -144,8 +144,8 @@ class JobResources:
     def minutes(self, rule: str, wildcards: Any, threads: int, attempt: int) -> int | None:
         """Return the time of a job, which grows with the attempt; None is the partition's default.
 
-        A training gets one slice: it stops by itself before the time is over, and its next attempt
-        resumes it; so a forecast that is too low costs a further slice and no work.
+        A training gets one slice. It stops by itself before the time is over, and its next attempt
+        resumes it. A forecast that is too low thus costs a further slice but no work.
         """
         limit: int | None = self._cluster["max_runtime_minutes"]
         if rule != TRAINING:
@@ -162,7 +162,7 @@ class JobResources:
         return _bounded(SETUP_MINUTES + wanted, limit)
 
     def disk_mb(self, rule: str, wildcards: Any) -> int:
-        """Return the disk that the outputs of a job fill."""
+        """Return the disk space of a job's outputs."""
         need, total = self.needs[rule], 0
         for task in self._tasks(wildcards):
             archive = Path(f"resources/archives/{task}.tar")
@@ -171,9 +171,9 @@ class JobResources:
 
     @property
     def forecast_decides(self) -> bool:
-        """Whether the time of a training comes from the forecast, which must then be there first.
+        """Whether the time of a training comes from the forecast, which must then exist first.
 
-        The published calibration is of a GPU and says nothing of a training on the CPU.
+        The published calibration is for a GPU and does not apply to a training on the CPU.
         """
         of_gpu = self._config["forecast"]["calibration"] == "published"
         on_cpu = self._config["training"]["device"] == "cpu"
@@ -202,13 +202,13 @@ class JobResources:
 
 
 def image_sizes(fingerprint: Path, published: Mapping[str, str] | None) -> Images:
-    """Return the sizes of a task's images, as well as they are known by now.
+    """Return the sizes of a task's images, as far as they are known.
 
     Args:
-        fingerprint: nnU-Net's fingerprint of the task, which need not be there yet.
-        published: the task's row of `nnunet_plans.tsv`, if it has one.
+        fingerprint: nnU-Net's fingerprint of the task, which need not exist yet.
+        published: the task's row of `nnunet_plans.tsv`, if any.
     """
-    with contextlib.suppress(OSError, ValueError):  # not there yet, or only half of it
+    with contextlib.suppress(OSError, ValueError):  # missing or incomplete
         content = json.loads(fingerprint.read_text(encoding="utf-8"))
         channels = len(content["foreground_intensity_properties_per_channel"])
         cases = [channels * math.prod(shape) / 1e6 for shape in content["shapes_after_crop"]]
@@ -221,7 +221,7 @@ def image_sizes(fingerprint: Path, published: Mapping[str, str] | None) -> Image
 
 
 def forecast_hours(table: Path, task: str, arm: str) -> float | None:
-    """Return the forecast hours of one training; None where nothing is forecast (yet)."""
+    """Return the forecast hours of one training; None if there is no forecast (yet)."""
     if not table.is_file():
         return None
     with table.open(encoding="utf-8", newline="") as file:
@@ -234,13 +234,13 @@ def forecast_hours(table: Path, task: str, arm: str) -> float | None:
 def killed_attempts(ledger: Path) -> int:
     """Count the attempts of a training that ended without a message.
 
-    SIGKILL ends them so, which is how a scheduler and the kernel stop a process that takes too much
-    memory; a signal, the time limit and every error leave one.
+    They were ended by SIGKILL, with which a scheduler and the kernel stop a process that uses too
+    much memory. Other signals, the time limit and all errors leave a message.
     """
     told: dict[int, str] = {}
     for line in ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else ():
         if '"attempt", ' in line or '"end", ' in line:
-            with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill
+            with contextlib.suppress(json.JSONDecodeError):  # truncated by a kill
                 entry = json.loads(line)
                 told[entry["attempt"]] = entry.get("how", KILLED)
     return list(told.values()).count(KILLED)

@@ -1,4 +1,4 @@
-"""Which scale factors of which arms a study bakes and evaluates: pure, the rules ask it."""
+"""Scale factors that a study bakes and evaluates, by arm: pure functions for the rules."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,22 +7,22 @@ from workflow_scripts.trainers.curricula.schedules.scale_factors import DEFAULT_
 
 TRAINER = "nnUNetTrainerScaleSpace"
 BAKED_TRAINER = "nnUNetTrainerRescaledUNet"
-"""Names a baked model's folder, as nnU-Net names folders after the trainer."""
+"""Part of the folder name of a baked model, because nnU-Net names folders after the trainer."""
 
 PLANNED = "planned"
-"""In the place of a scale factor: nnU-Net's own network."""
+"""Placeholder for a scale factor: nnU-Net's own network."""
 
 CHOSEN = "chosen"
-"""In the place of a scale factor: the cheapest one that is good enough by the evaluation."""
+"""Placeholder for a scale factor: the cheapest one that is good enough in the evaluation."""
 
 
 def role_of(arm: Mapping[str, Any]) -> str:
-    """Return what an arm is in a scale-space study, from its trainer and parameters.
+    """Return the role of an arm in a scale-space study, from its trainer and parameters.
 
-    `hypernetwork` and its controls: `stochastic` (the same weights for all scale factors), `film`
-    (these, with features scaled and shifted by the scale factor),
-    `fixed_hyper` (a hypernetwork at one scale factor), `fixed` (an ordinary network for one); and
-    `stock` for any other trainer.
+    The roles are `hypernetwork` and its controls: `stochastic` (the same weights for all scale
+    factors), `film` (the same weights, with features scaled and shifted by the scale factor),
+    `fixed_hyper` (a hypernetwork at one scale factor) and `fixed` (an ordinary network for one
+    scale factor). Any other trainer is `stock`.
     """
     if arm["trainer"] != TRAINER:
         return "stock"
@@ -36,15 +36,15 @@ def role_of(arm: Mapping[str, Any]) -> str:
 
 
 def scale_label(scale: float) -> str:
-    """Return a scale factor as it stands in paths: 0.35, 0.5."""
+    """Return a scale factor as written in paths: 0.35, 0.5."""
     return f"{scale:.4g}"
 
 
 def scales_of(config: Mapping[str, Any], arm: str) -> list[str]:
-    """Return the scale factors that an arm is evaluated at, as they stand in paths.
+    """Return the scale factors at which an arm is evaluated, as written in paths.
 
-    Those of the section `scale_space` where it was trained for many; its own one of a control that
-    was trained for one; `PLANNED` of the reference arm; none of any other.
+    An arm trained for many has those of the section `scale_space`. A control trained for one has
+    that one. A `stock` arm has `PLANNED` if it is the reference arm, else none.
     """
     role = role_of(config["arms"][arm])
     if role == "stock":
@@ -66,9 +66,9 @@ def evaluations(config: Mapping[str, Any]) -> list[tuple[str, str, int, str]]:
 
 
 def transfers(config: Mapping[str, Any]) -> list[tuple[str, str, int, str, str]]:
-    """Return (task, arm, fold, scale factor of the weights, of the network) of the transfer matrix.
+    """Return (task, arm, fold, weights' scale, network's scale) of the transfer matrix.
 
-    Every pair of the configured scale factors, for every hypernetwork of the study.
+    These are all pairs of the configured scale factors, for every hypernetwork of the study.
     """
     scales = [scale_label(scale) for scale in config["scale_space"]["transfer"]["scales"]]
     return [
@@ -83,11 +83,11 @@ def transfers(config: Mapping[str, Any]) -> list[tuple[str, str, int, str, str]]
 
 
 def baked_plans(model: str, dataset: str, plans: str, scale: str, **names: str) -> list[str]:
-    """Return the file that stands for a baked model, none for nnU-Net's own network.
+    """Return the file that represents a baked model; empty for nnU-Net's own network.
 
     Args:
-        model: path of a baked model with names in braces.
-        dataset, plans, scale, names: what stands for them.
+        model: path of a baked model with placeholders in braces.
+        dataset, plans, scale, names: values of the placeholders.
     """
     if scale == PLANNED:
         return []
@@ -95,11 +95,11 @@ def baked_plans(model: str, dataset: str, plans: str, scale: str, **names: str) 
 
 
 def wanted_models(model: str, config: Mapping[str, Any], dataset: str, plans: str) -> list[str]:
-    """Return what `snakemake bake` makes of a task: a model of every hypernetwork of the study.
+    """Return the outputs of `snakemake bake` for a task: one model per hypernetwork of the study.
 
-    For the config's `scale_factor`, or the `CHOSEN` one.
+    The models are for the config's `scale_factor`, or for the `CHOSEN` one.
 
-    Raises ValueError where the study has no hypernetwork.
+    Raises ValueError if the study has no hypernetwork.
     """
     wanted = config["scale_factor"]
     scale = CHOSEN if wanted is None else scale_label(wanted)

@@ -1,6 +1,6 @@
-"""The modules that a script rests on, found by reading its imports.
+"""Find the modules that a script depends on by reading its imports.
 
-Light rules have them as inputs, so that a change of a shared module makes their outputs again, as
+Light rules have them as inputs. A change of a shared module then makes their outputs again, as
 Snakemake does by itself for a change of the script.
 """
 
@@ -13,7 +13,7 @@ PACKAGE = "workflow_scripts"
 
 
 def imported_modules(script: Path) -> list[Path]:
-    """Return the files of this project that a script imports, directly or not, without itself."""
+    """Return the project's files that a script imports, directly or indirectly, without itself."""
     found: set[Path] = set()
     pending = [script.resolve()]
     while pending:
@@ -26,7 +26,7 @@ def imported_modules(script: Path) -> list[Path]:
 
 @cache
 def _imported_by(path: Path) -> frozenset[Path]:
-    """Return the project's files that the import statements of a file name."""
+    """Return the project's files that a file imports directly."""
     names: set[str] = set()
     package = ".".join(path.relative_to(ROOT).parts[:-1])
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -37,6 +37,6 @@ def _imported_by(path: Path) -> frozenset[Path]:
             base = ".".join([*(above if node.level else []), *filter(None, [node.module])])
             names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names |= {node.value}  # of `import_module`, or started as `python -m`
+            names |= {node.value}  # for `import_module` or `python -m`
     files = {ROOT / f"{name.replace('.', '/')}.py" for name in names if name.startswith(PACKAGE)}
     return frozenset(file for file in files if file.is_file())

@@ -1,4 +1,4 @@
-"""The configuration's settings of a training, with types."""
+"""Typed settings of a training from the configuration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from workflow_scripts.trainers.curricula.schedules.settings import TrainingLengt
 class TrainingSettings:
     """The config's section `training` without `threads`; the schema describes each key.
 
-    The length may differ between arms (`Study.training`). A rule that needs no more than the length
-    passes no more; the rest is then as the schema has it by default.
+    The length may differ between arms (`Study.training`). A rule that needs only the length passes
+    only the length; the other settings then have the schema's defaults.
     """
 
     epochs: int
@@ -31,19 +31,19 @@ class TrainingSettings:
 
     @property
     def length(self) -> TrainingLength:
-        """What the schedule follows from."""
+        """Settings that determine the schedule."""
         return TrainingLength(self.epochs, self.iterations_per_epoch, self.seed)
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How a fold is trained, metered and validated.
+    """Settings for training, metering and validating a fold.
 
     Attributes:
-        training: length, seed and circumstances.
-        energy: how energy is metered.
-        mirroring: test-time mirroring in the final validation.
-        threads: cores to use.
+        training: the section `training`.
+        energy: settings of the energy meter.
+        mirroring: whether the final validation uses test-time mirroring.
+        threads: number of cores to use.
     """
 
     training: TrainingSettings
@@ -60,7 +60,7 @@ class RunSettings:
 
     @property
     def compute(self) -> ComputeSettings:
-        """What to compute with."""
+        """Requested device, precision and cores."""
         training = self.training
         return ComputeSettings(
             training.device,

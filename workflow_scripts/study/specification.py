@@ -1,4 +1,4 @@
-"""What a study consists of, from its checked configuration: names, and where its files are.
+"""Specification of a study from its checked configuration: names and file paths.
 
 All paths are relative to the working directory.
 """
@@ -27,12 +27,12 @@ PLANS_OF_PLANNER = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A compared training, as the configuration has it.
+    """A training to compare, as in the configuration.
 
     Attributes:
-        trainer: name of its class.
+        trainer: class name of the trainer.
         parameters: attributes that are set on the trainer.
-        epochs: where they are not those of the section `training`.
+        epochs: number of epochs, if not that of the section `training`.
     """
 
     trainer: str
@@ -42,7 +42,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Which training it is: the names that `run.json` has, and what the arm sets.
+    """Identity of a training: the names in `run.json` and the arm's parameters.
 
     Attributes:
         parameters: attributes that the arm sets on its trainer.
@@ -59,7 +59,7 @@ class RunSpec:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def fold_folder(self, results: str | Path) -> Path:
-        """Return nnU-Net's folder of the fold in its results folder, as its trainer names it."""
+        """Return the fold's folder in nnU-Net's results folder, as nnU-Net's trainer names it."""
         model = f"{self.trainer}__{self.plans}__{self.configuration}"
         return Path(results) / self.dataset / model / f"fold_{self.fold}"
 
@@ -101,7 +101,7 @@ class Study:
 
     @property
     def seeds(self) -> list[int]:
-        """Seeds that every fold is trained with."""
+        """Seeds with which every fold is trained."""
         return list(self.config["seeds"])
 
     @cached_property
@@ -110,14 +110,14 @@ class Study:
         return list(product(self.tasks, self.config["arms"], self.config["folds"], self.seeds))
 
     def seed_suffix(self, seed: int) -> str:
-        """Return what the folder of a fold's training ends in: nothing for `training.seed`.
+        """Return the suffix of the folder of a fold's training; empty for `training.seed`.
 
-        Thus the trainings of a study with one seed stay where they are when seeds are added.
+        The trainings of a study with one seed thus stay where they are when seeds are added.
         """
         return "" if seed == self.config["training"]["seed"] else f"_seed_{seed}"
 
     def seed_of(self, suffix: str) -> int:
-        """Return the seed whose `seed_suffix` is given."""
+        """Return the seed of a `seed_suffix`."""
         return int(suffix.removeprefix("_seed_") or self.config["training"]["seed"])
 
     @property
@@ -139,13 +139,13 @@ class Study:
         return f"{self.base_plans}_{self.configuration}"
 
     def overrides(self, task: str) -> dict[str, Any]:
-        """Return what the configuration changes in the plans of a task."""
+        """Return the changes that the configuration makes to a task's plans."""
         chosen = self.config["planning"]["overrides"]
         merged = {**chosen.get("all", {}), **chosen.get(task, {})}
         return {key: value for key, value in merged.items() if value is not None}
 
     def plans_name(self, task: str) -> str:
-        """Return the name of a task's plans: nnU-Net's, or one of its own for these overrides."""
+        """Return the name of a task's plans: nnU-Net's, or a new one if there are overrides."""
         changed = self.overrides(task)
         if not changed:
             return self.base_plans
@@ -174,15 +174,15 @@ class Study:
         return f"{self.preprocessed(task)}/{SPLITS}"
 
     def arm(self, name: str) -> Mapping[str, Any]:
-        """Return an arm of the study, or a trial of its search, as the section `arms` has it."""
+        """Return an arm of the study or a trial of its search, as in the section `arms`."""
         found: Mapping[str, Any] = self.config["arms"].get(name) or trial_arm(name, self.config)
         return found
 
     def training(self, arm: str, seed_suffix: str = "") -> dict[str, Any]:
-        """Return what decides a training of the arm: the section `training`, its length and seed.
+        """Return the settings that determine a training: section `training`, the length and seed.
 
-        Without the number of threads, which decides nothing, and without the order in memory where
-        it is automatic, so that trainings of earlier versions stay finished.
+        The number of threads is left out, because it does not define a training. The memory format
+        is left out if it is automatic, so that trainings of earlier versions stay finished.
         """
         settings = dict(self.config["training"])
         del settings["threads"]
@@ -205,12 +205,12 @@ class Study:
         }
 
     def results(self, arm: str, seed_suffix: str = "") -> str:
-        """Return nnU-Net's results folder of an arm, and of a seed but `training.seed`."""
+        """Return nnU-Net's results folder of an arm and seed (no subfolder for `training.seed`)."""
         return f"results/{self.name}/nnunet/{arm}" + seed_suffix.replace("_", "/", 1)
 
 
 def file_digests(patterns: Iterable[str]) -> dict[str, str]:
-    """Return a short digest of every file that a pattern fits (`**` is any depth), by path."""
+    """Return a short digest of every file that matches a pattern (`**` is any depth), by path."""
     found = {path for pattern in patterns for path in glob.glob(pattern, recursive=True)}  # noqa: PTH207
     return {
         path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in sorted(found)

@@ -1,4 +1,4 @@
-"""The tasks of a study: the register of MSD, and datasets of the user's own."""
+"""The tasks of a study: the register of MSD and the user's own datasets."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from workflow_scripts.common.nnunet_setup import FOLDS, SPLITS
 
 
 def read_register(path: str | Path) -> dict[str, dict[str, str]]:
-    """Read `config/datasets.tsv`: task -> row (every cell a string, empty where not known)."""
+    """Read `config/datasets.tsv`: task -> row (all cells are strings, empty if unknown)."""
     with Path(path).open(encoding="utf-8", newline="") as file:
         return {row["task"]: row for row in csv.DictReader(file, delimiter="\t")}
 
@@ -20,10 +20,10 @@ DEMO_TASK = "Task99_BrainTissue"
 """The task that `make_demo_task` makes."""
 
 DEMO_TOLERANCE_MM = "1"
-"""Of the demo task's surface distance: our own choice, half of its voxels' edge."""
+"""Tolerance of the demo task's surface distance: our own choice, half of its voxel edge."""
 
 SOURCE = "source_folder"
-"""Key of an imported dataset.json for the folder it was imported from."""
+"""Key in an imported dataset.json: the folder from which it was imported."""
 
 
 def dataset_of(task: str) -> str:
@@ -33,7 +33,7 @@ def dataset_of(task: str) -> str:
 
 
 GROUPS = "source_groups"
-"""Key for the table of groups from which the folds were made, if any."""
+"""Key in an imported dataset.json: the table of groups from which folds were made, if any."""
 
 
 def absolute(path: str | None) -> str | None:
@@ -43,13 +43,13 @@ def absolute(path: str | None) -> str | None:
 
 
 def check_own_tasks(config: dict[str, Any], raw: Path) -> None:
-    """Find own tasks of the study whose folder cannot be read, before any job runs.
+    """Check that the folders of the study's own tasks can be read, before any job runs.
 
-    A task that was imported to `raw` already needs its folder no longer; but it must have been
-    that folder, so that two studies cannot mean different data by one name.
+    A task that was already imported to `raw` no longer needs its folder. It must have been imported
+    from that folder, so that two studies cannot use one name for different data.
 
     Raises:
-        ConfigError: with one line per problem.
+        ConfigError: one line per problem.
     """
     problems = []
     for task in sorted({*config["tasks"]} & {*config["own_tasks"]}):
@@ -60,9 +60,9 @@ def check_own_tasks(config: dict[str, Any], raw: Path) -> None:
             for key, name in ((SOURCE, "folder"), (GROUPS, "groups")):
                 if description.get(key) != absolute(own.get(name)):
                     problems.append(
-                        f"own_tasks.{task}.{name}: {own.get(name)}, but {imported.parent} was made "
-                        f"from {description.get(key)}; give the task another name, or remove what "
-                        "was made of it (docs/how-to/own_dataset.md)"
+                        f"own_tasks.{task}.{name}: {own.get(name)}, but {imported.parent} was "
+                        f"imported from {description.get(key)}; give the task another name, or "
+                        "remove the imported data (docs/how-to/own_dataset.md)"
                     )
             continue
         folder = Path(str(absolute(own["folder"])))
@@ -81,7 +81,7 @@ def check_folds(config: dict[str, Any], preprocessed: Path) -> None:
     MSD's tasks have nnU-Net's five. The number for an own task is known once its folds are written.
 
     Raises:
-        ConfigError: with one line per problem.
+        ConfigError: one line per problem.
     """
     problems = []
     for task in config["tasks"]:

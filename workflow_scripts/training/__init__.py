@@ -1,1 +1,1 @@
-"""Train one fold, resume it, validate it."""
+"""Train, resume and validate one fold."""

@@ -19,11 +19,11 @@ def infer_killed_attempt(entries: Iterable[dict], kills: dict[str, Any] | None) 
     """Return the entry `end` that the last attempt could not write; None if it did.
 
     Args:
-        entries: of the ledger, before the next attempt.
-        kills: what `memory_kills` returns now.
+        entries: the ledger's entries before the next attempt.
+        kills: the current result of `memory_kills`.
 
     Returns:
-        entry, attempt, how; `reached` and `cause` in words. The cause is certain if the kernel has
+        entry, attempt, how; `reached` and `cause` as text. The cause is certain if the kernel has
             since killed a process of the same control group for lack of memory.
     """
     last: dict[str, Any] | None = None
@@ -41,7 +41,7 @@ def infer_killed_attempt(entries: Iterable[dict], kills: dict[str, Any] | None) 
         return None
     cause = "killed, out of memory, or the machine failed"
     if oom_killed_since(last["memory_kills"], kills):
-        cause = "out of memory, for which the kernel has killed a process"
+        cause = "out of memory (the kernel killed a process)"
     return {
         "entry": "end",
         "attempt": last["attempt"],
@@ -52,7 +52,7 @@ def infer_killed_attempt(entries: Iterable[dict], kills: dict[str, Any] | None) 
 
 
 def describe_killed_attempt(end: dict, entries: Iterable[dict], going_on_from: str) -> str:
-    """Return a line on an attempt that ended without a message, for the terminal."""
+    """Return a line for the terminal about an attempt that ended without a message."""
     (attempt,) = (
         entry
         for entry in entries
@@ -75,7 +75,7 @@ def oom_killed_since(before: dict[str, Any] | None, now: dict[str, Any] | None) 
 def memory_kills() -> dict[str, Any] | None:
     """Return this process's control group and its number of out-of-memory kills.
 
-    None if the kernel does not say.
+    Return None if the kernel does not report it.
     """
     with contextlib.suppress(OSError, ValueError, KeyError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()

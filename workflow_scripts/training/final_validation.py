@@ -15,7 +15,7 @@ from workflow_scripts.common.images import check_whole
 CHECKED = (".gz", ".nii", ".mha", ".nrrd", ".gipl", ".png")
 """Image formats in which an incomplete file can be recognised."""
 EXPORT_SECONDS = 300.0
-"""Longest wait for the exports of the cases that are predicted, when a validation ends early."""
+"""Maximum wait for the exports of predicted cases when a validation ends early."""
 
 
 def validate(
@@ -31,13 +31,13 @@ def validate(
     folder, so `summary.json` is the same as without an interruption.
 
     Args:
-        trainer: of nnU-Net, trained.
+        trainer: trained trainer of nnU-Net.
         folder: nnU-Net's fold folder.
-        made_with: what the predictions depend on; predictions made with anything else are deleted.
-        before_case: called with the number of cases that are predicted and a function that waits
-            for their exports; an exception that it raises ends the validation.
-        after_case: called with each case after its prediction (its export may still be running),
-            and with the number of cases that are predicted.
+        made_with: inputs of the predictions; predictions made with anything else are deleted.
+        before_case: called with the number of predicted cases and a function that waits for their
+            exports; an exception that it raises ends the validation.
+        after_case: called with each case after its prediction (its export may still be running)
+            and the number of predicted cases.
     """
     output, mark = folder / "validation", folder / "validation_made_with.json"
     ending = trainer.dataset_json["file_ending"]
@@ -52,7 +52,7 @@ def validate(
     done = len(validation) - len(left)
 
     def split() -> tuple[list[str], list[str]]:
-        # nnU-Net has made its workers, and is going to take one case after the other.
+        # nnU-Net has started its workers and will iterate over the cases.
         workers = [w for w in multiprocessing.active_children() if "PoolWorker" in w.name]
 
         def before(seen: list[str]) -> None:
@@ -96,13 +96,13 @@ def is_whole(path: Path) -> bool:
     """Return whether an image exists and can be read completely.
 
     A killed process leaves an incomplete file. Readers may accept a truncated TIFF or BMP, so these
-    never count as complete and are predicted again.
+    never count as complete, and their cases are predicted again.
     """
     try:
         check_whole(path)
         if path.suffix in (".mha", ".nrrd"):
             SimpleITKIO().read_seg(str(path))
-        return path.suffix in CHECKED and path.stat().st_size > 0  # gzip takes nothing for whole
+        return path.suffix in CHECKED and path.stat().st_size > 0  # gzip accepts an empty file
     except Exception:  # each reader has its own exceptions
         return False
 

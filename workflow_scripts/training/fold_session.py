@@ -115,7 +115,7 @@ class Fold:
     def _schedule(self) -> Schedule | None:
         """Return the schedule of a new training; None for nnU-Net's own trainers."""
         trainer = find_trainer(self.run.trainer)
-        if not isinstance(trainer, CurriculumTrainer):  # its class has all that it has
+        if not isinstance(trainer, CurriculumTrainer):  # the class already has the attributes
             return None
         plans = PlansManager(read_json(self.plans_file))
         plan = PatchPlan.of(plans.get_configuration(self.run.configuration))
@@ -218,14 +218,14 @@ def resume(
         end(interruption.reason or f"{type(error).__name__}: {error}")
         if oom_killed_since(kills, memory_kills()):
             raise UserError(
-                f"{progress.title}: a process of it was killed for lack of memory. Give it more "
-                "(`mem_mb`) or fewer threads; run again to continue"
+                f"{progress.title}: one of its processes was killed for lack of memory. Give it "
+                "more (`mem_mb`) or fewer threads; run again to continue"
             ) from error
         raise
 
 
 def note_of_last(epochs: pd.DataFrame) -> str:
-    """Return what the terminal shows about the last epoch, all its parts together.
+    """Return the terminal's note on the last epoch, with all its parts.
 
     The last part has no patch size if a checkpoint was written after the last iteration.
     """

@@ -30,7 +30,7 @@ class Files:
         results: nnU-Net's results folder of the arm.
         plans: nnU-Net's plans of the dataset.
         splits: nnU-Net's splits of the dataset.
-        outputs: where to write run, epochs, stages, energy and summary.
+        outputs: output paths of run, epochs, stages, energy and summary.
     """
 
     results: Path
@@ -48,7 +48,7 @@ def train_fold(
         run: which training.
         settings: how it is trained and validated.
         files: its inputs and outputs.
-        stop_after_minutes: time limit of this process, from its start; it stops by itself before.
+        stop_after_minutes: time limit of this process from its start; it stops by itself before.
 
     Raises:
         UserError: the folder contains a different training, another process is training it, the
@@ -91,7 +91,7 @@ def train_fold(
         training = settings.training
         wait_minutes = min(training.wait_minutes, deadline.seconds_left / 60)
         with lease.hold(folder, training.lease_minutes, wait_minutes) as held:
-            if not fold.is_done():  # by the one that was waited for
+            if not fold.is_done():  # by the process that held the lease
                 resume(fold, held, deadline, write_tables)
     entries = fold.ledger.read()
     write_tables(entries)

@@ -1,9 +1,9 @@
 """An exclusive lease on a folder: only one of several processes writes there.
 
 Two jobs may want the same training if Snakemake was killed and restarted while its job kept
-running. The lease uses no lock, only what every file system does atomically, including NFS and
-Lustre: a directory `lease` in the folder, with one file named after a random token that describes
-the owner.
+running. The lease uses no lock, only operations that are atomic on every file system, including
+NFS and Lustre: a directory `lease` in the folder, with one file that is named after a random token
+and describes the owner.
 
 - Taking: a directory with that file is renamed to `lease`. Renaming onto a directory that is not
   empty fails, so only one process succeeds, and an incomplete lease is never visible.
@@ -16,7 +16,7 @@ An owner counts as dead immediately if its process is gone from this machine, or
 earlier run of the same requeued job. Otherwise it counts as dead when its heartbeat has not changed
 for some time by our own clock, because clocks of different machines need not agree. We wait for a
 live owner, which may just be writing its last checkpoint; afterwards the training is further along
-or finished. We do not wait for ever, because that may keep a GPU idle.
+or finished. We do not wait for ever, because that could keep a GPU idle.
 
 No library does this on a cluster's file systems. filelock's `SoftFileLease` takes over a dead
 owner's file by exchanging two names, which NFS and Lustre refuse, so it waits for ever there. Its
@@ -42,9 +42,9 @@ from workflow_scripts.common.console import announce
 from workflow_scripts.common.errors import UserError
 
 HEARTBEAT = 30.0
-"""Seconds between two heartbeats, or less where a lease is stale soon."""
+"""Seconds between two heartbeats; less if a lease becomes stale soon."""
 REMINDER = 300.0
-"""Seconds between two messages of one who waits."""
+"""Seconds between two messages of a waiting process."""
 
 
 class LeaseLostError(UserError):
@@ -55,11 +55,11 @@ class Lease:
     """A lease on `folder`.
 
     Attributes:
-        lost: whether another process has taken it, as far as the last heartbeat noticed.
+        lost: whether another process has taken it, as of the last heartbeat.
     """
 
     def __init__(self, folder: Path, stale_minutes: float) -> None:
-        """Describe the lease; `stale_minutes` without a heartbeat make another's stale."""
+        """Describe the lease; another's is stale after `stale_minutes` without a heartbeat."""
         self.folder = folder
         self.lost = False
         self._stale = 60 * stale_minutes
@@ -70,9 +70,9 @@ class Lease:
         self._ended = threading.Event()
 
     def check(self) -> None:
-        """Ask the file system, before every write.
+        """Check the lease in the file system, before every write.
 
-        Raises LeaseLostError where another process has taken the lease.
+        Raises LeaseLostError if another process has taken the lease.
         """
         try:
             os.utime(self._file)
@@ -84,14 +84,14 @@ class Lease:
             found = self._look()
             raise LeaseLostError(
                 f"{self.folder} was taken over by another process"
-                f"{f' ({describe(found[0])})' if found else ''} while this one, suspended "
-                "perhaps, gave no sign of life. This one has written nothing since and ends here"
+                f"{f' ({describe(found[0])})' if found else ''} because this one gave no "
+                "sign of life (was it suspended?). It has written nothing since then and stops now"
             )
 
     def take(self, wait_minutes: float) -> None:
         """Take the lease as soon as it is free, and keep it alive.
 
-        Raises UserError naming the holder if it is still alive after `wait_minutes`.
+        Raises UserError naming the owner if it is still alive after `wait_minutes`.
         """
         began = seen = time.monotonic()
         told, last, alive = -math.inf, None, False
@@ -106,12 +106,12 @@ class Lease:
                 announce(f"{self.folder}: {describe(holder)} is dead, taking over from it")
                 self._remove(holder["token"])
             elif dead:
-                raise UserError(f"{self._directory} cannot be made ({obstacle}): remove it")
+                raise UserError(f"cannot create {self._directory} ({obstacle}); remove it")
             elif alive and now - began >= 60 * wait_minutes:
                 raise UserError(
                     f"{self.folder} is being trained by another process: {describe(holder)}, "
-                    f"last heartbeat {now - seen:.0f} s ago. Wait until it has ended, or end it "
-                    f"({_how_to_end(holder)}): what it has trained is kept, and the next run "
+                    f"last heartbeat {now - seen:.0f} s ago. Wait until it has ended, or end it"
+                    f"{_how_to_end(holder)}: what it has trained is kept, and the next run "
                     "resumes from there"
                 )
             elif holder and now - told >= REMINDER:
@@ -141,12 +141,12 @@ class Lease:
             obstacle = error
         finally:
             shutil.rmtree(mine, ignore_errors=True)
-        # By its name: if an answer got lost, a file server may report a failure after success.
+        # By its name: a file server may report a failure after success if a reply was lost.
         return None if self._file.exists() else obstacle or FileNotFoundError(self._file)
 
     def _look(self) -> tuple[dict[str, Any], int] | None:
         """Return the owner and the time of its last heartbeat; opening the file refreshes NFS."""
-        with contextlib.suppress(OSError):  # released at this moment
+        with contextlib.suppress(OSError):  # may be released at this moment
             for name in os.listdir(self._directory):  # noqa: PTH208 (glob may fail half-way)
                 if not name.endswith(".json"):
                     continue
@@ -179,7 +179,7 @@ def hold(folder: Path, stale_minutes: float, wait_minutes: float) -> Iterator[Le
         wait_minutes: how long to wait for a live owner.
 
     Raises:
-        UserError: a living process holds it.
+        UserError: a live process holds it.
     """
     lease = Lease(folder, stale_minutes)
     try:
@@ -205,21 +205,21 @@ def describe_process() -> dict[str, Any]:
 def describe(holder: dict[str, Any]) -> str:
     """Describe the owner: host, process, job, start."""
     if "host" not in holder:
-        return "a process that is not known"
+        return "an unknown process"
     job = f"job {holder['job']}, " if holder["job"] else ""
     return f"{job}process {holder['pid']} on {holder['host']}, since {holder['since']}"
 
 
 def _how_to_end(holder: dict[str, Any]) -> str:
     if "host" not in holder:
-        return "whatever it is"
+        return ""
     if holder["job"]:
-        return f"scancel {holder['job']}"
-    return f"kill {holder['pid']} on {holder['host']}"
+        return f" (scancel {holder['job']})"
+    return f" (kill {holder['pid']} on {holder['host']})"
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Return whether the owner is certainly dead, whatever its heartbeat."""
+    """Return whether the owner is certainly dead, regardless of its heartbeat."""
     if "host" not in holder:
         return False
     me = describe_process()
@@ -230,7 +230,7 @@ def _is_dead(holder: dict[str, Any]) -> bool:
 
 
 def _machine() -> str:
-    """Return the kernel's boot and the name space in which a process number is valid.
+    """Return the kernel's boot and the namespace in which a process number is valid.
 
     Empty without /proc.
     """

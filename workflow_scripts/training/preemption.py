@@ -1,4 +1,4 @@
-"""What may stop a training early, and how it stops without losing work."""
+"""Stopping a training early without losing work."""
 
 import contextlib
 import math
@@ -18,12 +18,12 @@ from workflow_scripts.common.trainer_protocol import CurriculumTrainer, as_curri
 from workflow_scripts.training.lease import Lease
 
 GRACE_SECONDS, GRACE_SHARE = 300.0, 0.1
-"""How long before a time limit a training ends, at most; and the share of a short limit."""
+"""Maximum time before a time limit at which a training ends, and the share of a short limit."""
 
 LAST_SECONDS = 20.0
-"""How long a validation case may still take after a signal."""
+"""Maximum time of a validation case after a signal."""
 TIME_LIMIT = "time limit"
-"""Reason for ending that is no signal's name."""
+"""Reason for stopping that is not a signal."""
 
 
 class Deadline:
@@ -62,7 +62,7 @@ class Interruption:
     process has taken the lease.
 
     Attributes:
-        reason: why it stops early, once it has been asked to.
+        reason: reason for stopping early; None until then.
     """
 
     def __init__(self, title: str, deadline: Deadline, lease: Lease) -> None:
@@ -94,8 +94,8 @@ class Interruption:
     def watch_validation(self) -> Iterator[None]:
         """Let a signal stop the final validation after the current case, or soon.
 
-        A scheduler kills half a minute after SIGTERM, so a long case is abandoned. It is also
-        abandoned halfway through the time that is reserved before the time limit.
+        A scheduler kills the process half a minute after SIGTERM, so a long case is abandoned. It
+        is also abandoned halfway through the time reserved before the time limit.
 
         Raises TrainingStopped for an abandoned case.
         """
@@ -204,8 +204,8 @@ QUERY = ("squeue", "--noheader", "--format=%L", "--job")
 def minutes_left(asked: float | None) -> float | None:
     """Return the minutes until Slurm ends this job; None outside a job or without a limit.
 
-    Slurm is queried, because a job may have been given another limit than it `asked` for, and part
-    of it has passed when a rule's script starts. If Slurm does not answer, the request counts.
+    Slurm is queried, because a job's limit may differ from the one that it `asked` for, and part of
+    it has passed when a rule's script starts. If Slurm does not answer, the request counts.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if not job:

@@ -1,4 +1,4 @@
-"""What a training was made with, and whether it may be resumed."""
+"""Provenance of a training, and whether it may be resumed."""
 
 import ast
 import platform
@@ -19,23 +19,31 @@ DISTRIBUTIONS = ("torch", "nnunetv2", "batchgeneratorsv2", "codecarbon")
 
 
 VERSIONS = {"trainer_code", "python", *DISTRIBUTIONS}
-"""Fields of an identity that tell with what a training was made, not what it is."""
+"""Fields of an identity that describe the software of a training, not the training itself."""
 
 
 def trainer_code_hash() -> str:
-    """Return a hash of the trainers' code; comments and formatting do not count."""
+    """Return a hash of the trainers' code, without comments, docstrings and formatting."""
     trees = [
-        ast.dump(ast.parse(path.read_text()))
+        ast.dump(_WithoutTexts().visit(ast.parse(path.read_text())))
         for path in sorted((TRAINERS / "curricula").rglob("*.py"))
     ]
     return json_hash(trees)
+
+
+class _WithoutTexts(ast.NodeTransformer):
+    """Remove docstrings and the descriptions of constants."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if text else node
 
 
 def check_identity(identity: dict[str, Any], path: Path, started: bool, finished: bool) -> None:
     """Refuse to continue a different training; record the identity of a new one.
 
     The identity is everything that determines the weights. The versions of a finished training may
-    differ from today's: nothing is trained any more, and `run.json` records those that trained it.
+    differ from the current ones: it is not trained further, and `run.json` records its versions.
 
     Raises UserError naming the fields that differ.
     """
@@ -44,8 +52,8 @@ def check_identity(identity: dict[str, Any], path: Path, started: bool, finished
         return
     if not path.exists():
         raise UserError(
-            f"{path.parent} holds a checkpoint but no {path.name}: it was not trained by this "
-            "workflow; move the folder away"
+            f"{path.parent} contains a checkpoint but no {path.name}, so it was not trained by "
+            "this workflow; move the folder elsewhere"
         )
     found = read_json(path, f"delete {path.parent} to train from scratch")
     compare_identity(identity, found, path, VERSIONS if finished else set())
@@ -62,8 +70,8 @@ def compare_identity(
     ]
     if differing:
         raise UserError(
-            f"cannot continue the training in {path}: {'; '.join(differing)}. Set it back, or "
-            f"name another `study`, or delete {path.parent} to train from scratch"
+            f"cannot continue the training in {path}: {'; '.join(differing)}. Undo the "
+            f"change, or choose another `study` name, or delete {path.parent} to train from scratch"
         )
 
 
@@ -76,7 +84,7 @@ def check_schedule(epochs: pd.DataFrame, schedule: Schedule, folder: Path) -> No
         epochs: `records.run_tables.epochs_table`; epochs whose batches differ (patch size `random`)
             are not compared.
         schedule: the current one.
-        folder: of the fold, for the message.
+        folder: folder of the fold, for the message.
 
     Raises:
         UserError: naming the first epoch that differs.
@@ -88,10 +96,10 @@ def check_schedule(epochs: pd.DataFrame, schedule: Schedule, folder: Path) -> No
         stage = schedule.stages[number]
         if (row.patch_size, row.batch_size) != (stage.label, stage.batch_size):
             raise UserError(
-                f"{folder} was trained by another schedule than its arm has now: epoch {row.epoch} "
-                f"had batches of {row.batch_size} patches of {row.patch_size}, and would have "
-                f"{stage.batch_size} of {stage.label}. Set the arm's parameters so that they are "
-                f"equal (the changelog lists changed defaults), or name another `study`, or "
+                f"{folder} was trained with a different schedule than its arm has now: epoch "
+                f"{row.epoch} had batches of {row.batch_size} patches of {row.patch_size}, and "
+                f"would now have {stage.batch_size} of {stage.label}. Set the arm's parameters to "
+                f"match (the changelog lists changed defaults), or choose another `study` name, or "
                 f"delete {folder} to train from scratch"
             )
 

@@ -1,7 +1,7 @@
-"""Train one arm on one fold of one task or resume it, and validate it.
+"""Train or resume one arm on one fold of one task, and validate it.
 
-nnU-Net's own fold folder is no output of the rule, since Snakemake deletes the outputs of a failed
-job.
+nnU-Net's own fold folder is not an output of the rule, since Snakemake deletes the outputs of a
+failed job.
 """
 
 import signal
@@ -16,7 +16,7 @@ from workflow_scripts.training.preemption import minutes_left
 
 if __name__ == "__main__":
     redirect(snakemake.log[0])
-    # A scheduler's SIGTERM then passes through `finally` and `except` as any other way out.
+    # A scheduler's SIGTERM then runs `finally` and `except` blocks like any other exit.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     params = snakemake.params
     train_fold(

@@ -1,4 +1,4 @@
-"""Make nnU-Net's trainer of a training, with its seed, and load its checkpoint."""
+"""Make the nnU-Net trainer of a training, with its seed, and load its checkpoint."""
 
 import random
 from pathlib import Path
@@ -26,16 +26,16 @@ def seed_everything(seed: int) -> None:
 def make_trainer(
     run: RunSpec, training: TrainingSettings, plans_file: Path, device: str, resume: bool
 ) -> Any:
-    """Return an initialised trainer of nnU-Net, its weights drawn from the seed.
+    """Return an initialised trainer of nnU-Net, with weights drawn from the seed.
 
     Args:
         run: which training.
         training: its length, seed and checkpoints.
         plans_file: nnU-Net's plans; its `dataset.json` is beside it.
         device: `cuda` or `cpu`.
-        resume: whether a checkpoint is going to be loaded.
+        resume: whether a checkpoint will be loaded.
 
-    Raises UserError for an unknown trainer or parameter, or a schedule that the plan does not fit.
+    Raises UserError for an unknown trainer or parameter, or a schedule that does not fit the plan.
     """
     seed_everything(training.seed)
     trainer: Any = find_trainer(run.trainer)(
@@ -52,7 +52,7 @@ def make_trainer(
     trainer.checkpoint_seconds = 60 * training.checkpoint_minutes
     for name, value in run.parameters.items():
         if not hasattr(trainer, name):
-            raise UserError(f"arms.{run.arm}.parameters: {run.trainer} has no {name}")
+            raise UserError(f"arms.{run.arm}.parameters: {run.trainer} has no parameter {name}")
         setattr(trainer, name, value)
     if curriculum := as_curriculum_trainer(trainer):
         try:
@@ -64,16 +64,16 @@ def make_trainer(
 
 
 def load_checkpoint(trainer: Any, path: Path, identity: dict[str, Any]) -> None:
-    """Load a checkpoint of this very training; the identity goes into those that it will write.
+    """Load a checkpoint of this training, and add the identity to the ones that it will write.
 
-    Raises UserError for a file that cannot be read, or that another training has written.
+    Raises UserError for a file that cannot be read, or that a different training has written.
     """
     try:
         trainer.load_checkpoint(str(path))
     except Exception as error:  # torch and pickle raise many kinds for a damaged file
         raise UserError(
-            f"the checkpoint {path} cannot be read ({type(error).__name__}: {error}). Put back a "
-            f"whole one, or delete {path.parent} to train from scratch"
+            f"the checkpoint {path} cannot be read ({type(error).__name__}: {error}). Restore an "
+            f"intact one, or delete {path.parent} to train from scratch"
         ) from error
     found = trainer.my_init_kwargs.get("identity")
     if found is not None:

@@ -24,21 +24,21 @@ class nnUNetTrainerProgressivePlusPatch(nnUNetTrainerPatchCurriculum):
 
 
 class nnUNetTrainerRandomPatch(nnUNetTrainerPatchCurriculum):
-    """Random sampling among the sizes of PGPS, one draw an iteration (RPSS; same paper)."""
+    """Random sampling among the sizes of PGPS, one draw per iteration (RPSS; same paper)."""
 
     curriculum = "random"
     training_oversample_foreground_percent = 0.5
 
 
 class nnUNetTrainerProgressiveEfficiencyPatch(nnUNetTrainerPatchCurriculum):
-    """PGPS-Efficiency (arXiv 2510.23241): one stage smaller, the shortest axis grows first."""
+    """PGPS-Efficiency (arXiv 2510.23241): starts one stage smaller, grows the shortest axis."""
 
     curriculum = "progressive_efficiency"
     few_volumes = True
 
 
 class nnUNetTrainerProgressivePerformancePatch(nnUNetTrainerPatchCurriculum):
-    """PGPS-Performance (arXiv 2510.23241): batches that keep the voxels of a step constant."""
+    """PGPS-Performance (arXiv 2510.23241): batches that keep the voxels per step constant."""
 
     curriculum = "progressive_performance"
     few_volumes = True
@@ -51,10 +51,10 @@ class nnUNetTrainerListedPatch(nnUNetTrainerPatchCurriculum):
 
 
 class nnUNetTrainerLowFrequency(nnUNetTrainerLowFrequencyCurriculum):
-    """Low frequencies first (EfficientTrain++, arXiv 2405.08768); each epoch computes the same."""
+    """Low frequencies first (EfficientTrain++, arXiv 2405.08768); equal computation per epoch."""
 
 
 class nnUNetTrainerLowFrequencyIterations(nnUNetTrainerLowFrequencyCurriculum):
-    """As `nnUNetTrainerLowFrequency`, but each epoch has as many iterations."""
+    """Like `nnUNetTrainerLowFrequency`, but with equal iterations per epoch."""
 
     curriculum = "low_frequency_iterations"

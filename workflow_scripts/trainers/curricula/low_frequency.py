@@ -1,8 +1,8 @@
 """Training on low frequencies first: EfficientTrain++ (Wang et al., arXiv 2405.08768) in 3D.
 
 Batches are loaded at the planned patch and augmented by nnU-Net's own pipeline, at the strength of
-the stage. What the network sees is their low frequencies, taken on the training's device between
-loader and training step, with labels of that size. Validation and inference are nnU-Net's.
+the stage. The network sees only their low frequencies, computed on the training's device between
+loader and training step, with labels of the same size. Validation and inference are nnU-Net's.
 """
 
 import random
@@ -25,19 +25,19 @@ from .schedules.schedule import Schedule, Stage
 
 
 class LowFrequencyBatches:
-    """Hands out the batches of a schedule: loaded or repeated, and reduced to the stage's size.
+    """Yields the batches of a schedule: loaded or repeated, and reduced to the stage's size.
 
-    In a stage with replay, every r-th iteration loads a batch; the last `replay_batches` of them
-    are kept, already reduced. How the r iterations use it depends on the kind of replay:
+    In a stage with replay, every r-th iteration loads a batch. The last `replay_batches` loaded
+    batches are kept, already reduced. How the r iterations use a batch depends on the replay mode:
 
-    - `whole`: the first iteration gets the new batch, the others draw one of the kept batches.
-    - `mixed`: each iteration gets the next 1/r of the new samples, and draws the rest of its batch
+    - `whole`: the first iteration gets the new batch; the others draw one of the kept batches.
+    - `mixed`: each iteration gets the next 1/r of the new samples and draws the rest of its batch
       from the samples of the last `replay_batches` batches (lines 42-89 of `engine_buffer.py` in
       the authors' repository; their sub-batches are single samples here).
 
     Draws are uniform, with replacement, and depend only on (seed, iteration). A resumed training
-    first reloads the batches that it may draw from, so it sees the same batches as an uninterrupted
-    one.
+    first reloads the batches from which it may draw, so it sees the same batches as an
+    uninterrupted one.
     """
 
     def __init__(
@@ -55,15 +55,16 @@ class LowFrequencyBatches:
         """Begin with an iteration of the training.
 
         Args:
-            loader: of batches at the stages' `loaded_size`, which begins with the first one that
+            loader: loads batches at the stages' `loaded_size`, starting with the first one that
                 this iteration needs (`missing_batches` before its own).
-            schedule: of the training.
-            first_iteration: number of the iteration whose batch is asked for first.
-            replay_batches: how many are kept.
-            mixed: whether replay mixes new and former samples in every batch.
-            seed: of the draws.
+            schedule: schedule of the training.
+            first_iteration: number of the iteration whose batch is requested first.
+            replay_batches: number of batches that are kept.
+            mixed: whether replay mixes new and earlier samples in every batch.
+            seed: seed of the draws.
             device: where batches are reduced and kept.
-            deep_supervision_scales: nnU-Net's, for the targets of each output; None is one target.
+            deep_supervision_scales: nnU-Net's, for the targets of each output; None means one
+                target.
             lowpass: options of `lowpass.reduce_image`.
         """
         self._loader, self._schedule, self._device = loader, schedule, device
@@ -102,7 +103,7 @@ class LowFrequencyBatches:
         return self._unpack(self._kept[draws.randrange(len(self._kept))])
 
     def _mix(self, replay: int, iteration: int, draws: random.Random) -> dict:
-        """Return the batch of an iteration of its stage: new samples, then drawn ones."""
+        """Return the batch of an iteration of the stage: new samples, then drawn ones."""
         size = len(self._kept[-1]["keys"])
         before = (len(self._kept) - 1) * size
         turn = iteration % replay
@@ -135,7 +136,7 @@ class LowFrequencyBatches:
         return batch
 
     def _reduce(self, batch: dict, size: tuple[int, ...]) -> dict:
-        """Return a batch of the loader at `size`, on the device."""
+        """Return a loaded batch reduced to `size`, on the device."""
         data = batch["data"].to(self._device, non_blocking=True)
         target = batch["target"].to(self._device, non_blocking=True)
         return {
@@ -145,7 +146,7 @@ class LowFrequencyBatches:
         }
 
     def _split(self, target: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """Return the target of every output by nnU-Net's own transform, all samples at once."""
+        """Return the target of every output, by nnU-Net's own transform for all samples at once."""
         if self._targets is None:
             return target
         channels = target.shape[:2]
@@ -153,7 +154,7 @@ class LowFrequencyBatches:
         return [one.unflatten(0, channels) for one in found]
 
     def _pack(self, batch: dict) -> dict:
-        """In half precision on a GPU, where nnU-Net's first convolution reads no more of it."""
+        """Use half precision on a GPU, where nnU-Net's first convolution uses no more."""
         return {**batch, "data": batch["data"].half()} if batch["data"].is_cuda else batch
 
     def _unpack(self, batch: dict) -> dict:
@@ -166,12 +167,12 @@ class LowFrequencyBatches:
 
 
 def batches_to_keep(replay_batches: int, mixed: bool) -> int:
-    """Return how many batches to hold: those that may be drawn, and the new one if mixed."""
+    """Return how many batches to keep: those that may be drawn, and the new one if mixed."""
     return replay_batches + mixed
 
 
 def missing_batches(schedule: Schedule, iteration: int, kept: int) -> int:
-    """Return how many of the `kept` batches an iteration expects to be loaded already."""
+    """Return how many of the `kept` batches an iteration expects to be already loaded."""
     return min(schedule.replayable_before(iteration), kept)
 
 
@@ -183,11 +184,11 @@ class nnUNetTrainerLowFrequencyCurriculum(nnUNetTrainerPatchCurriculum):
     Attributes:
         replay_batches, replay, frequency_schedule, frequency_fractions, augmentation_ramp,
         large_batches_early: see `settings.CurriculumSettings`.
-        lowpass: how frequencies are cropped: in the spectrum (`fft`), in that of the cosine
-            transform (`dct`, no wrap-around), or by antialiased resampling (`resize`); `none`
+        lowpass: how frequencies are cropped: in the Fourier spectrum (`fft`), in the cosine
+            spectrum (`dct`, no wrap-around), or by antialiased resampling (`resize`); `none`
             crops none.
-        half_voxel_shift: sample where the larger voxels' centres are, as the labels are; False is
-            the authors' crop, which is aligned at the corner.
+        half_voxel_shift: sample at the centres of the larger voxels, as for labels; False is the
+            authors' crop, which is aligned at the corner.
     """
 
     curriculum = "low_frequency"
@@ -201,7 +202,7 @@ class nnUNetTrainerLowFrequencyCurriculum(nnUNetTrainerPatchCurriculum):
     half_voxel_shift = True
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Return the training loader, which reduces and repeats batches, and nnU-Net's other one.
+        """Return the training loader, which reduces and repeats batches, and the validation loader.
 
         Both resume at the checkpoint.
         """
@@ -221,14 +222,14 @@ class nnUNetTrainerLowFrequencyCurriculum(nnUNetTrainerPatchCurriculum):
 
     @property
     def batches_before(self) -> int:
-        """Number of the first batch to load: with those of the stage that may be drawn again."""
+        """Number of the first batch to load, including those of the stage that may be redrawn."""
         schedule, iteration = self.schedule(), self.iterations_before
         kept = batches_to_keep(self.replay_batches, self.replay == "mixed")
         again = missing_batches(schedule, iteration, kept)
         return schedule.batches_before(iteration) - again
 
     def _plan_loading(self, stage: Stage, **options: Any) -> LoadingPlan:
-        """As every arm's, at the strength of the stage; deep supervision's targets follow later."""
+        """Plan as for every arm, at the stage's strength; reduced targets are split later."""
         if stage.field_of_view is not None:
             options["deep_supervision_scales"] = None
         plan = super()._plan_loading(stage, **options)

@@ -1,4 +1,4 @@
-"""The trainer that all patch-size arms share: nnU-Net's own, with another training loader."""
+"""The trainer shared by all patch-size arms: nnU-Net's own, with a different training loader."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,24 +38,24 @@ from .schedules.schedule import Schedule, Stage
 from .schedules.settings import AUTHORS_PLUS_SEED, CurriculumSettings, TrainingLength
 
 SCALING_OF_SPATIAL_AUGMENTATION = (0.85, 1.25)
-"""The range nnU-Net 2.8.1 sizes its initial patch for (its own augmentation uses 0.7 to 1.4)."""
+"""Range for which nnU-Net 2.8.1 sizes its initial patch (its augmentation uses 0.7 to 1.4)."""
 
 OPTIMIZERS = {"sgd": (nnUNetTrainer, 1e-2), "adamw": (nnUNetTrainerAdam, 1e-3)}
-"""The trainer of nnU-Net that makes an optimiser (its AdamW is that with `amsgrad`), and the first
-learning rate where an arm sets no `initial_lr`: nnU-Net's, and that of `nnUNetTrainerAdam1en3`."""
+"""nnU-Net's trainer that makes each optimiser (its AdamW uses `amsgrad`), and the initial learning
+rate if an arm sets no `initial_lr`: nnU-Net's, and that of `nnUNetTrainerAdam1en3`."""
 
 
 class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     """nnU-Net's training with a schedule of patch sizes; subclasses name the curriculum.
 
     Loss, optimiser, learning rate over the whole run, augmentation, network, validation on patches
-    of the planned size and inference are nnU-Net's own: the plan is never edited, only the training
+    of the planned size and inference are nnU-Net's own. The plan is never edited; only the training
     loader follows the schedule (methods of Fischer et al., MICCAI 2024).
 
     Attributes:
         curriculum, pacing, stage_list, plus_seed, max_batch, one_voxel_bottleneck: see
             `settings.CurriculumSettings`.
-        batch_seed: seed of every batch's content; None (constant patches only) is nnU-Net's own
+        batch_seed: seed of every batch's content; None (constant patches only) uses nnU-Net's own
             unseeded loading.
         training_oversample_foreground_percent, validation_oversample_foreground_percent: share of
             patches that are forced to contain foreground, in training and in the validation after
@@ -63,20 +63,21 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         faithful_augmentation_per_stage: let nnU-Net choose the kind of augmentation (rotation
             range, dummy 2D, mirror axes) separately for each patch size, as the authors' trainers
             do; False uses the planned patch's kind throughout.
-        batched_augmentation: augment the samples of a batch together wherever their patches are
-            not of the planned size; False augments one by one, as nnU-Net does.
-        augment_on_device: augment those batches on the training's device instead of in the workers
-            that load them.
+        batched_augmentation: augment the samples of a batch together if their patches do not have
+            the planned size; False augments them one by one, as nnU-Net does.
+        augment_on_device: augment those batches on the training's device instead of in the loading
+            workers.
         mirror_axes: `all`, or `none` for training and prediction without mirroring, as with
             nnU-Net's `nnUNetTrainerNoMirroring`.
-        optimizer_name: one of `OPTIMIZERS`; decay of the learning rate, weight decay and clipping
-            are nnU-Net's with each.
-        initial_lr: learning rate of the first epoch; until `initialize` None is that of
+        optimizer_name: one of `OPTIMIZERS`; learning rate decay, weight decay and clipping are
+            nnU-Net's for each.
+        initial_lr: learning rate of the first epoch; until `initialize`, None means that of
             `OPTIMIZERS`.
-        few_volumes: read no more volumes for a batch than the plan's batch has samples, several
-            crops of each; every second volume's crops are forced foreground, whatever the share.
+        few_volumes: read no more volumes for a batch than the plan's batch has samples, with
+            several crops of each; foreground is forced in every second volume's crops, regardless
+            of the share.
         pseudo_dice_by_scale: nnU-Net's pseudo Dice in the last epoch's validation, by scale factor,
-            of a network that has several.
+            if the network has several.
     """
 
     curriculum = "constant"
@@ -101,18 +102,18 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     def __init__(
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device
     ) -> None:
-        """Begin as nnU-Net does, but leave the learning rate to the choice of the optimiser."""
+        """Begin as nnU-Net does, but leave the learning rate to the chosen optimiser."""
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr: float | None = None
 
     def initialize(self) -> None:
-        """Prepare as nnU-Net does, with the first learning rate of this arm's optimiser."""
+        """Prepare as nnU-Net does, with the initial learning rate of this arm's optimiser."""
         if self.initial_lr is None:
             self.initial_lr = self._optimizer[1]
         super().initialize()
 
     def configure_optimizers(self) -> tuple[Any, Any]:
-        """Return nnU-Net's own optimiser of the wanted name, and its decay of the learning rate."""
+        """Return nnU-Net's own optimiser with the given name, and its learning rate schedule."""
         return self._optimizer[0].configure_optimizers(self)
 
     @property
@@ -132,56 +133,56 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         return list(self.schedule().stages)
 
     def schedule(self) -> Schedule:
-        """Return the schedule of the whole training with the trainer's present length."""
+        """Return the schedule of the whole training with the trainer's current length."""
         length = TrainingLength(self.num_epochs, self.num_iterations_per_epoch, self.batch_seed)
         return plan_schedule(self._plan, length, CurriculumSettings.of(self))
 
     @classmethod
     def network_settings(cls, parameters: Mapping[str, Any]) -> ScaleSpaceSettings | None:
-        """Return what decides the network's scale factors with an arm's parameters, if any do."""
+        """Return the settings of the network's scale factors with an arm's parameters, if any."""
         return None
 
     def scale_of_step(self, phase: Literal["train", "val"]) -> float | None:
-        """Return the scale factor of the next step; None of a network that has only one size."""
+        """Return the scale factor of the next step; None if the network has only one size."""
         return None
 
     def iterations_of_epoch(self, epoch: int) -> int:
-        """Return the training iterations of an epoch, as the schedule has them."""
+        """Return the scheduled training iterations of an epoch."""
         return self.schedule().iterations_of_epoch(epoch)
 
     @property
     def iterations_before(self) -> int:
-        """Number of the first training iteration that is still to be done, over all epochs."""
+        """Global number of the first training iteration that remains to be done."""
         return self.schedule().iterations_before(self.current_epoch) + self.iterations_resumed
 
     @property
     def batches_before(self) -> int:
-        """Number of the first training batch that is still to be loaded."""
+        """Number of the first training batch that remains to be loaded."""
         return self.schedule().batches_before(self.iterations_before)
 
     def on_train_start(self) -> None:
-        """Prepare as nnU-Net does; a compiled network is compiled once for every patch size."""
+        """Prepare as nnU-Net does; a compiled network is compiled once per patch size."""
         if self._do_i_compile():
             outputs = len(self._get_deep_supervision_scales() or [1])
             compile_every_size(len(self.stages), outputs)
         super().on_train_start()
 
     def train_step(self, batch: dict) -> dict:
-        """Train one step; a bottleneck of one voxel is let through InstanceNorm's check."""
+        """Train one step; let a bottleneck of one voxel pass InstanceNorm's check."""
         if prod(batch["data"].shape[2:]) > prod(self._plan.units):
             return super().train_step(batch)
         with allow_one_voxel():
             return super().train_step(batch)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Return the training loader of the schedule and a validation loader at the planned patch.
+        """Return the scheduled training loader and a validation loader at the planned patch.
 
         Batch numbers follow from `current_epoch`, so a resumed training sees the same batches
-        as an uninterrupted one. Without `batch_seed` and with one stage this is nnU-Net's loading.
+        as an uninterrupted one. Without `batch_seed` and with one stage, this is nnU-Net's loading.
         """
         if self.batch_seed is None:
             if len(self.stages) > 1:
-                raise ValueError(f"{type(self).__name__} needs a batch_seed: batches are numbered")
+                raise ValueError(f"{type(self).__name__} needs a batch_seed")
             return super().get_dataloaders()
         plans, validation = self._loading_plans()
         datasets = self.get_tr_and_val_datasets()
@@ -200,13 +201,13 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         )
 
     def on_train_end(self) -> None:
-        """End the training as nnU-Net does, which only knows its own loaders."""
+        """End the training as nnU-Net does, and end `DeviceBatches`, unknown to nnU-Net."""
         super().on_train_end()
         if isinstance(self.dataloader_train, DeviceBatches):
             self.dataloader_train._finish()
 
     def _loading_plans(self) -> tuple[list[LoadingPlan], LoadingPlan]:
-        """How training batches of every stage are made, and validation batches."""
+        """Return how training batches of every stage and validation batches are made."""
         kind = self._kind_of_augmentation()
         kinds = [kind] * len(self.stages)
         if self.faithful_augmentation_per_stage:
@@ -251,7 +252,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         )
 
     def _kind_of_augmentation(self) -> dict[str, Any]:
-        """nnU-Net's choice for the present patch size, as `get_training_transforms` takes it."""
+        """Return nnU-Net's choice for the current patch size, as arguments of its transforms."""
         rotation, dummy_2d, _, axes = (
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
@@ -279,7 +280,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             self.configuration_manager = planned
 
     def _plan_loading(self, stage: Stage, **options: Any) -> LoadingPlan:
-        """How training batches of a stage are made; `options` go to nnU-Net's transforms."""
+        """Return how training batches of a stage are made; `options` go to nnU-Net's transforms."""
         size = stage.loaded_size
         rotation, dummy_2d = options["rotation_for_DA"], options["do_dummy_2d_data_aug"]
         return LoadingPlan(
@@ -289,9 +290,9 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         )
 
     def _share_of_rank(self, stage: Stage, validating: bool = False) -> dict:
-        """The samples of a batch that fall to this process: how many, of what kind (all but DDP).
+        """Return this process's share of a batch: number and kind of samples (all without DDP).
 
-        As nnU-Net shares out the planned batch when it starts; here for every stage's batch.
+        nnU-Net distributes the planned batch when it starts; this does so for every stage's batch.
         """
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if self.is_ddp else (0, 1)
         try:
@@ -328,7 +329,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         return self._planned_oversampling if forced is None else forced
 
     def _set_batch_size_and_oversample(self) -> None:
-        """As nnU-Net, which in DDP replaces the share of the whole batch by that of this rank."""
+        """Do as nnU-Net, which in DDP replaces the whole batch's oversampling by this rank's."""
         self._planned_oversampling = self.oversample_foreground_percent
         super()._set_batch_size_and_oversample()
 
@@ -341,7 +342,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         first_batch: int,
         workers: int,
     ) -> Any:
-        """Start the loader that draws from the seed (batch_seed, number, rank)."""
+        """Start a loader with the seed (batch_seed, number, rank)."""
         loader = ScheduledDataLoader(
             dataset,
             self.label_manager,
@@ -359,12 +360,12 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
 def compile_every_size(sizes: int, outputs: int) -> None:
     """Let torch.compile make a static graph of each of `sizes` training sizes.
 
-    By default it makes one dynamic graph after the second size, and after 8 compilations falls back
-    to eager without a word. The authors of arXiv 2510.23241 compile with `dynamic=False`, too. Were
-    the limit reached all the same, torch now raises instead.
+    By default it makes one dynamic graph after the second size, and silently falls back to eager
+    after 8 compilations. The authors of arXiv 2510.23241 also compile with `dynamic=False`. If the
+    limit is still reached, torch now raises an error.
 
-    The network is compiled once for each size in training and for the planned one in validation;
-    nnU-Net's Dice loss, which it compiles as well, for each of the `outputs` of deep supervision.
+    The network is compiled once for each training size, and for the planned size in validation.
+    nnU-Net also compiles its Dice loss, once for each of the `outputs` of deep supervision.
     """
     config = torch._dynamo.config
     limit = 2 * sizes * outputs + 16
@@ -379,8 +380,8 @@ def initial_patch_size(
 ) -> np.ndarray:
     """Return the voxels per axis to crop so that rotation and scaling of a patch stay inside.
 
-    As nnU-Net's `configure_rotation_dummyDA_mirroring_and_inital_patch_size` computes it, but for a
-    `rotation` range (radians) and `dummy_2d` that need not be those of this patch size.
+    Computed as in nnU-Net's `configure_rotation_dummyDA_mirroring_and_inital_patch_size`, but the
+    `rotation` range (radians) and `dummy_2d` need not be those of this patch size.
     """
     size = get_patch_size(patch_size, rotation, rotation, rotation, SCALING_OF_SPATIAL_AUGMENTATION)
     if dummy_2d:

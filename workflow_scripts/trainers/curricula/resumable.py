@@ -1,4 +1,4 @@
-"""What an interrupted training needs: whole checkpoints, often enough, also within an epoch."""
+"""Interruptible training: complete and frequent checkpoints, also within an epoch."""
 
 import time
 from pathlib import Path
@@ -7,23 +7,23 @@ import numpy as np
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 LOSSES = "losses_within_epoch"
-"""Key in a checkpoint's `init_args`, the part of it that nnU-Net leaves to the trainer."""
+"""Key in a checkpoint's `init_args`, the part that nnU-Net leaves to the trainer."""
 
 
 class TrainingStopped(SystemExit):
-    """The training left on request, with a checkpoint to resume from."""
+    """The training stopped on request, with a checkpoint to resume from."""
 
 
 class ResumableTrainer(nnUNetTrainer):
-    """nnU-Net's trainer, which can be stopped between any two steps and loses nothing.
+    """nnU-Net's trainer, which can be stopped between any two steps without losing work.
 
     Attributes:
-        checkpoint_seconds: a checkpoint is written at the first end of an epoch after so long,
-            besides nnU-Net's every 50 epochs, and within an epoch that lasts longer (0: at the end
-            of every epoch).
-        plot_seconds: least time between two progress plots.
-        stop_requested: set it (from a signal handler, say), and after the present step the trainer
-            writes a checkpoint and raises `TrainingStopped`. Not for several GPUs (DDP), whose
+        checkpoint_seconds: after this time a checkpoint is written at the next end of an epoch, or
+            within an epoch that lasts longer, in addition to nnU-Net's every 50 epochs (0: at the
+            end of every epoch).
+        plot_seconds: minimum time between two progress plots.
+        stop_requested: if set (such as by a signal handler), the trainer writes a checkpoint after
+            the current step and raises `TrainingStopped`. Not for several GPUs (DDP), whose
             processes would have to agree on a step.
     """
 
@@ -40,12 +40,12 @@ class ResumableTrainer(nnUNetTrainer):
 
     @property
     def iterations_done(self) -> int:
-        """Training iterations of the present epoch that are done."""
+        """Number of finished training iterations of the current epoch."""
         return len(self._outputs)
 
     @property
     def iterations_resumed(self) -> int:
-        """Training iterations of its first epoch that a resumed training need not do again."""
+        """Training iterations of its first epoch that a resumed training skips."""
         return len(self._resumed_outputs)
 
     def iterations_of_epoch(self, epoch: int) -> int:
@@ -53,7 +53,7 @@ class ResumableTrainer(nnUNetTrainer):
         return self.num_iterations_per_epoch
 
     def run_training(self) -> None:
-        """Train as nnU-Net does; leave no worker behind when something interrupts it."""
+        """Train as nnU-Net does; leave no worker behind if interrupted."""
         try:
             super().run_training()
         except BaseException:
@@ -69,7 +69,7 @@ class ResumableTrainer(nnUNetTrainer):
         super().on_train_start()
 
     def on_train_epoch_start(self) -> None:
-        """Begin an epoch, or what an interruption left of it."""
+        """Begin an epoch, or the rest of an interrupted one."""
         super().on_train_epoch_start()
         self._outputs, self._resumed_outputs = self._resumed_outputs, ()
         self._epoch_start = time.monotonic()
@@ -78,7 +78,7 @@ class ResumableTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch -= len(self._outputs)
 
     def train_step(self, batch: dict) -> dict:
-        """Train one step as nnU-Net does; leave after it if that is requested."""
+        """Train one step as nnU-Net does; stop after it if requested."""
         result = super().train_step(batch)
         self._outputs += (result,)
         self._between_steps()
@@ -90,13 +90,13 @@ class ResumableTrainer(nnUNetTrainer):
         super().on_train_epoch_end(list(self._outputs))
 
     def validation_step(self, batch: dict) -> dict:
-        """Validate one batch as nnU-Net does; leave after it if that is requested."""
+        """Validate one batch as nnU-Net does; stop after it if requested."""
         result = super().validation_step(batch)
         self._between_steps()
         return result
 
     def on_epoch_end(self) -> None:
-        """End the epoch as nnU-Net does; checkpoint also when `checkpoint_seconds` have passed."""
+        """End the epoch as nnU-Net does; also checkpoint if `checkpoint_seconds` have passed."""
         self._outputs = ()
         stock: int = self.save_every
         if time.monotonic() - self._last_checkpoint >= self.checkpoint_seconds:
@@ -105,7 +105,7 @@ class ResumableTrainer(nnUNetTrainer):
         self.save_every = stock
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write nnU-Net's checkpoint atomically: a killed job leaves the former one whole."""
+        """Write nnU-Net's checkpoint atomically: a killed job leaves the previous one intact."""
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
@@ -116,15 +116,15 @@ class ResumableTrainer(nnUNetTrainer):
             self._last_checkpoint = time.monotonic()
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Load nnU-Net's checkpoint, also one that was written within an epoch."""
+        """Load nnU-Net's checkpoint, including one written within an epoch."""
         super().load_checkpoint(filename_or_checkpoint)
         losses = self.my_init_kwargs.pop(LOSSES, [])
         self._resumed_outputs = tuple({"loss": np.array(loss, np.float32)} for loss in losses)
 
     def save_checkpoint_within_epoch(self) -> None:
-        """Write a checkpoint that a training resumes from at its next iteration."""
+        """Write a checkpoint from which a training resumes at its next iteration."""
         self.my_init_kwargs[LOSSES] = [float(output["loss"]) for output in self._outputs]
-        self.current_epoch -= 1  # nnU-Net writes the number of the next epoch; this one is not done
+        self.current_epoch -= 1  # nnU-Net writes the next epoch's number; this one is not done
         try:
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         finally:

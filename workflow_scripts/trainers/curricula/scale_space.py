@@ -1,4 +1,4 @@
-"""The trainer of one network for a whole curve of accuracy against cost, and of its controls."""
+"""The trainer of one network for a whole accuracy-cost curve, and its controls."""
 
 import math
 from collections import defaultdict
@@ -19,7 +19,7 @@ from .schedules.scale_factors import DEFAULT_RANK, Scales, ScaleSpaceSettings
 from .schedules.schedule import Schedule
 
 SMALLEST_SUPERVISED = 4
-"""Voxels per axis that an output needs to take part in the loss."""
+"""Minimum voxels per axis of an output that contributes to the loss."""
 
 
 def build_scale_space(
@@ -33,8 +33,8 @@ def build_scale_space(
 ) -> ScaleSpaceNetwork:
     """Return the rescaled network of a plan within its hypernetwork.
 
-    The first arguments are those of nnU-Net's `build_network_architecture`; `settings` are those of
-    the trainer, by default its class's.
+    The first arguments are those of nnU-Net's `build_network_architecture`. `settings` are those of
+    the trainer; the default is its class's.
     """
     settings = settings or ScaleSpaceSettings()
     primary = build_rescaled(
@@ -50,19 +50,19 @@ def build_scale_space(
 class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
     """Scale-space hypernetwork (SSHN, NeurIPS 2023) in 3D: each step draws its scale factor.
 
-    Its controls are the same class: `rank: 0` shares one set of weights among all scale factors
-    ("stochastic"), and `film` scales and shifts its features; a `scale_factor` trains for that one
-    alone, with `rank: 0` an ordinary network
-    ("fixed") and else the hypernetwork at a constant input.
+    Its controls use the same class. `rank: 0` shares one set of weights among all scale factors
+    ("stochastic"), and `film` also scales and shifts its features. A `scale_factor` trains for that
+    one alone: with `rank: 0` an ordinary network ("fixed"), otherwise the hypernetwork at a
+    constant input.
 
-    nnU-Net's `checkpoint_best` is kept: every epoch validates at the same scale factors, as often,
-    so its pseudo Dice compares epochs by the whole range. Nothing here uses it; what is validated
-    at the end, and baked, is the final checkpoint.
+    nnU-Net's `checkpoint_best` is kept: every epoch validates equally often at the same scale
+    factors, so its pseudo Dice compares epochs over the whole range. Nothing here uses it. The
+    final checkpoint is the one that is validated at the end and baked.
 
     Attributes:
         scale_factor, smallest_scale, largest_scale, rank, unit_norm, scale_encoding, scale_share,
             scale_prior, film: see `scale_factors.ScaleSpaceSettings`.
-        pseudo_dice_by_scale: with several GPUs that of this one's share.
+        pseudo_dice_by_scale: with several GPUs, that of this one's share.
     """
 
     scale_factor: float | None = None
@@ -81,7 +81,7 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
 
     @classmethod
     def network_settings(cls, parameters: Mapping[str, Any]) -> ScaleSpaceSettings:
-        """Return what decides the network with an arm's parameters; ValueError if it cannot be."""
+        """Return the network's settings with an arm's parameters; raise ValueError if invalid."""
         return ScaleSpaceSettings.of(cls, parameters)
 
     @property
@@ -91,22 +91,22 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
 
     @property
     def scale_space(self) -> ScaleSpaceNetwork:
-        """The network without what several GPUs wrap it in."""
+        """The network without its wrapper for several GPUs."""
         return getattr(self.network, "module", self.network)
 
     def schedule(self) -> Schedule:
-        """Return the schedule of the batches; ValueError also for a network that cannot be."""
+        """Return the schedule of the batches; also raise ValueError for an invalid network."""
         ScaleSpaceSettings.of(self)
         return super().schedule()
 
     def initialize(self) -> None:
-        """Prepare as nnU-Net does, with the network that this arm's parameters give."""
+        """Prepare as nnU-Net does, with the network of this arm's parameters."""
         settings = ScaleSpaceSettings.of(self)
         self.build_network_architecture = partial(build_scale_space, settings=settings)
         super().initialize()
 
     def _do_i_compile(self) -> bool:
-        """Never: each scale factor would need its own compilation."""
+        """Return False: each scale factor would need its own compilation."""
         return False
 
     @staticmethod
@@ -117,14 +117,14 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Return nnU-Net's augmentation; targets stay at full size, since outputs' sizes vary."""
+        """Return nnU-Net's augmentation; targets stay at full size, since output sizes vary."""
         return nnUNetTrainer.get_training_transforms(
             patch_size, rotation_for_DA, None, *args, **kwargs
         )
 
     @staticmethod
     def get_validation_transforms(deep_supervision_scales: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return nnU-Net's transforms; targets stay at full size, since outputs' sizes vary."""
+        """Return nnU-Net's transforms; targets stay at full size, since output sizes vary."""
         return nnUNetTrainer.get_validation_transforms(None, *args, **kwargs)
 
     def scale_of_step(self, phase: Literal["train", "val"]) -> float:
@@ -144,13 +144,13 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
         self._validated = 0
 
     def validation_step(self, batch: dict) -> dict:
-        """Validate a batch; the scale factors take turns, so pseudo Dice is of all of them."""
+        """Validate a batch; scale factors take turns, so the pseudo Dice covers all of them."""
         batch = self._at_scale(batch, "val")
         self._validated += 1
         return super().validation_step(batch)
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """End an epoch's validation as nnU-Net does; note pseudo Dice also by scale factor."""
+        """End an epoch's validation as nnU-Net does; also keep pseudo Dice by scale factor."""
         super().on_validation_epoch_end(val_outputs)
         outputs = defaultdict(list)
         for iteration, output in enumerate(val_outputs):
@@ -160,12 +160,12 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
         }
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate as nnU-Net does, with the weights of the final scale factor, made once."""
+        """Validate as nnU-Net does, with the weights of the final scale factor, generated once."""
         with self.scale_space.frozen(self.scales.final):
             super().perform_actual_validation(save_probabilities)
 
     def _at_scale(self, batch: dict, phase: Literal["train", "val"]) -> dict:
-        """Set network and loss to the step's scale factor; give each of its outputs a target."""
+        """Set network and loss to the step's scale factor; return one target per output."""
         self.scale_space.scale_factor = self.scale_of_step(phase)
         sizes = self.scale_space.primary.head_sizes(batch["data"].shape[2:])
         self.loss.weight_factors = head_weights(sizes, 1e-6 if self.is_ddp else 0.0)
@@ -174,9 +174,9 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
 
 
 def pseudo_dice(outputs: Sequence[dict]) -> float:
-    """Return nnU-Net's mean foreground Dice of validation steps, NaN where all classes are absent.
+    """Return nnU-Net's mean foreground Dice of validation steps, NaN if all classes are absent.
 
-    The voxels of a class are added up over all batches, as in nnU-Net's `on_validation_epoch_end`.
+    The voxels of a class are summed over all batches, as in nnU-Net's `on_validation_epoch_end`.
     """
     tp, fp, fn = (
         np.sum([output[name] for output in outputs], axis=0)
@@ -190,13 +190,13 @@ def pseudo_dice(outputs: Sequence[dict]) -> float:
 def head_weights(sizes: list[tuple[int, ...]], unused: float) -> tuple[float, ...]:
     """Return the weights of the outputs of deep supervision in the loss; they add up to 1.
 
-    Each has half the weight of the one above and the lowest none, as in nnU-Net; nor has one that
-    the scale factor leaves fewer than `SMALLEST_SUPERVISED` voxels on an axis that it shrinks.
+    As in nnU-Net, each has half the weight of the one above, and the lowest has none. An output
+    with fewer than `SMALLEST_SUPERVISED` voxels on a shrunk axis has none either.
 
     Args:
-        sizes: of the outputs, full size first.
-        unused: weight of one that takes no part. Above 0 for several GPUs, which want a gradient of
-            every parameter.
+        sizes: sizes of the outputs, full size first.
+        unused: weight of outputs that do not contribute; above 0 for several GPUs, which need a
+            gradient of every parameter.
     """
     lowest = len(sizes) - 1
     weights = [
@@ -214,7 +214,7 @@ def _is_supervised(sizes: list[tuple[int, ...]], number: int) -> bool:
 
 
 def resize_target(target: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """Return a batch of segmentations in the size of an output, as nnU-Net resizes them."""
+    """Return a batch of segmentations at the size of an output, resized as in nnU-Net."""
     if tuple(target.shape[2:]) == size:
         return target
     return interpolate(target.float(), size, mode="nearest-exact").to(target.dtype)

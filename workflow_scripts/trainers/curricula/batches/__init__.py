@@ -1,1 +1,1 @@
-"""Loading and changing batches."""
+"""Loading, augmentation and low-pass filtering of batches."""

@@ -1,4 +1,4 @@
-"""Augmentation from weak to strong: nnU-Net's own pipeline with its magnitudes scaled."""
+"""Augmentation from weak to strong: nnU-Net's own pipeline with scaled magnitudes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +38,7 @@ MAGNITUDES: dict[type, dict[str, Callable[[Range, float], Range]]] = {
     SimulateLowResolutionTransform: {"scale": _towards_one},
     GammaTransform: {"gamma": _power},
 }
-"""By kind of transform: the attributes that are ranges, and how a range shrinks to no effect."""
+"""For each type of transform: its range attributes, and how each shrinks to no effect."""
 
 
 def _ranges(transform: Any) -> dict[str, Callable[[Range, float], Range]]:
@@ -56,12 +56,12 @@ def _weaken(transform: Any, strength: float) -> None:
 
 
 def weaken(pipeline: ComposeTransforms, strength: float) -> ComposeTransforms:
-    """Return nnU-Net's training transforms at a strength from 0 (nothing) to 1 (unchanged).
+    """Return nnU-Net's training transforms at a strength from 0 (none) to 1 (unchanged).
 
-    Magnitudes shrink, probabilities stay: rotation, noise and blur in proportion, factors of
-    brightness, contrast and resolution towards 1, scaling and gamma as powers. At 0 what would have
-    no effect is left out; the spatial transform then only crops. Mirroring and all that is no
-    augmentation stays. The pipeline is changed in place.
+    Magnitudes shrink; probabilities stay. Rotation, noise and blur shrink in proportion, the
+    factors of brightness, contrast and resolution towards 1, scaling and gamma as powers. At 0,
+    transforms without effect are left out, and the spatial transform only crops. Mirroring and
+    transforms that are not augmentation stay. The pipeline is changed in place.
     """
     if strength == 1:
         return pipeline

@@ -1,9 +1,9 @@
 """nnU-Net's training augmentation for all samples of a batch at once.
 
-nnU-Net augments sample by sample. The time of a small patch is then nearly all overhead of calls:
-about 2 ms, whatever its size. Here every transform of nnU-Net's pipeline is a few operations on the
-whole batch, with parameters drawn for each sample from nnU-Net's own distributions. The results are
-distributed as nnU-Net's, but they are not the same numbers, since the draws come in another order.
+nnU-Net augments sample by sample. For a small patch, nearly all of the time is then call overhead:
+about 2 ms, regardless of its size. Here every transform of nnU-Net's pipeline is a few operations
+on the whole batch, with parameters drawn for each sample from nnU-Net's own distributions. The
+results have nnU-Net's distribution, but not the same values, because the order of draws differs.
 """
 
 from collections import defaultdict
@@ -42,13 +42,13 @@ from torch.nn.functional import grid_sample, interpolate
 from .thin_blur import margin
 
 FULL_SCORE = 1000.0
-"""Score of a voxel that is all of one label; half precision then has nnU-Net's near ties tie."""
+"""Score of a voxel that is entirely one label; in half precision, near ties tie as in nnU-Net."""
 
 CHUNK = 2**22
-"""Most voxels that are augmented together, so that a worker needs little memory."""
+"""Maximum number of voxels augmented together, to limit a worker's memory."""
 
 EPS = 1e-7
-"""Least range and standard deviation that `GammaTransform` divides by."""
+"""Smallest range and standard deviation that `GammaTransform` divides by."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Draws:
     """Random numbers of one batch, a function of its seed alone.
 
     Attributes:
-        numbers: parameters are drawn from it, on the CPU.
-        noise: Gaussian noise is drawn from it, on the device of the images.
+        numbers: generator of the parameters, on the CPU.
+        noise: generator of the Gaussian noise, on the device of the images.
     """
 
     numbers: np.random.Generator
@@ -65,17 +65,17 @@ class Draws:
 
     @classmethod
     def of(cls, seed: Sequence[int], device: torch.device | str = "cpu") -> "Draws":
-        """Return the draws of a seed (non-negative integers)."""
+        """Return the draws for a seed (non-negative integers)."""
         numbers = np.random.default_rng(seed)
         noise = torch.Generator(device).manual_seed(int(numbers.integers(2**62)))
         return cls(numbers, noise)
 
     def happens(self, probability: float, *shape: int) -> np.ndarray:
-        """Return for each element whether an event of this probability happens."""
+        """Return, for each element, whether an event with this probability happens."""
         return self.numbers.random(shape) < probability
 
     def scalars(self, kind: RandomScalar, count: int) -> np.ndarray:
-        """Return `count` independent draws of what `sample_scalar` draws one of."""
+        """Return `count` independent draws, each distributed like one of `sample_scalar`."""
         if isinstance(kind, BGContrast):
             low, high = kind.contrast_range
             below = self.happens(0.5, count) & (low < 1)
@@ -93,15 +93,15 @@ class Draws:
 class BatchedAugmentation:
     """nnU-Net's training transforms, applied to a batch.
 
-    Use it in two steps: `place` draws which samples are rotated or scaled, so that only these need
-    be cropped with a margin; `augment` does all the rest.
+    Use it in two steps. `place` draws which samples are rotated or scaled, so that only these are
+    cropped with a margin. `augment` does the rest.
     """
 
     def __init__(self, pipeline: ComposeTransforms) -> None:
         """Take the transforms and their ranges from nnU-Net's pipeline.
 
-        Raises NotImplementedError, which names it, for a transform that nnU-Net's default trainer
-        does not use in a single training (those of the cascade, say).
+        Raises NotImplementedError, naming the transform, for one that nnU-Net's default trainer
+        does not use in a single training (such as those of the cascade).
         """
         transforms = list(pipeline.transforms)
         self._dummy_2d = isinstance(transforms[0], Convert3DTo2DTransform)
@@ -143,12 +143,12 @@ class BatchedAugmentation:
 
         Args:
             images: (batch, channel, *patch), float32; changed in place.
-            labels: (batch, channel, *patch), int16; -1 is outside of the image. Changed in place.
-            wide_images: the samples that `placement` moves, with the margin that this needs:
+            labels: (batch, channel, *patch), int16; -1 is outside the image. Changed in place.
+            wide_images: the samples that `placement` moves, cropped with a margin:
                 (moved, channel, *initial patch).
             wide_labels: their labels, of the same shape.
-            placement: of this batch, from `place`.
-            draws: the same that `place` was given.
+            placement: result of `place` for this batch.
+            draws: the same as for `place`.
         """
         together = max(1, CHUNK // images[0].numel())
         targets = []
@@ -170,7 +170,7 @@ class BatchedAugmentation:
         placement: "Placement",
         draws: Draws,
     ) -> Any:
-        """As `augment`, all samples at once; images are changed in place, targets returned."""
+        """Augment all samples at once: change images in place, return targets."""
         if len(placement.moved):
             moved = torch.from_numpy(placement.moved).to(images.device)
             patch = images.shape[2:]
@@ -188,7 +188,7 @@ class BatchedAugmentation:
         placement: "Placement",
         patch: Sequence[int],
     ) -> torch.Tensor:
-        """Resample (moved, channel, *initial patch) at the places of the transformed patch."""
+        """Resample (moved, channel, *initial patch) at the positions of the transformed patch."""
         if not self._dummy_2d:
             return resample(wide, sampling_grid(placement.affines, patch, wide.shape[2:]))
         channels = wide.shape[1:3]
@@ -204,16 +204,16 @@ class Placement:
     """Which samples of a batch are rotated or scaled, and how.
 
     Attributes:
-        moved: their numbers in the batch, in ascending order.
-        affines: for each of them the matrix (axes × axes) from places in the augmented patch to
-            places in the image, in voxels from the centre.
+        moved: their indices in the batch, in ascending order.
+        affines: for each of them, the matrix (axes × axes) from positions in the augmented patch
+            to positions in the image, in voxels from the centre.
     """
 
     moved: np.ndarray
     affines: np.ndarray
 
     def part(self, samples: slice) -> tuple["Placement", slice]:
-        """Return the placement of some samples, and where in `moved` these are."""
+        """Return the placement of some samples, and their slice of `moved`."""
         first, last = np.searchsorted(self.moved, (samples.start, samples.stop))
         there = slice(int(first), int(last))
         return Placement(self.moved[there] - samples.start, self.affines[there]), there
@@ -222,17 +222,17 @@ class Placement:
 class Batch:
     """Images (batch, channel, *spatial) and labels on their way through the transforms.
 
-    `target` is what the loss reads: the labels, or a list of them for deep supervision.
+    `target` is the input of the loss: the labels, or a list of them for deep supervision.
     """
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Begin with cropped images and labels."""
+        """Start from cropped images and labels."""
         self.images = images
         self.target: Any = labels
 
     @property
     def planes(self) -> torch.Tensor:
-        """The images as a view (batch · channel, *spatial): intensities change by channel."""
+        """View of the images as (batch · channel, *spatial); intensities change per channel."""
         return self.images.view(-1, *self.images.shape[2:])
 
 
@@ -240,10 +240,10 @@ Apply = Callable[[Batch, Draws], None]
 
 
 def affine_matrices(angles: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Return rotation times scaling of each sample, as nnU-Net's `create_affine_matrix_*`.
+    """Return rotation times scaling of each sample, like nnU-Net's `create_affine_matrix_*`.
 
     Args:
-        angles: (samples, axes), radians; in two dimensions the last one counts.
+        angles: (samples, axes), radians; in 2D only the last one is used.
         scales: (samples, axes).
     """
     if angles.shape[1] == 3:
@@ -257,35 +257,36 @@ def affine_matrices(angles: np.ndarray, scales: np.ndarray) -> np.ndarray:
 def sampling_grid(
     affines: np.ndarray, patch: Sequence[int], initial: Sequence[int]
 ) -> torch.Tensor:
-    """Return for `grid_sample` where in the initial patch each voxel of the patch comes from.
+    """Return, for `grid_sample`, the position in the initial patch of each voxel of the patch.
 
-    Shape (samples, *patch, axes), in `grid_sample`'s order and unit.
+    Shape (samples, *patch, axes), in `grid_sample`'s axis order and unit.
     """
     space = [torch.linspace((1 - size) / 2, (size - 1) / 2, size) for size in patch]
     centred = torch.stack(torch.meshgrid(space, indexing="ij"), -1)
-    # One matrix from voxels to grid_sample's unit (half the initial patch), axes reversed.
+    # One matrix converts voxels to grid_sample's unit (half the initial patch), axes reversed.
     matrices = torch.from_numpy(affines / (np.array(initial)[:, None] / 2)).float().flip(1)
     grid = centred.flatten(0, -2) @ matrices.transpose(1, 2)
     return grid.unflatten(1, tuple(patch))
 
 
 def resample_images(images: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Return images (samples, channel, *spatial) at the places of the grid, zero outside."""
+    """Return images (samples, channel, *spatial) resampled at a grid, zero outside."""
     return grid_sample(
         images, grid.to(images.device), mode="bilinear", padding_mode="zeros", align_corners=False
     )
 
 
 def resample_labels(labels: torch.Tensor, grid: torch.Tensor, outside: int) -> torch.Tensor:
-    """Return the label that weighs most at each place of the grid, as nnU-Net decides it.
+    """Return the label with the largest weight at each position of the grid, as in nnU-Net.
 
-    Linear interpolation of each label's indicator, argmax, ties to the nearest voxel's label if it
-    is among the tied ones, else to the lowest (`SpatialTransform._apply_to_segmentation`).
+    The weights are linear interpolations of each label's indicator. A tie goes to the nearest
+    voxel's label if it is among the tied ones, else to the lowest
+    (`SpatialTransform._apply_to_segmentation`).
 
     Args:
         labels: (samples, channel, *spatial), int16.
         grid: (samples, *patch, axes).
-        outside: the label of all places outside of the image.
+        outside: the label outside the image.
     """
     grid = grid.to(labels.device)
     channels = labels.shape[1]
@@ -302,9 +303,9 @@ def resample_labels(labels: torch.Tensor, grid: torch.Tensor, outside: int) -> t
 def _vote(
     labels: torch.Tensor, grid: torch.Tensor, outside: int, reaches: torch.Tensor
 ) -> torch.Tensor:
-    """As `resample_labels` for one channel; `reaches` are the samples that read from outside.
+    """Resample one channel like `resample_labels`; `reaches` marks samples that read from outside.
 
-    Most small patches hold one label or two, and need no vote of many.
+    Most small patches contain one or two labels and do not need `_vote_of_many`.
     """
     spread = (-1, *[1] * (labels.ndim - 1))
     low, high = torch.aminmax(labels.flatten(1), dim=1)
@@ -329,7 +330,7 @@ def _vote(
 def _vote_of_two(
     labels: torch.Tensor, grid: torch.Tensor, low: torch.Tensor, high: torch.Tensor, outside: int
 ) -> torch.Tensor:
-    """As `_vote`, for samples of two labels each: one score decides."""
+    """Vote like `_vote` on samples with two labels each: one score decides."""
     score = _scores(labels, high, grid)
     result = torch.where(score > FULL_SCORE / 2, high, low)
     tied = score == FULL_SCORE / 2
@@ -343,12 +344,12 @@ def _vote_of_two(
 def _vote_of_many(
     labels: torch.Tensor, grid: torch.Tensor, outside: int, reaches: torch.Tensor
 ) -> torch.Tensor:
-    """As `_vote`, for samples of any number of labels."""
+    """Vote like `_vote` on samples with any number of labels."""
     nearest = _nearest(labels, grid, outside)
     best = torch.full(nearest.shape, -torch.inf, dtype=torch.float16, device=labels.device)
     of_nearest = best.clone()
     result = nearest.clone()
-    values = pd.unique(labels.cpu().numpy().ravel())  # a third of the time of torch.unique
+    values = pd.unique(labels.cpu().numpy().ravel())  # takes a third of the time of torch.unique
     for value in sorted({*values.tolist(), outside}):
         present = (labels == value).flatten(1).any(1)
         if value == outside:
@@ -366,7 +367,10 @@ def _vote_of_many(
 def _scores(
     labels: torch.Tensor, value: torch.Tensor | int, grid: torch.Tensor, outside: bool = False
 ) -> torch.Tensor:
-    """How much of each place is of a label, 0 to `FULL_SCORE`; `outside` is all of it."""
+    """Return a label's share of each position, from 0 to `FULL_SCORE`.
+
+    With `outside`, it is the label of everything outside the image.
+    """
     share = (labels == value).float() - float(outside)
     found = resample_images((share * FULL_SCORE)[:, None], grid)[:, 0]
     return (found + FULL_SCORE * outside).half()
@@ -393,7 +397,7 @@ def _check_spatial(transform: BasicTransform) -> None:
 
 
 def _batched(transform: BasicTransform) -> Apply:
-    """Return what applies one of nnU-Net's transforms to a batch."""
+    """Return a function that applies one of nnU-Net's transforms to a batch."""
     probability, inner = 1.0, transform
     if isinstance(transform, RandomTransform):
         probability, inner = transform.apply_probability, transform.transform
@@ -407,11 +411,11 @@ def _batched(transform: BasicTransform) -> Apply:
     raise NotImplementedError(f"no batched form of {transform!r}")
 
 
-# --- Intensities: each of a subset of the planes, with one parameter or more for each of them
+# --- Intensities: each changes a subset of the planes, with one or more parameters per plane
 
 
 def _choose(batch: Batch, probability: float, per_channel: float, draws: Draws) -> torch.Tensor:
-    """Draw which planes a transform changes: by sample, then by channel."""
+    """Draw which planes a transform changes: per sample, then per channel."""
     samples, channels = batch.images.shape[:2]
     chosen = draws.happens(probability, samples, 1) & draws.happens(per_channel, samples, channels)
     return torch.from_numpy(np.flatnonzero(chosen))
@@ -420,7 +424,7 @@ def _choose(batch: Batch, probability: float, per_channel: float, draws: Draws) 
 def _values(
     batch: Batch, rows: torch.Tensor, kind: RandomScalar, together: bool, draws: Draws
 ) -> torch.Tensor:
-    """Draw a parameter for each chosen plane, the same for a sample's channels if `together`."""
+    """Draw one parameter per chosen plane, shared by a sample's channels if `together`."""
     samples, channels = batch.images.shape[:2]
     found = (
         draws.scalars(kind, samples)[rows.numpy() // channels]
@@ -431,7 +435,7 @@ def _values(
 
 
 def _spread(values: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Give one value a plane the shape that multiplies planes."""
+    """Reshape one value per plane so that it broadcasts over planes."""
     return values.to(batch.images.device).view(-1, *[1] * (batch.images.ndim - 2))
 
 
@@ -458,10 +462,10 @@ def _blur(batch: Batch, t: GaussianBlurTransform, probability: float, draws: Dra
 
 
 def blur_axis(planes: torch.Tensor, sigmas: torch.Tensor, axis: int) -> torch.Tensor:
-    """Blur an axis of planes (count, *spatial), each with its own standard deviation in voxels.
+    """Blur one axis of planes (count, *spatial), each with its own standard deviation in voxels.
 
-    Kernel and reflection at the borders are those of batchgeneratorsv2's `blur_dimension`; thin
-    axes are reflected as often as the kernel requires (see `thin_blur`).
+    Kernel and reflection at the borders match batchgeneratorsv2's `blur_dimension`. Thin axes are
+    reflected as often as the kernel requires (see `thin_blur`).
     """
     size = planes.shape[axis]
     reaches = torch.tensor([margin(float(sigma)) for sigma in sigmas.flatten()])
@@ -539,19 +543,19 @@ def _gamma(batch: Batch, t: GammaTransform, probability: float, draws: Draws) ->
 
 
 def _mean(planes: torch.Tensor) -> torch.Tensor:
-    """Mean of each plane, in the shape that is broadcast over it."""
+    """Return the mean of each plane, in a shape that broadcasts over it."""
     return planes.mean(tuple(range(1, planes.ndim)), keepdim=True)
 
 
 def _deviation(planes: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of each plane (Bessel's correction, as torch); `std` is much slower."""
+    """Return each plane's standard deviation (with Bessel's correction); much faster than `std`."""
     flat = planes.flatten(1)
     squares = (flat - flat.mean(1, keepdim=True)).square_().sum(1)
     return (squares / (flat.shape[1] - 1)).sqrt_().view(-1, *[1] * (planes.ndim - 1))
 
 
 def _extremes(planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Least and greatest value of each plane."""
+    """Return the minimum and maximum of each plane."""
     shape = (-1, *[1] * (planes.ndim - 1))
     low, high = torch.aminmax(planes.flatten(1), dim=1)
     return low.view(shape), high.view(shape)
@@ -565,7 +569,7 @@ INTENSITIES: dict[type, Callable[[Batch, Any, float, Draws], None]] = {
     SimulateLowResolutionTransform: _lower_resolution,
     GammaTransform: _gamma,
 }
-"""By nnU-Net's transform: what applies it to a batch, with its probability."""
+"""For each of nnU-Net's transforms: the function that applies it to a batch with a probability."""
 
 
 # --- Mirroring, masks and targets
@@ -582,9 +586,9 @@ def _mirror(batch: Batch, t: MirrorTransform, draws: Draws) -> None:
 
 
 def _by_voxel(batch: Batch, t: BasicTransform, draws: Draws) -> None:
-    """Apply a transform that looks at each voxel alone: the batch is one more axis to it.
+    """Apply a voxelwise transform, for which the batch is just another axis.
 
-    It changes images in place.
+    Images are changed in place.
     """
     found = t(image=batch.images.transpose(0, 1), segmentation=batch.target.transpose(0, 1))
     batch.target = found["segmentation"].transpose(0, 1)
@@ -595,7 +599,7 @@ def _for_each_output(batch: Batch, t: DownsampleSegForDSTransform, draws: Draws)
 
 
 def downsample_targets(t: DownsampleSegForDSTransform, labels: torch.Tensor) -> list[torch.Tensor]:
-    """Return the target of every output of deep supervision, for a whole batch of labels."""
+    """Return the target of every deep-supervision output for a whole batch of labels."""
     channels = labels.shape[:2]
     found = t(segmentation=labels.flatten(0, 1))["segmentation"]
     return [one.unflatten(0, channels) for one in found]
@@ -608,4 +612,4 @@ OTHERS: dict[type, Callable[[Batch, Any, Draws], None]] = {
     ConvertSegmentationToRegionsTransform: _by_voxel,
     DownsampleSegForDSTransform: _for_each_output,
 }
-"""By nnU-Net's transform: what applies it to a batch; these are always applied."""
+"""For each of nnU-Net's transforms that always apply: the function that applies it to a batch."""

@@ -23,7 +23,7 @@ from ..schedules.schedule import Schedule, Stage
 from .batched_augmentation import BatchedAugmentation, Draws, Placement
 
 LARGEST_WHOLE = 2**26
-"""Most voxels of a volume that is decompressed as a whole, channels counted (256 MB)."""
+"""Maximum voxels, over all channels, of a volume that is decompressed as a whole (256 MB)."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class LoadingPlan:
     """How batches of one stage are made.
 
     Attributes:
-        stage: patch size, and the batch of this process.
-        initial_patch_size: what is cropped from the image (larger than the stage's patch where the
-            spatial augmentation needs the margin).
-        transforms: what turns it into the stage's patch.
-        forced: for each sample of the batch, whether it must hold foreground; None draws each by
-            the loader's probability (nnU-Net's `probabilistic_oversampling`).
-        volumes: for each sample, the number of the volume in the batch that it is cropped from;
-            None takes a volume of its own for each.
+        stage: patch size, and batch size of this process.
+        initial_patch_size: size of the crop from the image (larger than the stage's patch if the
+            spatial augmentation needs a margin).
+        transforms: transforms that turn the crop into the stage's patch.
+        forced: for each sample of the batch, whether it must contain foreground; None draws this
+            with the loader's probability (nnU-Net's `probabilistic_oversampling`).
+        volumes: for each sample, the index in the batch of the volume that it is cropped from;
+            None uses a separate volume for each sample.
         batched: the transforms for all samples of a batch at once; None applies `transforms` to
             one sample after the other.
-        deferred: hand out `Crops`, which `DeviceBatches` augments, where there is a `batched`.
+        deferred: yield `Crops`, which `DeviceBatches` augments, if there is a `batched`.
     """
 
     stage: Stage
@@ -58,10 +58,10 @@ class Crops:
     """A batch that is cropped but not yet augmented.
 
     Attributes:
-        images, labels, wide_images, wide_labels: as `BatchedAugmentation.augment` takes them.
-        placement: of the batch.
-        numbers: the generator of its parameters, as `place` has left it.
-        noise_seed: seed of its noise.
+        images, labels, wide_images, wide_labels: arguments of `BatchedAugmentation.augment`.
+        placement: placement of the batch.
+        numbers: generator of the parameters, in the state in which `place` left it.
+        noise_seed: seed of the noise.
     """
 
     images: torch.Tensor
@@ -76,7 +76,7 @@ class Crops:
     def augment(
         self, augmentation: BatchedAugmentation, device: torch.device | str = "cpu"
     ) -> tuple[torch.Tensor, Any]:
-        """Return images and targets, made on a device. They are a function of seed and device."""
+        """Return images and targets, made on a device; a function of seed and device."""
         return augmentation.augment(
             self.images.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
@@ -88,7 +88,7 @@ class Crops:
 
 
 def samples_of_rank(batch_size: int, rank: int, ranks: int) -> range:
-    """Return which samples of a batch a process of `ranks` makes, as nnU-Net deals them out.
+    """Return the samples of a batch that one of `ranks` processes makes, as in nnU-Net.
 
     Raises ValueError for a batch with fewer samples than processes.
     """
@@ -105,9 +105,9 @@ def force_last(batch_size: int, share: float) -> list[bool]:
 
 
 def crop_few_volumes(batch_size: int, planned: int) -> list[int]:
-    """Return the volume of each sample where no batch reads more volumes than the planned one.
+    """Return each sample's volume, with no more volumes per batch than the planned batch has.
 
-    Every volume gives ceil(batch / planned) crops (arXiv 2510.23241, the authors' loader).
+    Every volume yields ceil(batch / planned) crops (arXiv 2510.23241, the authors' loader).
     """
     crops = -(-batch_size // planned)
     return [number // crops for number in range(batch_size)]
@@ -116,13 +116,14 @@ def crop_few_volumes(batch_size: int, planned: int) -> list[int]:
 def read_whole(
     shape: Sequence[int], blocks: Sequence[int] | None, crops: Iterable[Sequence[int]]
 ) -> bool:
-    """Tell whether several crops of a compressed volume are better cut from the whole of it.
+    """Return whether to decompress a volume as a whole before taking several crops.
 
-    A crop decompresses all blocks that it touches, again and again where crops overlap.
+    A crop decompresses all blocks that it touches, repeatedly if crops overlap.
 
     Args:
-        shape, blocks: of the volume and of its blocks (channel first); None is not compressed.
-        crops: the sizes of the crops, in voxels per axis.
+        shape, blocks: shapes of the volume and of its blocks (channel first); None means that it
+            is not compressed.
+        crops: sizes of the crops, in voxels per axis.
     """
     if blocks is None or prod(shape) > LARGEST_WHOLE:
         return False
@@ -139,12 +140,12 @@ def read_whole(
 def copy_crop(
     data: Any, seg: Any, lower: Sequence[int], image: np.ndarray, label: np.ndarray
 ) -> None:
-    """Copy what a crop shares with a volume; the rest of the crop stays as it is.
+    """Copy the overlap of a volume and a crop; leave the rest of the crop unchanged.
 
     Args:
-        data, seg: (channel, *spatial), arrays or something that is sliced like them.
-        lower: the crop's first voxel in the volume, on each axis; may be outside of it.
-        image, label: (channel, *spatial), filled with what stands for outside.
+        data, seg: (channel, *spatial), arrays or objects that are sliced like arrays.
+        lower: the crop's first voxel in the volume, on each axis; may be outside.
+        image, label: the crop, (channel, *spatial), filled with the values for outside.
     """
     source, place = [slice(None)], [slice(None)]
     for start, size, end in zip(lower, image.shape[1:], data.shape[1:], strict=True):
@@ -168,13 +169,13 @@ def _samples_by_key(keys: Sequence[str]) -> dict[str, list[int]]:
 def _empty(
     samples: int, channels: tuple[int, int], size: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return images and labels that are all outside of any volume, as nnU-Net pads them."""
+    """Return images and labels filled with nnU-Net's padding values."""
     images = np.zeros((samples, channels[0], *size), np.float32)
     return images, np.full((samples, channels[1], *size), -1, np.int16)
 
 
 class _LastCase:
-    """A dataset that keeps the case it opened last, for several crops of one volume."""
+    """A dataset that keeps the last opened case, for several crops of one volume."""
 
     def __init__(self, dataset: nnUNetBaseDataset) -> None:
         self.identifiers, self._dataset = dataset.identifiers, dataset
@@ -189,10 +190,10 @@ class _LastCase:
 class ScheduledDataLoader(nnUNetDataLoader):
     """nnU-Net's loader, which knows the stage and the seed of every batch.
 
-    Batch k has the size that the schedule gives it and is a function of (seed, k) alone, however
-    many workers share the work: worker w of n makes the batches w, w + n, w + 2n, ... and
-    `MultiThreadedAugmenter` hands them out in that order. So nothing needs rebuilding where a stage
-    ends, and no batch of an earlier stage is ever left in a queue.
+    Batch k has its scheduled size and is a function of (seed, k) alone, regardless of the number
+    of workers: worker w of n makes the batches w, w + n, w + 2n, ..., and `MultiThreadedAugmenter`
+    yields all batches in order. So nothing needs rebuilding when a stage ends, and no batch of an
+    earlier stage is ever left in a queue.
     """
 
     get_do_oversample: Callable[[int], bool]
@@ -208,7 +209,7 @@ class ScheduledDataLoader(nnUNetDataLoader):
         workers: int,
         **kwargs: object,
     ) -> None:
-        """Set the loader to begin with batch `first_batch`.
+        """Start at batch `first_batch`.
 
         `seed` is a sequence of non-negative integers; `workers` is 0 for loading in this process.
         Further arguments go to nnU-Net's loader.
@@ -234,11 +235,11 @@ class ScheduledDataLoader(nnUNetDataLoader):
         self.get_do_oversample = self._is_forced
 
     def set_thread_id(self, thread_id: int) -> None:
-        """Take the number of the worker process that this copy of the loader runs in.
+        """Set the number of the worker process in which this copy of the loader runs.
 
-        One thread a worker, as in nnU-Net: a forked process that uses OpenMP after its parent did
-        waits for ever. A signal to all processes of a job (Ctrl-C, a scheduler's) leaves the worker
-        the time that the training needs for its step and its checkpoint.
+        Each worker has one thread, as in nnU-Net: a forked process that uses OpenMP after its
+        parent did hangs. After a signal to all processes of a job (Ctrl-C, or a scheduler's), the
+        worker stays alive long enough for the training to finish its step and its checkpoint.
         """
         super().set_thread_id(thread_id)
         torch.set_num_threads(1)
@@ -270,9 +271,9 @@ class ScheduledDataLoader(nnUNetDataLoader):
         return {"data": data, "target": target, "keys": keys}
 
     def _crop(self, keys: Sequence[str], augmentation: BatchedAugmentation, draws: Draws) -> Crops:
-        """Crop all samples of a batch; each volume is opened once.
+        """Crop all samples of a batch, opening each volume once.
 
-        Samples that are neither rotated nor scaled are cropped without the margin for it.
+        Samples that are neither rotated nor scaled are cropped without a margin.
         """
         forced = [self.get_do_oversample(sample) for sample in range(len(keys))]
         placement = augmentation.place(len(keys), draws)
@@ -332,7 +333,7 @@ def _leave_later(number: int, frame: object) -> None:
 
 
 def _leave_with_parent(parent: int) -> None:
-    """End this worker when the training was killed: nothing else would ever stop it."""
+    """End this worker if the training was killed; nothing else would stop it."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -341,10 +342,10 @@ def _leave_with_parent(parent: int) -> None:
 def start_loading(
     loader: ScheduledDataLoader, workers: int, pin_memory: bool
 ) -> SingleThreadedAugmenter | MultiThreadedAugmenter:
-    """Start handing out the loader's batches in order, by `workers` processes (0: in this one).
+    """Start loading batches in order with `workers` processes (0: in this process).
 
-    They start at once, as nnU-Net's do, and not with the first batch: else the validation's would
-    slow down the epochs in which they fill their queues.
+    The workers start at once, as in nnU-Net, instead of at the first batch. Otherwise those of the
+    validation would slow down the epochs in which they fill their queues.
     """
     if workers == 0:
         return SingleThreadedAugmenter(loader, None)
@@ -356,9 +357,9 @@ def start_loading(
 
 
 class DeviceBatches:
-    """Hands out a loader's batches, augmented on the training's device where they are only cropped.
+    """Yields a loader's batches; deferred ones are augmented on the training's device.
 
-    The workers then only read and crop; the steps of the training wait for the augmentation.
+    The workers then only read and crop; the training steps wait for the augmentation.
     """
 
     def __init__(
@@ -380,7 +381,7 @@ class DeviceBatches:
         if "crops" not in batch:
             return batch
         augmentation = self._plans[batch["stage"]].batched
-        assert augmentation is not None, "only what is augmented at once is deferred"
+        assert augmentation is not None, "only batched augmentation can be deferred"
         data, target = batch["crops"].augment(augmentation, self._device)
         return {"data": data, "target": target, "keys": batch["keys"]}
 

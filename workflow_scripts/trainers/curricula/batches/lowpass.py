@@ -1,9 +1,9 @@
-"""Low-pass and downsampling of patches as one small real matrix an axis.
+"""Low-pass and downsampling of patches with one small real matrix per axis.
 
 Cropping the centre of a Fourier spectrum (EfficientTrain, Wang et al., ICCV 2023) is linear and
-separable, and real where the lone Nyquist bin is dropped. So transform, crop and inverse transform
-of an axis are one matrix (kept × planned), computed in float64 once; a crop is then a small matrix
-product an axis: no FFT, the same operator up to rounding, at a fraction of its time.
+separable, and real if the lone Nyquist bin is dropped. So transform, crop and inverse transform of
+an axis are one matrix (kept × planned), computed once in float64. A crop is then one small matrix
+product per axis: the same operator as with the FFT, up to rounding, in a fraction of the time.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def _cosine(positions: np.ndarray, planned: int, kept: int) -> np.ndarray:
 
 
 def _lanczos(positions: np.ndarray, planned: int, kept: int) -> np.ndarray:
-    """Antialiased resampling with Lanczos' kernel of three lobes, cut off at the borders."""
+    """Resample with antialiasing by Lanczos' kernel of three lobes, cut off at the borders."""
     distances = (np.arange(planned) - positions[:, None]) * kept / planned
     weights = np.where(np.abs(distances) < 3, np.sinc(distances) * np.sinc(distances / 3), 0)
     return weights / weights.sum(axis=1, keepdims=True)
@@ -48,15 +48,15 @@ def lowpass_matrix(planned: int, kept: int, method: str, half_voxel_shift: bool)
     """Return the matrix (kept × planned, float64) that reduces an axis to its low frequencies.
 
     Args:
-        planned: voxels of the axis before.
-        kept: voxels of the axis after.
+        planned: voxels of the axis before the reduction.
+        kept: voxels of the axis after it.
         method: one of `LOWPASSES`: `fft`, `dct` or `resize`.
-        half_voxel_shift: sample where the centres of the larger voxels are, (n + 1/2) planned /
-            kept - 1/2, as labels are resampled; False samples at n planned / kept, as the plain
-            crop of a spectrum does.
+        half_voxel_shift: sample at the centres of the larger voxels, (n + 1/2) planned / kept -
+            1/2, as for labels; False samples at n planned / kept, as a plain crop of the spectrum
+            does.
 
     Each row sums to 1, so intensities keep their scale. Raises ValueError for an unknown method or
-    a size that is not smaller.
+    a `kept` outside 1 .. `planned`.
     """
     if method not in LOWPASSES:
         raise ValueError(f"unknown lowpass {method!r}; known are {', '.join(LOWPASSES)}")
@@ -82,7 +82,7 @@ def reduce_image(
 ) -> torch.Tensor:
     """Return images (batch, channel, *spatial) reduced to `size` voxels by a low-pass, float32.
 
-    An axis that has the wanted size already is left alone. See `lowpass_matrix` for the options.
+    Axes that already have the wanted size are left alone. See `lowpass_matrix` for the options.
     """
     if data.shape[2:] == tuple(size):
         return data
@@ -97,7 +97,7 @@ def reduce_image(
 
 
 def reduce_labels(target: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Return labels (batch, channel, *spatial) of any type at `size`, by the nearest voxel."""
+    """Return labels (batch, channel, *spatial) of any type at `size`, by nearest neighbour."""
     if target.shape[2:] == tuple(size):
         return target
     return interpolate(target.float(), tuple(size), mode="nearest-exact").to(target.dtype)

@@ -1,10 +1,10 @@
-"""A hypernetwork that makes the weights of a rescaled U-Net for any scale factor.
+"""A hypernetwork that generates the weights of a rescaled U-Net for any scale factor.
 
-Source: "Scale-Space Hypernetworks for Efficient Biomedical Image Analysis" (NeurIPS 2023). Theirs
-is dense: a linear layer from the last hidden one to every weight. This is the same with a last
-hidden layer of `rank` units, since the scale factor is one number and the weights that it leads to
-are a curve, for which a few dimensions are enough; with the authors' width a full nnU-Net would
-have 2.9 billion parameters.
+Source: "Scale-Space Hypernetworks for Efficient Biomedical Image Analysis" (NeurIPS 2023). The
+authors' hypernetwork is dense: a linear layer from the last hidden layer to every weight. This one
+is the same, but its last hidden layer has `rank` units. The scale factor is a single number, so the
+weights form a curve, for which a few dimensions are enough. With the authors' width, a full nnU-Net
+would have 2.9 billion parameters.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ HIDDEN = (16, 64)
 GRID = 26
 """Scale factors at which the initial update kernel is evaluated."""
 FIRST_SPREAD = 0.1
-"""Initial size of all that the scale factor changes, relative to nnU-Net's initial weights."""
+"""Initial size of the scale-dependent part, relative to nnU-Net's initial weights."""
 
 
 class ScaleSpaceNetwork(nn.Module):
@@ -34,14 +34,14 @@ class ScaleSpaceNetwork(nn.Module):
 
     W0 are the primary network's own parameters, from nnU-Net's initialisation; u is a small
     perceptron of phi. All parameters are modulated: convolutions, norms, biases, output layers.
-    With rank 0 the weights do not depend on phi, and the network is the primary one; with `film`
-    all but those of the norms, which scale and shift the features of each channel: w (1 + g(phi))
-    and b (1 + g(phi)) + s(phi), with g = s = 0 at first.
+    With rank 0 the weights do not depend on phi, and the network is the primary one. With `film`
+    only those of the norms do; they scale and shift the features of each channel: w (1 + g(phi))
+    and b (1 + g(phi)) + s(phi), with g = s = 0 initially.
 
     Attributes:
-        primary: the network whose weights are made.
+        primary: the network whose weights are generated.
         modulation: M, rank x parameters of the primary network (in their order).
-        scale_factor: of the next forward passes.
+        scale_factor: scale factor of the next forward passes.
     """
 
     perceptron: Any
@@ -108,7 +108,7 @@ class ScaleSpaceNetwork(nn.Module):
 
     @property
     def scale_factor(self) -> float:
-        """The primary network's; setting it decides the next forward passes."""
+        """The primary network's scale factor, used by the next forward passes."""
         return self.primary.scale_factor
 
     @scale_factor.setter
@@ -116,12 +116,12 @@ class ScaleSpaceNetwork(nn.Module):
         self.primary.scale_factor = value
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """Make the weights once, and return the primary network's output for the whole batch."""
+        """Return the primary network's output; weights are generated once for the whole batch."""
         if not self.rank and not self._settings.film:
             return self.primary(x)
         weights = self.weights(self.scale_factor) if self._frozen is None else self._frozen
-        # Some modules have two names. Under both, `tie_weights` would swap their weights twice and
-        # put back the wrong ones.
+        # Some modules have two names. `tie_weights` would swap their weights under both names and
+        # then restore the wrong ones.
         return functional_call(self.primary, dict(weights), (x,), tie_weights=False)
 
     def coordinates(self, scale_factor: float) -> torch.Tensor:
@@ -168,7 +168,7 @@ class ScaleSpaceNetwork(nn.Module):
 
     @contextlib.contextmanager
     def frozen(self, scale_factor: float) -> Iterator[None]:
-        """Have a fixed network for the duration: the weights of one scale factor, made once."""
+        """Fix the network within the block: weights of one scale factor, generated once."""
         former, self.scale_factor = self.scale_factor, scale_factor
         with torch.no_grad():
             self._frozen = self.weights(scale_factor)
@@ -182,7 +182,7 @@ class ScaleSpaceNetwork(nn.Module):
         with torch.no_grad():
             made = self.weights(scale_factor)
         names = {id(parameter): name for name, parameter in self.primary.named_parameters()}
-        # Blocks of nnU-Net's networks have some modules under two names.
+        # Some modules in the blocks of nnU-Net's networks have two names.
         every = self.primary.named_parameters(remove_duplicate=False)
         return {name: made[names[id(p)]].detach().clone() for name, p in every}
 
@@ -190,8 +190,9 @@ class ScaleSpaceNetwork(nn.Module):
 def kernel_share(network: ScaleSpaceNetwork) -> float:
     """Return the share of a hypernetwork's update kernel that depends on the scale factor.
 
-    A step of SGD on W0 and M at scale factor a moves W(b) in proportion to k(a, b) = 1 + u(a) u(b),
-    at every b alike where u is constant. The share is 1 - mean k(a, b) / mean k(a, a) over a grid.
+    An SGD step on W0 and M at scale factor a moves W(b) in proportion to k(a, b) = 1 + u(a) u(b).
+    If u is constant, it moves W equally at every b. The share is 1 - mean k(a, b) / mean k(a, a)
+    over a grid.
     """
     with torch.no_grad():
         grid = network._grid()
@@ -221,7 +222,7 @@ def _norms(network: nn.Module) -> dict[str, Any]:
 
 
 def _initial_modulation(primary: nn.Module, rank: int) -> torch.Tensor:
-    """Normal for the weights of convolutions, 0 for biases and norms; rank x parameters."""
+    """Return rank x parameters: normal for convolution weights, 0 for biases and norms."""
     spread = {
         id(module.weight): math.sqrt(2 / (1 + 0.01**2) / (module.weight[0].numel()))
         for module in primary.modules()

@@ -9,11 +9,11 @@ import torch
 
 @contextlib.contextmanager
 def allow_one_voxel() -> Iterator[None]:
-    """Let InstanceNorm normalise a single voxel in training, for the duration of one step.
+    """Let InstanceNorm normalise a single voxel in training, within the block.
 
     The norm's output is then its bias, and no gradient passes below it: the smallest stage of
-    arXiv 2510.23241 trains no more than biases in its bottleneck. The authors remove torch's check
-    for good, from every network of the process.
+    arXiv 2510.23241 trains only biases in its bottleneck. The authors remove torch's check
+    permanently, for every network of the process.
     """
     functional: Any = torch.nn.functional
     check = functional._verify_spatial_size

@@ -1,7 +1,7 @@
-"""A U-Net whose stages are rescaled by any factor, and what stock nnU-Net needs to predict with it.
+"""A U-Net whose stages are rescaled by any factor, and the trainer with which nnU-Net predicts.
 
-This file stands alone: `bake_model` copies it beside each model that it writes, so that stock
-nnU-Net runs the model wherever `nnUNet_extTrainer` names the copy's folder.
+This file is self-contained: `bake_model` copies it beside each model that it writes, so that stock
+nnU-Net runs the model if `nnUNet_extTrainer` points at the copy's folder.
 
 Source: Gonzalez Ortiz, Guttag, Dalca, "Scale-Space Hypernetworks for Efficient Biomedical Image
 Analysis" (NeurIPS 2023): fractional rescaling between the stages. The authors' networks are 2D.
@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 SMALLEST = 2
-"""Voxels that rescaling leaves of an axis: InstanceNorm has nothing to normalise in one."""
+"""Minimum voxels per axis after rescaling: InstanceNorm cannot normalise a single one."""
 
 
 def stage_sizes(
@@ -28,15 +28,15 @@ def stage_sizes(
 ) -> list[tuple[int, ...]]:
     """Return the size (voxels per axis) at every stage of the encoder, the input's first.
 
-    Where the plan has a stride of 2 the axis shrinks to ceil(scale_factor * n), but not below
-    `SMALLEST`; elsewhere it stays. At 0.5 and with sizes that the strides divide these are stock
+    If the plan has a stride of 2, the axis shrinks to ceil(scale_factor * n), but not below
+    `SMALLEST`; otherwise it stays. At 0.5, and if the strides divide the sizes, these are stock
     nnU-Net's sizes.
     """
     sizes = [tuple(int(n) for n in size)]
     for stride in strides[1:]:
         sizes.append(
             tuple(
-                # What a product of floats is too large by must not cost a voxel.
+                # Rounding errors of the product must not add a voxel.
                 min(n, max(SMALLEST, math.ceil(scale_factor * n - 1e-9))) if step > 1 else n
                 for n, step in zip(sizes[-1], stride, strict=True)
             )
@@ -45,16 +45,16 @@ def stage_sizes(
 
 
 class RescaledUNet(nn.Module):
-    """The U-Net of nnU-Net's plan, rescaled in the place of strides and transposed convolutions.
+    """The U-Net of nnU-Net's plan, rescaled instead of using strides and transposed convolutions.
 
-    Stage 0 is the stock one. Before every further stage of the encoder the features are resized to
-    `stage_sizes` (linear interpolation), and its convolutions have a stride of 1. The decoder
-    projects by a 1x1x1 convolution, which commutes with the resizing and costs least before it,
-    resizes to the size of the skip connection, and continues as the stock one. Input of any size is
-    taken; the output has its size.
+    Stage 0 is the stock one. Before every further stage of the encoder, the features are resized to
+    `stage_sizes` (linear interpolation); its convolutions have a stride of 1. The decoder projects
+    with a 1x1x1 convolution, resizes to the size of the skip connection, and continues as the stock
+    one. The projection commutes with the resizing and is cheapest before it. The input can have any
+    size; the output has the same size.
 
     Attributes:
-        scale_factor: size of a stage over that of the one above; may be changed at any time.
+        scale_factor: size of a stage relative to the one above; may be changed at any time.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class RescaledUNet(nn.Module):
         deep_supervision: bool = False,
         **arch_kwargs: Any,
     ) -> None:
-        """Take what a plan's `arch_kwargs` have for `PlainConvUNet` or `ResidualEncoderUNet`."""
+        """Take a plan's `arch_kwargs` for `PlainConvUNet` or `ResidualEncoderUNet`."""
         super().__init__()
         stock_class = ResidualEncoderUNet if "n_blocks_per_stage" in arch_kwargs else PlainConvUNet
         stock = stock_class(
@@ -95,7 +95,7 @@ class RescaledUNet(nn.Module):
         return self.sizes(size)[:-1]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """Return logits in the size of `x`; with deep supervision those of all sizes."""
+        """Return logits at the size of `x`; with deep supervision, at all sizes."""
         skips: list[torch.Tensor] = []
         sizes = self.sizes(x.shape[2:])
         stem = getattr(self.encoder, "stem", None)
@@ -118,7 +118,7 @@ class RescaledUNet(nn.Module):
 
 
 def resize(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Resize the spatial axes by linear interpolation; nothing is computed where they fit."""
+    """Resize the spatial axes by linear interpolation; nothing is computed if they fit."""
     if tuple(x.shape[2:]) == tuple(size):
         return x
     return interpolate(x, tuple(size), mode="bilinear" if x.ndim == 4 else "trilinear")
@@ -152,7 +152,7 @@ class nnUNetTrainerRescaledUNet(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """Return the plan's network at the scale that the model was baked for."""
+        """Return the plan's network at the scale for which the model was baked."""
         return build_rescaled(
             configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )

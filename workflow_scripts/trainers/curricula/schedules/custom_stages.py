@@ -11,17 +11,17 @@ from .schedule import Stage
 def listed_stages(
     plan: PatchPlan, listed: Sequence[Mapping[str, Any]], epochs: int
 ) -> tuple[list[Stage], tuple[int, ...]]:
-    """Return the stages that a user listed and the epochs of each.
+    """Return the stages that a user listed and their epochs.
 
     Args:
-        plan: whose network must be able to pool them.
+        plan: its network must be able to pool the stages.
         listed: mappings with `patch_size` (voxels per axis), `batch_size` and `epochs`, in the
             order of training.
-        epochs: of the whole training.
+        epochs: number of epochs of the whole training.
 
     Raises:
-        ValueError: a size that the network cannot pool, with the nearest ones that it can, or
-            epochs that do not add up.
+        ValueError: a size that the network cannot pool (the message names the nearest valid
+            ones), or epochs that do not add up.
     """
     if not listed:
         raise ValueError("the list of stages is empty")

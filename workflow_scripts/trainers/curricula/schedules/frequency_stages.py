@@ -1,9 +1,9 @@
 """Stages of the low-frequency curricula as pure functions of the plan: no torch, no nnU-Net.
 
-EfficientTrain++ (Wang et al., arXiv 2405.08768) trains on the low frequencies of every image first,
-and on weak augmentation: in ten stages the frequencies grow from 96 of 224 to all of them, and the
-augmentation's magnitude from 0 to 9. Here the fractions are taken of a 3D patch, whose field of
-view stays as planned. Files and lines below are those of the authors' repository,
+EfficientTrain++ (Wang et al., arXiv 2405.08768) starts with the low frequencies of every image and
+weak augmentation. In ten stages the frequencies grow from 96 of 224 to all of them, and the
+augmentation's magnitude from 0 to 9. Here the fractions apply to a 3D patch, whose field of view
+stays as planned. Files and lines below refer to the authors' repository,
 github.com/LeapLabTHU/EfficientTrain, at commit 2b9011c.
 """
 
@@ -17,7 +17,7 @@ from .schedule import Stage, stage_at
 from .settings import CurriculumSettings
 
 LOW_FREQUENCY = {"low_frequency": True, "low_frequency_iterations": False}
-"""By name of a curriculum: whether its epochs compute the same; else they iterate the same."""
+"""For each curriculum: whether its epochs have equal computation; otherwise equal iterations."""
 
 REPLAY_MODES = ("whole", "mixed")
 """`whole`: an iteration uses either a new batch or an earlier one. `mixed`: every batch combines
@@ -31,9 +31,9 @@ class FrequencySchedule:
     """A schedule that the authors trained.
 
     Attributes:
-        fractions: of the frequencies that each stage keeps.
-        replays: iterations to each loaded batch, by fraction; those that are not named load every
-            batch.
+        fractions: fraction of the frequencies that each stage keeps.
+        replays: iterations per loaded batch, by fraction; other fractions load a batch in every
+            iteration.
     """
 
     fractions: Sequence[Fraction]
@@ -43,7 +43,7 @@ class FrequencySchedule:
 SCHEDULES = {
     # _ET_pp_main_res50.py:13, _ET_pp_wReplay_main_res50.py:21
     "resnet": FrequencySchedule([LOW] * 2 + [MIDDLE] * 4 + [ALL] * 4, {LOW: 4, MIDDLE: 2}),
-    # _ET_pp_main_swinT.py:13, _ET_pp_wReplay_main_swinT.py:21; those of CSWin are the same
+    # _ET_pp_main_swinT.py:13, _ET_pp_wReplay_main_swinT.py:21; the same for CSWin
     "swin": FrequencySchedule([LOW] * 2 + [MIDDLE] * 4 + [ALL] * 4, {LOW: 2}),
     # _ET_pp_main_deitS.py:14, _ET_pp_wReplay_main_deitS.py:22
     "deit": FrequencySchedule(
@@ -57,8 +57,8 @@ SCHEDULES = {
 def kept_size(planned: int, unit: int, fraction: Fraction) -> int:
     """Return the size on one axis that keeps about `fraction` of `planned` voxels.
 
-    A multiple of `unit`, rounded half up, of at least two units where the plan has them: with a
-    bottleneck of one voxel on every axis InstanceNorm would have nothing to normalise.
+    The size is a multiple of `unit`, rounded half up, and at least two units if the plan has them:
+    InstanceNorm cannot normalise a bottleneck of one voxel on every axis.
     """
     whole = planned // unit
     rounded = int(fraction * whole + Fraction(1, 2))
@@ -66,9 +66,9 @@ def kept_size(planned: int, unit: int, fraction: Fraction) -> int:
 
 
 def choose_schedule(settings: CurriculumSettings) -> FrequencySchedule:
-    """Return the schedule that is named, or the one whose fractions are listed.
+    """Return the named schedule, or the one with the listed fractions.
 
-    Listed stages repeat batches as `resnet` does: four iterations a batch up to 96 of 224
+    Listed stages repeat batches as `resnet` does: four iterations per batch up to 96 of 224
     frequencies, two up to 160.
 
     Raises ValueError for an unknown name, or fractions that are not in (0, 1] or do not end at 1.
@@ -84,9 +84,9 @@ def choose_schedule(settings: CurriculumSettings) -> FrequencySchedule:
     try:
         fractions = [Fraction(str(value)) for value in listed]
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"frequency_fractions {listed} are not all numbers") from None
+        raise ValueError(f"frequency_fractions {listed} must all be numbers") from None
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
-        raise ValueError(f"frequency_fractions {listed} are not all above 0 and at most 1")
+        raise ValueError(f"frequency_fractions {listed} must all be above 0 and at most 1")
     if fractions[-1] != 1:
         raise ValueError(
             f"frequency_fractions {listed} end at {listed[-1]}: the last stage must keep all "
@@ -101,11 +101,11 @@ def plan_bands(
 ) -> list[Stage]:
     """Return the stages of the low-frequency curricula; the last is the plan's.
 
-    The field of view is the planned one at every stage, and so is the batch, unless large batches
-    are wanted; every size is a multiple of the plan's units. With `replay` the stages of few
-    frequencies repeat samples.
+    Every stage has the planned field of view and, unless large batches are wanted, the planned
+    batch. Every size is a multiple of the plan's units. With `replay`, stages with few frequencies
+    repeat samples.
 
-    Raises ValueError for settings that make no schedule.
+    Raises ValueError for invalid settings.
     """
     settings = settings or CurriculumSettings()
     if settings.replay not in REPLAY_MODES:
@@ -138,9 +138,9 @@ def plan_bands(
 
 
 def spread(stages: int, epochs: int) -> tuple[int, ...]:
-    """Return the epochs of each stage, spread evenly: epoch e is of floor(stages * e / epochs).
+    """Return the epochs of each stage, spread evenly: epoch e has stage floor(stages * e / epochs).
 
-    With fewer epochs than stages some are left out, but never the last one (`stage_at`).
+    With fewer epochs than stages, some stages are left out, but never the last one (`stage_at`).
     """
     if epochs < stages:
         reached = [stage_at(epoch, epochs, stages) for epoch in range(epochs)]

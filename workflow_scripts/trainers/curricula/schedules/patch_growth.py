@@ -1,4 +1,4 @@
-"""How patch sizes and batches of the curricula follow from the planned ones; see `schedule`."""
+"""Patch sizes and batches of the curricula, derived from the planned ones; see `schedule`."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,10 +8,10 @@ from .patch_plan import PatchPlan
 
 
 def grow_in_turn(plan: PatchPlan) -> list[tuple[int, ...]]:
-    """Grow the patch by one unit on one axis a stage, axes 1, 2, 0, 1, 2, 0, ... (PGPS, MICCAI).
+    """Grow one axis by one unit per stage, in the order 1, 2, 0, 1, 2, 0, ... (PGPS, MICCAI).
 
-    The smallest patch is one unit on every axis but two on axis 0: a bottleneck of a single voxel
-    has no variance for InstanceNorm to divide by.
+    The smallest patch is one unit on every axis, except two on axis 0: a bottleneck of a single
+    voxel has no variance for InstanceNorm to divide by.
     """
     planned, units = plan.patch_size, plan.units
     current = list(_smallest(plan, two_voxels=True))
@@ -27,7 +27,7 @@ def grow_in_turn(plan: PatchPlan) -> list[tuple[int, ...]]:
 
 
 def grow_shortest(plan: PatchPlan, one_voxel_bottleneck: bool) -> list[tuple[int, ...]]:
-    """Grow by one unit the axis that is then the shortest, ties to the first (PGPS, journal)."""
+    """Grow the axis that one more unit leaves shortest, ties to the first (PGPS, journal)."""
     planned, units = plan.patch_size, plan.units
     current = list(_smallest(plan, two_voxels=not one_voxel_bottleneck))
     sizes = [tuple(current)]
@@ -40,13 +40,13 @@ def grow_shortest(plan: PatchPlan, one_voxel_bottleneck: bool) -> list[tuple[int
 
 
 def _smallest(plan: PatchPlan, two_voxels: bool) -> tuple[int, ...]:
-    """One unit on every axis; with `two_voxels`, two on axis 0 where the plan has room."""
+    """Return one unit on every axis; with `two_voxels`, two on axis 0 if the plan has room."""
     first, *others = plan.units
     return (min(plan.patch_size[0], first * (1 + two_voxels)), *others)
 
 
 def plus_batches(sizes: Sequence[tuple[int, ...]], planned: int, seed: int) -> list[int]:
-    """Batches of PGPS+: the volume that is saved from one size to the next smaller one, floored."""
+    """Return the batches of PGPS+: each smaller size uses the volume it saves, floored."""
     batches = [seed]
     for larger, smaller in pairwise(reversed(sizes)):
         batches.append(batches[-1] * prod(larger) // prod(smaller))

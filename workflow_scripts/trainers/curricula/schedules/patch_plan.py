@@ -7,7 +7,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """A patch and batch that the network can take.
+    """A patch and batch that the network accepts.
 
     Attributes:
         patch_size: voxels per axis, in nnU-Net's axis order; each a multiple of 2**pooling.
@@ -15,8 +15,8 @@ class PatchPlan:
         batch_size: samples.
 
     Raises:
-        ValueError: a patch that the network cannot pool, with the nearest sizes that it can, or a
-            batch of nothing.
+        ValueError: a patch that the network cannot pool (the message names the nearest valid
+            sizes), or an empty batch.
     """
 
     patch_size: tuple[int, ...]
@@ -32,8 +32,8 @@ class PatchPlan:
             if n < 1 or n % unit:
                 near = sorted({max(unit, n // unit * unit), (n // unit + 1) * unit})
                 raise ValueError(
-                    f"patch size {size}: {n} on axis {axis} is not a multiple of {unit}, as this "
-                    f"plan's network needs; the nearest are {' and '.join(map(str, near))}"
+                    f"patch size {size}: {n} on axis {axis} is not a multiple of {unit}, which "
+                    f"this plan's network requires; the nearest are {' and '.join(map(str, near))}"
                 )
         if self.batch_size < 1:
             raise ValueError(f"a batch of {self.batch_size} is empty")
@@ -44,14 +44,14 @@ class PatchPlan:
     ) -> Self:
         """Return the plan of a network with the strides of nnU-Net's plans.
 
-        Raises ValueError also for strides other than 1 or 2.
+        Also raises ValueError for strides other than 1 or 2.
         """
         size = tuple(int(n) for n in patch_size)
         return cls(size, count_poolings(strides), int(batch_size))
 
     @classmethod
     def of(cls, configuration: Any) -> Self:
-        """Return the plan of one of nnU-Net's `ConfigurationManager`."""
+        """Return the plan of a `ConfigurationManager` of nnU-Net."""
         return cls.from_strides(
             configuration.patch_size, configuration.pool_op_kernel_sizes, configuration.batch_size
         )

@@ -1,6 +1,6 @@
-"""From an arm's settings and a plan to the schedule of the whole training: one way for all.
+"""The schedule of a whole training, derived from an arm's settings and a plan.
 
-The trainers train by it and the forecast counts by it, so the two cannot disagree. Pure Python.
+Both the trainers and the forecast use it, so the two cannot disagree. Pure Python.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ def plan_schedule(
 ) -> Schedule:
     """Return the schedule of a training of this length.
 
-    Raises ValueError for settings that do not fit each other or the plan.
+    Raises ValueError for settings that conflict with each other or with the plan.
     """
     curriculum, epochs = settings.curriculum, length.epochs
     if curriculum == "listed":
@@ -44,8 +44,8 @@ def plan_schedule(
 def iterations_of_stages(schedule: Schedule) -> list[float]:
     """Return the training iterations of each stage over the whole training.
 
-    Of a random schedule the first 10,000 draws stand for all: the mean size of a batch is then
-    within about 1 % of that of the draws themselves.
+    For a random schedule, the first 10,000 draws represent all: the mean size of a batch is then
+    within about 1 % of that of all draws.
     """
     if schedule.seed is None:
         counted = [0.0] * len(schedule.stages)

@@ -1,6 +1,6 @@
-"""Which scale factor every step of a scale-space training has: pure Python, no torch.
+"""Scale factor of every step of a scale-space training: pure Python, no torch.
 
-The trainers train by it and the forecast counts by it, so the two cannot disagree.
+Both the trainers and the forecast use it, so the two cannot disagree.
 """
 
 import math
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from .settings import TrainerSettings
 
 STEPS_OF_ONE = 100
-"""Scale factors are drawn in hundredths: as good as continuous for a network that is smooth in the
-scale factor (most neighbours have the very same sizes), and every size comes back, so that costs
-are counted and convolution algorithms chosen once for each."""
+"""Scale factors are drawn in hundredths. This is as good as continuous for a network that is smooth
+in the scale factor (most neighbours give the same sizes). Sizes recur, so that costs are counted
+and convolution algorithms chosen only once for each."""
 
 DEFAULT_RANK = 8
 
 ENCODINGS = ("linear", "circular")
 PRIORS = ("uniform", "sqrt")
 DRAWS = 500
-"""Quantiles that represent a prior that is not uniform."""
+"""Number of quantiles that represent a non-uniform prior."""
 LARGEST_SHARE = 0.3
 """Largest share of the initial update kernel that may depend on the scale factor."""
 
@@ -29,9 +29,9 @@ class Scales:
     """Scale factors of a training.
 
     Attributes:
-        trained: those that an iteration is drawn from, each as likely.
-        validated: those that the validation patches after an epoch take in turn.
-        final: that of the final validation.
+        trained: factors from which each iteration draws, all equally likely.
+        validated: factors that the validation patches after an epoch use in turn.
+        final: factor of the final validation.
     """
 
     trained: tuple[float, ...]
@@ -39,7 +39,7 @@ class Scales:
     final: float
 
     def of_iteration(self, seed: int, iteration: int) -> float:
-        """Return the scale factor of a global iteration: a function of these two numbers alone."""
+        """Return the scale factor of a global iteration, a function of the two arguments alone."""
         if len(self.trained) == 1:
             return self.trained[0]
         return random.Random(f"scale/{seed}/{iteration}").choice(self.trained)
@@ -51,27 +51,27 @@ class Scales:
 
 @dataclass(frozen=True)
 class ScaleSpaceSettings(TrainerSettings):
-    """Attributes of a trainer that decide its scale factors and the size of its hypernetwork.
+    """Trainer attributes that determine its scale factors and the size of its hypernetwork.
 
     Attributes:
-        scale_factor: of every step; None draws one for each iteration.
+        scale_factor: factor of every step; None draws one for each iteration.
         smallest_scale, largest_scale: bounds of the draws, uniform between them; the encoding maps
             them to 0 and 1.
-        rank: dimensions in which the weights can follow the scale factor.
+        rank: number of dimensions in which the weights can follow the scale factor.
         unit_norm: scale the hypernetwork's coordinates u to length 1, so that every scale factor
-            and rank trains at the same rate; else u is the perceptron's last layer after its
-            non-linearity, as the authors have it, whose initial length is anything from 0 to 1.8.
+            and rank trains at the same rate; False uses the perceptron's last layer after its
+            non-linearity, as the authors do, with an initial length between 0 and 1.8.
         scale_encoding: `linear` (x, 1 - x), the authors'; `circular` (cos, sin) of x pi/2.
         scale_share: share of the initial update kernel that depends on the scale factor, the same
             for every seed (`hypernetwork.kernel_share`); None leaves it to chance.
         scale_prior: how scale factors are drawn between the bounds: `uniform`, or `sqrt` for a
             uniform area (the square root of a uniform number, as in the authors' supplement).
-        film: scale and shift features by the scale factor instead of making weights, which are
-            then shared (Perez et al., 2018; a control of the authors). Needs rank 0.
+        film: scale and shift features by the scale factor and share the weights, instead of
+            generating weights (Perez et al., 2018; a control of the authors). Needs rank 0.
 
     Raises:
-        ValueError: factors outside (0, 1], bounds in the wrong order, or a hypernetwork that cannot
-            be.
+        ValueError: factors outside (0, 1], bounds in the wrong order, or an invalid
+            hypernetwork.
     """
 
     scale_factor: float | None = None
@@ -93,8 +93,8 @@ class ScaleSpaceSettings(TrainerSettings):
         low, high = self._bounds
         if self.scale_factor is None and not 0 < low < high:
             raise ValueError(
-                f"smallest_scale {self.smallest_scale} is not smaller than largest_scale "
-                f"{self.largest_scale} by at least {1 / STEPS_OF_ONE}"
+                f"smallest_scale {self.smallest_scale} must be at least {1 / STEPS_OF_ONE} below "
+                f"largest_scale {self.largest_scale}"
             )
         if self.scale_encoding not in ENCODINGS:
             raise ValueError(
@@ -108,11 +108,11 @@ class ScaleSpaceSettings(TrainerSettings):
             0 < self.scale_share <= LARGEST_SHARE and self.unit_norm and self.rank
         ):
             raise ValueError(
-                f"scale_share {self.scale_share}: it is above 0 and at most {LARGEST_SHARE}, and "
-                "needs unit_norm and a rank"
+                f"scale_share {self.scale_share} must be above 0 and at most {LARGEST_SHARE}, and "
+                "requires unit_norm and a rank above 0"
             )
         if self.film and self.rank:
-            raise ValueError(f"film shares the weights: it needs rank 0, not {self.rank}")
+            raise ValueError(f"film requires rank 0, not {self.rank}: it shares the weights")
         if self.rank < 0:
             raise ValueError(f"a rank of {self.rank} is negative")
         if self.rank == 1 and self.unit_norm:

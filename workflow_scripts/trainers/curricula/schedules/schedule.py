@@ -1,6 +1,6 @@
 """Patch-size schedules as pure functions of the plan: no torch, no nnU-Net, no hidden state.
 
-The trainers, the forecast, the figures and the tests all ask this module, so a schedule is defined
+The trainers, the forecast, the figures and the tests all use this module, so a schedule is defined
 once. Sources: Fischer et al., "Progressive Growing of Patch Size", MICCAI 2024, section 2, and its
 reference implementation (`nnUNetTrainer_PGPS.py`, `_PGPS+.py`, `_RPSS.py`) for `progressive`,
 `progressive_plus` and `random`; arXiv 2510.23241 and its trainers for `progressive_efficiency` and
@@ -40,9 +40,9 @@ class Stage:
         patch_size: voxels per axis that the network sees, in nnU-Net's axis order.
         batch_size: samples.
         field_of_view: voxels per axis that are cropped from the image and then reduced to
-            `patch_size` by a low-pass; None where nothing is reduced.
+            `patch_size` by a low-pass; None if nothing is reduced.
         augmentation: strength of the augmentation, from 0 (none) to 1 (nnU-Net's own).
-        replay: iterations to each batch that is loaded; the others repeat former batches.
+        replay: iterations per loaded batch; the other iterations repeat earlier batches.
     """
 
     patch_size: tuple[int, ...]
@@ -63,16 +63,16 @@ class Stage:
 
     @property
     def label(self) -> str:
-        """The patch size as it stands in every table, such as `40x56x40`."""
+        """The patch size as written in tables, such as `40x56x40`."""
         return "x".join(map(str, self.patch_size))
 
 
 def plan_stages(plan: PatchPlan, settings: CurriculumSettings) -> list[Stage]:
     """Return the distinct training sizes of a curriculum, smallest first; the last is the plan's.
 
-    Of `CURRICULA`, `constant` is the plan's size alone; `random` draws from those of `progressive`.
+    `constant` has only the plan's size; `random` draws from the sizes of `progressive`.
 
-    Raises ValueError for an unknown curriculum, or too large a `plus_seed`.
+    Raises ValueError for an unknown curriculum, or a `plus_seed` that is too large.
     """
     curriculum, planned, batch = settings.curriculum, plan.patch_size, plan.batch_size
     if curriculum not in CURRICULA:
@@ -97,12 +97,12 @@ def plan_stages(plan: PatchPlan, settings: CurriculumSettings) -> list[Stage]:
 
 
 def stage_at(epoch: int, epochs: int, number_of_stages: int) -> int:
-    """Return the stage of an epoch: equal epochs a stage, the remainder goes to the last one.
+    """Return the stage of an epoch: equal epochs per stage, the remainder in the last one.
 
-    With fewer epochs than stages the stages are spread evenly, and the last epoch is always at the
+    With fewer epochs than stages, the stages are spread evenly, and the last epoch is always at the
     planned size.
 
-    Raises ValueError for an epoch outside 0..epochs-1 or less than one stage.
+    Raises ValueError for an epoch outside 0..epochs-1, or fewer than one stage.
     """
     if not 0 <= epoch < epochs:
         raise ValueError(f"epoch {epoch} is outside a training of {epochs} epochs")
@@ -117,12 +117,12 @@ def stage_at(epoch: int, epochs: int, number_of_stages: int) -> int:
 
 
 def pace(stages: Sequence[Stage], epochs: int, pacing: str) -> tuple[int, ...]:
-    """Return the epochs of each stage: `equal` ones (`stage_at`), or in proportion to the `volume`.
+    """Return the epochs of each stage: `equal` (`stage_at`), or in proportion to the `volume`.
 
-    By volume every stage has at least one epoch and the quotas are rounded by largest remainder
-    (pacing of the authors' later trainers). With fewer epochs than stages both are `equal`.
+    By volume, every stage has at least one epoch, and the quotas are rounded by largest remainder
+    (the pacing of the authors' later trainers). With fewer epochs than stages, both are `equal`.
 
-    Raises ValueError for another pacing.
+    Raises ValueError for any other pacing.
     """
     if pacing not in PACINGS:
         raise ValueError(f"unknown pacing {pacing!r}; known are {', '.join(PACINGS)}")
@@ -144,15 +144,15 @@ def pace(stages: Sequence[Stage], epochs: int, pacing: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which stage every batch of a training belongs to: a pure function of the batch's number.
+    """Stage of every batch of a training: a pure function of the batch's number.
 
     Attributes:
         stages: the training sizes in the order of training.
         epochs, iterations_per_epoch: length of the whole training.
-        seed: of the random draws; `None` grows with the epochs instead.
-        epochs_of_stages: epochs of each stage; None is equal pacing.
-        equal_compute: an epoch of a stage with fewer voxels has so many more iterations that every
-            epoch computes the same; `iterations_per_epoch` are those of the last stage.
+        seed: seed of the random draws; None grows the size with the epochs instead.
+        epochs_of_stages: epochs of each stage; None means equal pacing.
+        equal_compute: epochs of stages with fewer voxels have more iterations, so that every epoch
+            has equal computation; `iterations_per_epoch` is that of the last stage.
     """
 
     stages: tuple[Stage, ...]
@@ -166,7 +166,9 @@ class Schedule:
     def _ends(self) -> list[int]:
         each = self.epochs_of_stages or pace(self.stages, self.epochs, "equal")
         if sum(each) != self.epochs or len(each) != len(self.stages):
-            raise ValueError(f"{each} are not the epochs of {len(self.stages)} stages")
+            raise ValueError(
+                f"epochs of the stages {each}: not {len(self.stages)} that add up to {self.epochs}"
+            )
         return list(accumulate(each))
 
     @cached_property
@@ -184,15 +186,15 @@ class Schedule:
 
     @cached_property
     def _batch_ends(self) -> list[int]:
-        """Loaded batches at the end of each stage; every stage begins with one."""
+        """Loaded batches at the end of each stage; every stage starts by loading one."""
         iterations = [end - start for start, end in pairwise([0, *self._iteration_ends])]
         replays = [stage.replay for stage in self.stages]
         return list(accumulate(-(-n // r) for n, r in zip(iterations, replays, strict=True)))
 
     def stage_of_epoch(self, epoch: int) -> int | None:
-        """Return the epoch's stage, or None where its batches differ.
+        """Return the epoch's stage, or None if its batches differ.
 
-        Raises ValueError for an epoch outside of the training.
+        Raises ValueError for an epoch outside the training.
         """
         if not 0 <= epoch < self.epochs:
             raise ValueError(f"epoch {epoch} is outside a training of {self.epochs} epochs")
@@ -206,7 +208,7 @@ class Schedule:
         return self.iterations_per_epoch if stage is None else self._iterations_per_epoch[stage]
 
     def iterations_before(self, epoch: int) -> int:
-        """Return the number of an epoch's first iteration over the whole training (0 .. epochs)."""
+        """Return the global number of the first iteration of an epoch (0 .. epochs)."""
         if self.seed is not None:
             return epoch * self.iterations_per_epoch
         stage = self._clipped(bisect_right(self._ends, epoch))
@@ -224,10 +226,10 @@ class Schedule:
         return random.Random(f"{self.seed}/{iteration}").randrange(len(self.stages))
 
     def stage_of_batch(self, number: int) -> int:
-        """Return the stage of the batch that is loaded as `number`, counted from 0.
+        """Return the stage of loaded batch `number`, counted from 0.
 
-        Without replay that is the batch's iteration. Workers prefetch past the end; their surplus
-        batches are of the last epoch's kind and are never trained on.
+        Without replay, `number` is also the batch's iteration. Workers prefetch past the end; their
+        surplus batches are like those of the last epoch and are never trained on.
         """
         if self.seed is None:
             return self._clipped(bisect_right(self._batch_ends, number))
@@ -242,11 +244,11 @@ class Schedule:
         return [0, *self._batch_ends][stage] - (-within // self.stages[stage].replay)
 
     def loads(self, iteration: int) -> bool:
-        """Tell whether an iteration loads a batch; otherwise it repeats one of its stage."""
+        """Return whether an iteration loads a batch; otherwise it repeats one of its stage."""
         return self.batches_before(iteration + 1) > self.batches_before(iteration)
 
     def replayable_before(self, iteration: int) -> int:
-        """Return how many batches of its stage the iterations before this one have loaded."""
+        """Return how many batches of this iteration's stage were loaded before it."""
         if self.seed is not None:
             return 0
         first = [0, *self._batch_ends][self.stage_of_iteration(iteration)]
@@ -255,12 +257,12 @@ class Schedule:
     def iteration_of_stage(self, iteration: int) -> int:
         """Return the number of an iteration within its stage, counted from 0.
 
-        Raises ValueError where sizes are drawn, since stages are then not in turn.
+        Raises ValueError if sizes are drawn, since the stages are then not consecutive.
         """
         if self.seed is not None:
-            raise ValueError("the stages of a random schedule are not in turn")
+            raise ValueError("a random schedule has no consecutive stages")
         return iteration - [0, *self._iteration_ends][self.stage_of_iteration(iteration)]
 
     def _clipped(self, stage: int) -> int:
-        """`stage`, or that of the last epoch for what lies past the end."""
+        """Return `stage`, or that of the last epoch if `stage` is past the end."""
         return min(stage, bisect_right(self._ends, self.epochs - 1))

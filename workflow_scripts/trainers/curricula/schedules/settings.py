@@ -1,4 +1,4 @@
-"""What an arm may set on its trainer to decide a schedule, and how long the training lasts."""
+"""Trainer settings of an arm that determine its schedule, and the length of the training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,13 +10,13 @@ AUTHORS_PLUS_SEED = 2
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Attributes of a trainer that belong together; each field has the attribute's name."""
+    """Related attributes of a trainer; each field has the attribute's name."""
 
     @classmethod
     def of(cls, trainer: object, parameters: Mapping[str, Any] | None = None) -> Self:
-        """Return those of a trainer, or of its class, overlaid by an arm's parameters.
+        """Return the settings of a trainer or its class, overridden by an arm's parameters.
 
-        nnU-Net's own trainers lack the attributes: the defaults hold.
+        nnU-Net's own trainers lack the attributes, so the defaults apply.
         """
         names = [field.name for field in fields(cls)]
         found = {name: getattr(trainer, name) for name in names if hasattr(trainer, name)}
@@ -27,29 +27,29 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class CurriculumSettings(TrainerSettings):
-    """Attributes of a trainer that decide its schedule.
+    """Attributes of a trainer that determine its schedule.
 
     Attributes:
         curriculum: name in `schedule.CURRICULA` or `frequency_stages.LOW_FREQUENCY`, or `listed`
             for the stages of `stage_list`.
         pacing: how epochs are shared among the stages, one of `schedule.PACINGS`.
         stage_list: the user's own stages, as `custom_stages.listed_stages` takes them.
-        plus_seed: batch at the planned patch from which `progressive_plus` counts backwards: by
-            default `AUTHORS_PLUS_SEED`; None is the planned batch, its maximum.
-        max_batch: largest batch of a small patch, where batches grow; None is no limit.
+        plus_seed: batch at the planned patch from which `progressive_plus` counts backwards. None
+            means the planned batch, which is the maximum.
+        max_batch: largest batch of small patches, if batches grow; None means no limit.
         one_voxel_bottleneck: False skips the stage of the journal's curricula whose bottleneck is a
             single voxel.
-        replay_batches: the batches that `low_frequency` keeps for repetition; 0 repeats none.
+        replay_batches: number of batches that `low_frequency` keeps to repeat; 0 repeats none.
         replay: which iterations see repeated samples, one of `frequency_stages.REPLAY_MODES`.
-        frequency_schedule: the kept frequencies of each stage of the low-frequency curricula, by
-            name in `frequency_stages.SCHEDULES`.
-        frequency_fractions: the same, as the user lists them (numbers or texts such as `3/7`), in
-            stages of equal length; None is `frequency_schedule`.
-        lowpass: how frequencies are taken; `none` takes none, so that only the augmentation grows.
+        frequency_schedule: frequencies kept in each stage of the low-frequency curricula, by name
+            in `frequency_stages.SCHEDULES`.
+        frequency_fractions: the same as the user's own list (numbers or strings such as `3/7`), in
+            stages of equal length; None uses `frequency_schedule`.
+        lowpass: how frequencies are cropped; `none` keeps all, so that only the augmentation grows.
         augmentation_ramp: False augments every stage at full strength, so that only the frequencies
             grow.
-        large_batches_early: enlarge the batch of a stage with fewer voxels a patch as far as the
-            voxels of the planned batch allow, up to `max_batch`.
+        large_batches_early: enlarge the batches of smaller patches up to the voxels of the planned
+            batch, and at most to `max_batch`.
     """
 
     curriculum: str = "constant"
@@ -69,12 +69,12 @@ class CurriculumSettings(TrainerSettings):
 
 @dataclass(frozen=True)
 class TrainingLength:
-    """How long a whole training lasts.
+    """Length of a whole training.
 
     Attributes:
-        epochs: of the training.
-        iterations_per_epoch: training steps of an epoch.
-        seed: what fills it where sizes are drawn (`random`); other curricula ignore it.
+        epochs: number of epochs.
+        iterations_per_epoch: training steps per epoch.
+        seed: seed of drawn sizes (`random`); other curricula ignore it.
     """
 
     epochs: int
