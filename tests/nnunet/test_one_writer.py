@@ -83,7 +83,7 @@ def test_a_job_that_slept_writes_nothing_when_it_wakes(folds):
     finally:
         kill_group(sleeper)
     assert re.match(
-        r"UserError: .*fold_0 was taken over by another process while", *said(sleeper_said)
+        r"UserError: .*fold_0 was taken over by another process because", *said(sleeper_said)
     )
     assert files_of(folds.fold("slept")) == before
     attempts = [e for e in folds.ledger("slept") if e["entry"] == "attempt"]

@@ -328,7 +328,7 @@ def test_every_step_s_work_is_counted_at_its_scale(tiny, tmp_path):
 def test_scales_that_cannot_be_stop_the_training_before_it_begins(tiny):
     trainer = tiny.trainer(SCALE_SPACE)
     trainer.smallest_scale = 0.6
-    with pytest.raises(ValueError, match=r"smallest_scale 0\.6 is not smaller"):
+    with pytest.raises(ValueError, match=r"smallest_scale 0\.6 must be at least 0\.01 below"):
         trainer.schedule()
     trainer.smallest_scale, trainer.rank = 0.25, 1
     with pytest.raises(ValueError, match="rank 1 with unit_norm"):

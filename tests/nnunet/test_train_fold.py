@@ -169,7 +169,7 @@ def test_a_changed_training_is_refused(folds):
     assert "parameters was {} and is now {'batch_seed': 4}." in folds.said[4]
     assert not (folds.root / "changed").exists()
     assert folds.said[5] == (
-        f"UserError: arms.progressive.parameters: {PROGRESSIVE} has no no_such_thing"
+        f"UserError: arms.progressive.parameters: {PROGRESSIVE} has no parameter no_such_thing"
     )
 
 
