@@ -140,6 +140,16 @@ def test_where_an_arm_is_ahead(lengths, text):
     assert crossing(table[table["cost"] == "training_kwh"]) == text
 
 
+def test_a_cost_that_only_some_trainings_cover_decides_nothing():
+    table = measure_differences(sweep(((8, 0.7, 2.0), (32, 0.8, 8.0))), "constant_64")
+    rows = table[table["cost"] == "training_gflop"].copy()
+    assert crossing(rows) == "ahead from 4.00 GFLOP"
+    of_reference = (rows["trained"] == "reference") & rows["difference"].notna()
+    rows.loc[of_reference, "trainings"] = 1
+    rows.loc[of_reference, ["ci_low", "ci_high"]] = math.nan
+    assert crossing(rows) == "undecided up to 8.00 GFLOP"
+
+
 def test_seeds_that_disagree_decide_nothing():
     """The means alone would give: ahead from 4."""
     lengths = ((8, 0.56, 1.0), (16, 0.67, 4.0), (32, 0.78, 16.0))

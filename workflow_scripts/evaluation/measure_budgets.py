@@ -222,9 +222,11 @@ def crossing(rows: pd.DataFrame) -> str:
     A difference counts if its interval excludes 0 (without an interval, by its sign) and if
     interpolation cannot explain it. Interpolation favours whichever arm was trained at that cost.
     So an arm is behind at one of its own lengths, and ahead from one of the reference's lengths if
-    it is ahead in all rows from there on.
+    it is ahead in all rows from there on. Costs that only some of the trainings cover decide
+    nothing.
     """
     known = rows.dropna(subset=["difference"]).sort_values("amount")
+    known = known[known["trainings"] == known["trainings"].max()]
     choices = COSTS[rows["cost"].iloc[0]][1]
     if known.empty:
         return "no common cost"
@@ -334,7 +336,8 @@ def to_markdown(differences: pd.DataFrame, targets: pd.DataFrame, runs: pd.DataF
         "training this short or this long.",
         "An arm is *behind* if the interval excludes 0 at a cost where the arm was trained. It is "
         f"*ahead* if the interval excludes 0 at a cost where {reference} was trained, and at all "
-        "higher costs. Interpolation cannot explain either.",
+        "higher costs. Interpolation cannot explain either. Costs that only some of the trainings "
+        "cover (n) decide nothing.",
         f"Final Dice: that of {reference}'s longest training. Values are medians over trainings. "
         "*never*: the arm's longest training stays below. ≤: its shortest training is already "
         f"above. A dash: {reference}'s shortest training is already above.",
