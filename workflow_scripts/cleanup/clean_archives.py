@@ -34,5 +34,6 @@ if __name__ == "__main__":
         converted={task: Path(path) for task, path in params.converted.items()},
     )
     for task in params.archives:
-        freed = f"removed {size_text(by_task[task])} of archives" if task in by_task else None
-        announce(f"{task}: {freed or 'not converted yet, archive kept'}")
+        freed = by_task.get(task)
+        removed = None if freed is None else f"removed {size_text(freed)} of archives"
+        announce(f"{task}: {removed or 'not converted yet, archive kept'}")
