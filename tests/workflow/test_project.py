@@ -52,7 +52,10 @@ def test_every_command_of_the_ci_is_run_here_too():
 
 
 def test_the_picture_of_the_rules_is_current(tmp_path):
-    """Redraw it in a fresh clone (a finished checkpoint is not drawn) with `snakemake --rulegraph | dot -Tsvg > docs/images/rulegraph.svg`."""
+    """Redraw it with `snakemake --rulegraph | dot -Tsvg > docs/images/rulegraph.svg`.
+
+    In a fresh clone: a finished checkpoint is not drawn.
+    """
     run = subprocess.run(
         [sys.executable, "-m", "snakemake", "--rulegraph"],
         cwd=copy_tree(tmp_path),
