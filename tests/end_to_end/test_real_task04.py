@@ -32,12 +32,13 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """config/hippocampus.yaml with trainings of a few seconds."""
+    """config/hippocampus.yaml with trainings of a few seconds, one seed and the planned patch."""
     folder = tmp_path_factory.mktemp("task04")
     config = write_config(
         folder,
         "short",
         yaml.safe_load((ROOT / "config/hippocampus.yaml").read_text()),
+        seeds=[1],
         arms={
             "low_frequency": {"trainer": "nnUNetTrainerLowFrequency", "epochs": 2},
             "constant_short": {"trainer": "nnUNetTrainerConstantPatch", "epochs": 1},
@@ -49,6 +50,7 @@ def study(tmp_path_factory):
             "iterations_per_epoch": 3,
             "validation_iterations_per_epoch": 1,
             "device": "cpu",
+            "precision": "auto",
             "threads": 1,
         },
         validation={"mirroring": False},

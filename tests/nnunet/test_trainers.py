@@ -543,7 +543,16 @@ def test_nnunet_finds_the_trainers_by_itself(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["bench", "budget_sweep", "budget_sweep_acdc", "config", "demo", "hippocampus"]
+    "name",
+    [
+        "bench",
+        "budget_sweep",
+        "budget_sweep_acdc",
+        "budget_sweep_folds",
+        "config",
+        "demo",
+        "hippocampus",
+    ],
 )
 def test_arms_of_a_config_name_their_curriculum(name):
     from workflow_scripts.trainers.curricula import arms
@@ -570,6 +579,7 @@ def test_every_config_is_tested():
         "bench",
         "budget_sweep",
         "budget_sweep_acdc",
+        "budget_sweep_folds",
         "config",
         "demo",
         "gpu_check",

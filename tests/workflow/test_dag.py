@@ -9,7 +9,7 @@ import yaml
 
 from helpers.tree import ROOT, dry_run, plan, said, snakemake, trainings
 
-STUDIES = ["demo", "hippocampus", "config", "budget_sweep"]
+STUDIES = ["demo", "hippocampus", "config", "budget_sweep", "budget_sweep_folds"]
 STUDIES += ["scale_space", "low_frequency", "learning_rates"]
 ARMS = ["constant", "progressive", "random"]
 HEAVY = {"torch", "nnunetv2", "pandas", "seaborn", "matplotlib", "codecarbon", "nibabel", "scipy"}
