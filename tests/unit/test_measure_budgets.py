@@ -91,7 +91,7 @@ def test_one_and_the_same_curve_is_neither_ahead_nor_behind():
     assert (differences(runs)["difference"] > 0.01).all()
     assert (differences(runs, "reference")["difference"].dropna() < -0.01).all()
     table = measure_differences(runs, "constant_64")
-    text = crossing(table[table["cost"] == "training_gflop"])
+    text = crossing(table[table["cost"] == "training_gflop"], 3)
     assert text == "undecided up to 8.00 GFLOP"
 
 
@@ -137,17 +137,21 @@ def test_where_an_arm_is_ahead(lengths, text):
     runs = sweep(lengths, seeds=(0,))
     runs["training_kwh"] /= 1000
     table = measure_differences(runs, "constant_64")
-    assert crossing(table[table["cost"] == "training_kwh"]) == text
+    assert crossing(table[table["cost"] == "training_kwh"], 1) == text
 
 
 def test_a_cost_that_only_some_trainings_cover_decides_nothing():
     table = measure_differences(sweep(((8, 0.7, 2.0), (32, 0.8, 8.0))), "constant_64")
     rows = table[table["cost"] == "training_gflop"].copy()
-    assert crossing(rows) == "ahead from 4.00 GFLOP"
+    assert crossing(rows, 3) == "ahead from 4.00 GFLOP"
     of_reference = (rows["trained"] == "reference") & rows["difference"].notna()
     rows.loc[of_reference, "trainings"] = 1
     rows.loc[of_reference, ["ci_low", "ci_high"]] = math.nan
-    assert crossing(rows) == "undecided up to 8.00 GFLOP"
+    assert crossing(rows, 3) == "undecided up to 8.00 GFLOP"
+    rows["trainings"] = 1
+    rows[["ci_low", "ci_high"]] = math.nan
+    assert crossing(rows, 1) == "ahead from 4.00 GFLOP", "its sign, with one training"
+    assert crossing(rows, 3) == "undecided up to 8.00 GFLOP"
 
 
 def test_seeds_that_disagree_decide_nothing():
@@ -156,7 +160,7 @@ def test_seeds_that_disagree_decide_nothing():
     table = measure_differences(sweep(lengths, step=0.02), "constant_64")
     rows = table[table["cost"] == "training_gflop"]
     assert (rows["difference"] > 0).all()
-    assert crossing(rows) == "undecided up to 16.0 GFLOP"
+    assert crossing(rows, 3) == "undecided up to 16.0 GFLOP"
 
 
 def targets(runs):

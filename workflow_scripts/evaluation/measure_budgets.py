@@ -216,14 +216,14 @@ def _base(runs: pd.DataFrame, reference_arm: str) -> str:
     return base
 
 
-def crossing(rows: pd.DataFrame) -> str:
+def crossing(rows: pd.DataFrame, trained: int) -> str:
     """Describe where one arm is ahead of the reference, and where it is behind, for one cost.
 
-    A difference counts if its interval excludes 0 (without an interval, by its sign) and if
-    interpolation cannot explain it. Interpolation favours whichever arm was trained at that cost.
-    So an arm is behind at one of its own lengths, and ahead from one of the reference's lengths if
-    it is ahead in all rows from there on. Costs that only some of the trainings cover decide
-    nothing.
+    A difference counts if its interval excludes 0 (its sign, if the study has one training per arm
+    and length: `trained` is 1) and if interpolation cannot explain it. Interpolation favours
+    whichever arm was trained at that cost. So an arm is behind at one of its own lengths, and ahead
+    from one of the reference's lengths if it is ahead in all rows from there on. Costs that only
+    some of the trainings cover decide nothing.
     """
     known = rows.dropna(subset=["difference"]).sort_values("amount")
     known = known[known["trainings"] == known["trainings"].max()]
@@ -232,8 +232,9 @@ def crossing(rows: pd.DataFrame) -> str:
         return "no common cost"
     amounts = [in_unit(amount, choices) for amount in known["amount"]]
     of_arm = (known["trained"] == ARM).to_numpy()
-    behind = (known["ci_high"].fillna(known["difference"]) < 0).to_numpy() & of_arm
-    ahead = (known["ci_low"].fillna(known["difference"]) > 0).to_numpy()
+    low, high = ("difference", "difference") if trained == 1 else ("ci_low", "ci_high")
+    behind = (known[high] < 0).to_numpy() & of_arm
+    ahead = (known[low] > 0).to_numpy()
     from_here_on = np.logical_and.accumulate(ahead[::-1])[::-1] & ~of_arm
     last_behind = amounts[np.flatnonzero(behind)[-1]] if behind.any() else None
     parts = [f"behind up to {last_behind}"] if last_behind else []
@@ -286,11 +287,14 @@ def difference_rows(differences: pd.DataFrame, trained: int) -> pd.DataFrame:
     )
 
 
-def crossing_rows(differences: pd.DataFrame) -> pd.DataFrame:
+def crossing_rows(differences: pd.DataFrame, trained: int) -> pd.DataFrame:
     """Return one task's `crossing` of each arm (rows) and cost (columns)."""
     return pd.DataFrame(
         {"arm": arm}
-        | {COSTS[cost][0]: crossing(rows) for cost, rows in group.groupby("cost", sort=False)}
+        | {
+            COSTS[cost][0]: crossing(rows, trained)
+            for cost, rows in group.groupby("cost", sort=False)
+        }
         for arm, group in differences.groupby("arm", sort=False)
     )
 
@@ -317,7 +321,9 @@ def to_markdown(differences: pd.DataFrame, targets: pd.DataFrame, runs: pd.DataF
             f"Dice minus that of {reference} at equal cost: {task}": difference_rows(
                 at_equal_cost, folds * seeds
             ),
-            f"Where arms are ahead of {reference} or behind: {task}": crossing_rows(at_equal_cost),
+            f"Where arms are ahead of {reference} or behind: {task}": crossing_rows(
+                at_equal_cost, folds * seeds
+            ),
             f"Cost to reach a share of {reference}'s final Dice, relative to it: {task}": (
                 target_rows(others[others["task"] == task])
             ),
