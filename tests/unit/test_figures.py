@@ -25,7 +25,7 @@ from workflow_scripts.figures.plot_class_balance import plot_class_balance
 from workflow_scripts.figures.plot_convergence import POINTS, blocks, plot_convergence
 from workflow_scripts.figures.plot_cost import plot_cost
 from workflow_scripts.figures.plot_dice import plot_dice
-from workflow_scripts.figures.plot_differences import differences, plot_differences
+from workflow_scripts.figures.plot_differences import axis_limit, differences, plot_differences
 from workflow_scripts.figures.plot_patches import plot_patches, seen, stages_of
 from workflow_scripts.figures.plot_predictions import pick_cases, plot_predictions, window
 from workflow_scripts.figures.plot_profiles import plot_profiles
@@ -139,6 +139,22 @@ def test_the_mean_of_the_tasks_combines_their_intervals():
         [0.02, -0.005, 0.045]
     )
     assert len(differences(significance[significance["task"] == "A"])) == 1
+
+
+def test_an_arm_that_fails_does_not_hide_the_differences_of_the_others(style, tmp_path):
+    arms = ["progressive", "random", "progressive_plus", "low_frequency"]
+    significance = pd.DataFrame(
+        {"measure": "dice", "label": np.nan, "arm": arms, "task": "A", "reference_arm": "constant"}
+        | {"folds": 1, "seeds": 3, "difference": [-0.01, -0.3, 0.0, 0.004]}
+        | {"ci_low": [-0.02, -0.5, -0.01, 0.001], "ci_high": [0.0, -0.1, 0.01, 0.01]}
+    )
+    assert axis_limit(differences(significance)) == pytest.approx(1.08 * 3 * 0.015)
+    others = significance[significance["arm"] != "random"]
+    assert axis_limit(differences(others)) == pytest.approx(1.08 * 0.02)
+    plot_differences(significance, style, [tmp_path / "all.svg"])
+    assert "-0.300" in (tmp_path / "all.svg").read_text()
+    plot_differences(others, style, [tmp_path / "others.svg"])
+    assert "0.300" not in (tmp_path / "others.svg").read_text()
 
 
 def test_missing_energy_does_not_stop_the_figures(study, style):

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from workflow_scripts.common.console import redirect
@@ -14,6 +13,8 @@ from workflow_scripts.records.run_reader import OVERALL
 
 COLUMNS = 4
 TEXT = "mean of the tasks"
+FAR = 3
+"""Intervals that reach this many times as far from 0 as the median one are cut off."""
 
 
 def differences(significance: pd.DataFrame) -> pd.DataFrame:
@@ -37,9 +38,22 @@ def differences(significance: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True)
 
 
+def axis_limit(table: pd.DataFrame) -> float:
+    """Return how far the axis reaches on both sides of 0; NaN if there is nothing to draw.
+
+    A single arm that fails must not hide the differences between all others.
+    """
+    reach = table[["low", "high", "difference"]].abs().max(axis=1)
+    return 1.08 * min(reach.max(), FAR * reach.median())
+
+
 def plot_differences(significance: pd.DataFrame, style: Style, outputs: Iterable[Path]) -> None:
-    """Draw significance.csv as a forest plot: one panel per arm, one line per task, mean below."""
+    """Draw significance.csv as a forest plot: one panel per arm, one line per task, mean below.
+
+    Arrows mark intervals that reach beyond the axis. Differences beyond it are written there.
+    """
     table = differences(significance)
+    limit = axis_limit(table)
     arms, tasks = style.order(table["arm"]), list(table["task"].unique())
     columns = min(COLUMNS, max(1, len(arms)))
     rows = max(1, math.ceil(len(arms) / columns))
@@ -68,6 +82,26 @@ def plot_differences(significance: pd.DataFrame, style: Style, outputs: Iterable
                 markeredgecolor="white",
                 markeredgewidth=0.6,
             )
+            for side, end, arrow in ((-1, row.low, "<"), (1, row.high, ">")):
+                if side * end > limit:
+                    axis.plot(
+                        side * limit,
+                        places[row.task],
+                        marker=arrow,
+                        markersize=6,
+                        color=looks["color"],
+                        clip_on=False,
+                    )
+            if abs(row.difference) > limit:
+                axis.annotate(
+                    f"{row.difference:+.3f}",
+                    (math.copysign(limit, row.difference), places[row.task]),
+                    textcoords="offset points",
+                    xytext=(math.copysign(8, -row.difference), 5),
+                    ha="left" if row.difference < 0 else "right",
+                    fontsize="small",
+                    color=looks["color"],
+                )
         axis.axvline(0, color="#444444", linewidth=0.8, linestyle="dotted")
         axis.set_title(looks["label"])
         axis.grid(axis="y", visible=False)
@@ -77,9 +111,8 @@ def plot_differences(significance: pd.DataFrame, style: Style, outputs: Iterable
     names = [TEXT if task == OVERALL else style.task(task) for task in tasks]
     axes[0, 0].set_yticks(list(places.values()), names)
     axes[0, 0].set_ylim(max(places.values(), default=0) + 0.6, -0.6)
-    bounds = np.abs(table[["low", "high", "difference"]].to_numpy(dtype=float))
-    if np.isfinite(bounds).any() and np.nanmax(bounds) > 0:
-        axes[0, 0].set_xlim(-1.08 * np.nanmax(bounds), 1.08 * np.nanmax(bounds))
+    if limit > 0:
+        axes[0, 0].set_xlim(-limit, limit)
     if significance.empty:
         figure.suptitle("Only the reference arm was trained: nothing to compare")
     else:
