@@ -130,8 +130,8 @@ MISTAKES = {
         "task.",
     ),
     "training.seed is not among the seeds": (
-        {"seeds": [1, 2]},
-        "config: seeds: training.seed (12345) is not among them. Add it, or set training.seed to "
+        {"seeds": [2, 3]},
+        "config: seeds: training.seed (1) is not among them. Add it, or set training.seed to "
         "one of them: the search and the evaluation of scale factors use it",
     ),
     "seed twice": ({"seeds": [12345, 12345]}, "config: seeds: 12345 is listed twice"),
@@ -185,7 +185,7 @@ MISTAKES = {
             }
         },
         "config: arms.mine.parameters.stage_list: its epochs add up to 7, "
-        "but training.epochs is 42",
+        "but training.epochs is 84",
     ),
     "reference arm": (
         {"reference_arm": "constnat"},

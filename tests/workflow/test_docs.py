@@ -333,7 +333,7 @@ def test_estimated_sizes_are_those_of_the_published_plans():
     for row in plans:
         archive, cases, size = shown[row["task"]]
         known = register[row["task"]]["bytes"]
-        assert archive == (f"{int(known) / 1e9:.3g}" if known else "not known here")
+        assert archive == (f"{int(known) / 1e9:.3g}" if known else "unknown")
         assert cases == row["n_training_cases"] == register[row["task"]]["cases"]
         voxels = math.prod(json.loads(row["median_shape"])) * int(cases)
         estimate = voxels * (4 * int(row["n_input_channels"]) + 1) / 1e9
