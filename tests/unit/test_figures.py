@@ -151,6 +151,8 @@ def test_an_arm_that_fails_does_not_hide_the_differences_of_the_others(style, tm
     assert axis_limit(differences(significance)) == pytest.approx(1.08 * 3 * 0.015)
     others = significance[significance["arm"] != "random"]
     assert axis_limit(differences(others)) == pytest.approx(1.08 * 0.02)
+    equal = others.assign(difference=0.0, ci_low=0.0, ci_high=[0.01, 0.0, 0.0])
+    assert axis_limit(differences(equal)) == pytest.approx(1.08 * 0.01), "arms without difference"
     plot_differences(significance, style, [tmp_path / "all.svg"])
     assert "-0.300" in (tmp_path / "all.svg").read_text()
     plot_differences(others, style, [tmp_path / "others.svg"])

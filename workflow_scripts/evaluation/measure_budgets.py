@@ -312,6 +312,7 @@ def to_markdown(differences: pd.DataFrame, targets: pd.DataFrame, runs: pd.DataF
     """Return the sweep as Markdown: Dice by length, Dice at equal cost, and cost to a Dice."""
     reference = targets["reference_arm"].iloc[0] if len(targets) else "the reference"
     folds, seeds = runs["fold"].nunique(), runs["seed"].nunique()
+    trainings = folds * seeds
     others = targets[targets["arm"] != reference]
     parts = []
     for task, of_task in runs.groupby("task", sort=False):
@@ -319,10 +320,10 @@ def to_markdown(differences: pd.DataFrame, targets: pd.DataFrame, runs: pd.DataF
         tables = {
             f"Dice and costs: {task}": length_rows(of_task),
             f"Dice minus that of {reference} at equal cost: {task}": difference_rows(
-                at_equal_cost, folds * seeds
+                at_equal_cost, trainings
             ),
             f"Where arms are ahead of {reference} or behind: {task}": crossing_rows(
-                at_equal_cost, folds * seeds
+                at_equal_cost, trainings
             ),
             f"Cost to reach a share of {reference}'s final Dice, relative to it: {task}": (
                 target_rows(others[others["task"] == task])

@@ -44,6 +44,7 @@ def axis_limit(table: pd.DataFrame) -> float:
     A single arm that fails must not hide the differences between all others.
     """
     reach = table[["low", "high", "difference"]].abs().max(axis=1)
+    reach = reach[reach > 0]
     return 1.08 * min(reach.max(), FAR * reach.median())
 
 
@@ -82,26 +83,7 @@ def plot_differences(significance: pd.DataFrame, style: Style, outputs: Iterable
                 markeredgecolor="white",
                 markeredgewidth=0.6,
             )
-            for side, end, arrow in ((-1, row.low, "<"), (1, row.high, ">")):
-                if side * end > limit:
-                    axis.plot(
-                        side * limit,
-                        places[row.task],
-                        marker=arrow,
-                        markersize=6,
-                        color=looks["color"],
-                        clip_on=False,
-                    )
-            if abs(row.difference) > limit:
-                axis.annotate(
-                    f"{row.difference:+.3f}",
-                    (math.copysign(limit, row.difference), places[row.task]),
-                    textcoords="offset points",
-                    xytext=(math.copysign(8, -row.difference), 5),
-                    ha="left" if row.difference < 0 else "right",
-                    fontsize="small",
-                    color=looks["color"],
-                )
+            _mark_what_is_cut_off(axis, row, places[row.task], limit, looks["color"])
         axis.axvline(0, color="#444444", linewidth=0.8, linestyle="dotted")
         axis.set_title(looks["label"])
         axis.grid(axis="y", visible=False)
@@ -123,6 +105,22 @@ def plot_differences(significance: pd.DataFrame, style: Style, outputs: Iterable
             f"Dice compared with {reference} (right of 0: better), 95 % interval; {folds}, {seeds}"
         )
     save(figure, style, outputs)
+
+
+def _mark_what_is_cut_off(axis, row, place: float, limit: float, color: str) -> None:
+    for side, end, arrow in ((-1, row.low, "<"), (1, row.high, ">")):
+        if side * end > limit:
+            axis.plot(side * limit, place, marker=arrow, markersize=6, color=color, clip_on=False)
+    if abs(row.difference) > limit:
+        axis.annotate(
+            f"{row.difference:+.3f}",
+            (math.copysign(limit, row.difference), place),
+            textcoords="offset points",
+            xytext=(math.copysign(8, -row.difference), 5),
+            ha="left" if row.difference < 0 else "right",
+            fontsize="small",
+            color=color,
+        )
 
 
 if __name__ == "__main__":
