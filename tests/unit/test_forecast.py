@@ -627,7 +627,6 @@ OPTIONS = [
     (SCALES, "rank", 0),
     (SCALES, "unit_norm", False),
     (SCALES, "scale_encoding", "circular"),
-    (SCALES, "scale_share", 0.15),
     (SCALES, "scale_prior", "sqrt"),
     (SCALES, "film", True),
     (SCALES, "optimizer_name", "adamw"),

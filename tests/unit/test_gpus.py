@@ -8,12 +8,12 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from helpers.tree import ROOT
 from workflow_scripts.common import gpus, hardware
-from workflow_scripts.common.compute_settings import ComputeSettings
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.records.energy_meter import EnergyMeter, EnergySettings
 
@@ -25,10 +25,12 @@ DIVIDED = [
     "Unable to determine the device handle for GPU0000:41:00.0: Unknown Error",
     "GPU 2: NVIDIA A100-SXM4-40GB (UUID: GPU-0f2c-2)",
 ]
-CPU = {"device": "cpu", "precision": "fp32", "threads": 1, "deterministic": False}
+CPU = SimpleNamespace(device="cpu", precision="fp32", deterministic=False, memory_format="auto")
+ANY = SimpleNamespace(device="auto", precision="auto", deterministic=False, memory_format="auto")
 HOLDER = """
 import json, os, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from workflow_scripts.common import gpus
 gpus.POLL = 0.05
 gpus.lease_folder = lambda: Path(sys.argv[1])
@@ -240,7 +242,7 @@ def test_what_slurm_gave_stands(machine, tmp_path, monkeypatch, given, expected)
 
 
 def test_a_job_on_the_cpu_takes_none(machine, tmp_path):
-    assert hardware.prepare(ComputeSettings(**CPU)).gpu is None
+    assert hardware.prepare(CPU, threads=1).gpu is None
     assert not list((tmp_path / "locks").iterdir())
 
 
@@ -252,7 +254,7 @@ def test_the_gpu_is_chosen_before_cuda_is_asked(machine, monkeypatch):
         lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")) or True,
     )
     monkeypatch.setattr(hardware.torch.backends.cudnn, "benchmark", False)
-    found = hardware.prepare(ComputeSettings(**CPU | {"device": "auto", "precision": "auto"}))
+    found = hardware.prepare(ANY, threads=1)
     assert seen == ["GPU-0a3b-77"]
     assert (found.device, found.gpu.index) == ("cuda", 0)
 

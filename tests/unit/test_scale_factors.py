@@ -41,9 +41,6 @@ def test_the_square_root_prior_draws_areas_uniformly():
     ("options", "message"),
     [
         ({"scale_prior": "normal"}, "known are uniform, sqrt"),
-        ({"scale_share": 0.4}, "at most 0.3"),
-        ({"scale_share": 0.1, "unit_norm": False}, "requires unit_norm"),
-        ({"scale_share": 0.1, "rank": 0}, "requires unit_norm and a rank"),
         ({"film": True}, "requires rank 0, not 8"),
     ],
 )

@@ -43,8 +43,8 @@ def test_settings_of_a_run_are_read_from_the_sections_of_the_configuration():
     energy = {"country": "DEU", "tracking_mode": "process", "pue": 1.2}
     settings = RunSettings.of(training, energy, mirroring=True, threads=3)
     assert settings.energy == EnergySettings("DEU", "process", 1.2)
-    assert (settings.compute.device, settings.compute.deterministic) == ("cpu", True)
-    assert settings.compute.threads == 3
+    assert (settings.training.device, settings.training.deterministic) == ("cpu", True)
+    assert settings.threads == 3
     length = settings.training.length
     assert (length.epochs, length.iterations_per_epoch, length.seed) == (4, 3, 7)
     with pytest.raises(FrozenInstanceError):

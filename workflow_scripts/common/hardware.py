@@ -3,14 +3,13 @@
 import ctypes
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from dynamic_network_architectures.architectures.abstract_arch import (
     AbstractDynamicNetworkArchitectures,
 )
 
-from workflow_scripts.common.compute_settings import ComputeSettings
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.gpus import Gpu, take_gpu
 
@@ -178,8 +177,28 @@ def make_deterministic(device: str) -> None:
     torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
 
 
-def prepare(wanted: ComputeSettings) -> Hardware:
-    """Set up torch according to the config's section `training`; return the hardware in use.
+class Request(Protocol):
+    """Keys of the config's section `training` that concern the hardware, on any settings."""
+
+    @property
+    def device(self) -> str:
+        """`auto`, `cpu` or `cuda`."""
+
+    @property
+    def precision(self) -> str:
+        """`auto`, `fp32` or `bf16`."""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether repeated computations must be bitwise identical."""
+
+    @property
+    def memory_format(self) -> str:
+        """`auto`, `contiguous` or `channels_last`."""
+
+
+def prepare(wanted: Request, threads: int) -> Hardware:
+    """Set up torch for a job with this number of cores; return the hardware in use.
 
     Unless `cpu` is wanted, a visible GPU (if any) is taken for this process before CUDA is used.
 
@@ -188,7 +207,7 @@ def prepare(wanted: ComputeSettings) -> Hardware:
     gpu = None if wanted.device == "cpu" else take_gpu()
     device = find_device(wanted.device)
     precision = find_precision(wanted.precision, device)
-    torch.set_num_threads(1 if device == "cuda" else wanted.threads)
+    torch.set_num_threads(1 if device == "cuda" else threads)
     torch.backends.cudnn.benchmark = device == "cuda"
     if device == "cpu":
         keep_freed_memory()
@@ -197,7 +216,7 @@ def prepare(wanted: ComputeSettings) -> Hardware:
     return Hardware(
         device=device,
         precision=precision,
-        threads=wanted.threads,
+        threads=threads,
         gpu=gpu if device == "cuda" else None,
         memory_format=wanted.memory_format,
     )

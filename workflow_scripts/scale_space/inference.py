@@ -17,7 +17,6 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
 from workflow_scripts.common import hardware, nnunet_setup
-from workflow_scripts.common.compute_settings import ComputeSettings
 from workflow_scripts.common.nnunet_setup import TRAINERS
 from workflow_scripts.records.energy_meter import EnergyMeter, EnergySettings
 from workflow_scripts.records.flop_counter import FlopTable
@@ -43,22 +42,27 @@ class InferenceSettings:
     """Settings for predicting and metering cases.
 
     Attributes:
-        compute: requested device, precision and cores.
+        device, precision, deterministic, memory_format: see `hardware.Request`.
         energy: settings of the energy meter.
         mirroring: whether to use test-time mirroring.
+        threads: number of cores to use.
     """
 
-    compute: ComputeSettings
+    device: str
+    precision: str
+    deterministic: bool
     energy: EnergySettings
     mirroring: bool
+    threads: int
+    memory_format: str = "auto"
 
     @classmethod
     def of(
         cls, training: Mapping[str, Any], energy: Mapping[str, Any], mirroring: bool, threads: int
     ) -> Self:
-        """Return the settings from config sections; `training` has only those of `compute`."""
-        compute = ComputeSettings(**training, threads=threads)
-        return cls(compute, EnergySettings(**energy), mirroring)
+        """Return the settings from config sections; `training` has only the hardware's keys."""
+        metered = EnergySettings(**energy)
+        return cls(**training, energy=metered, mirroring=mirroring, threads=threads)
 
 
 def evaluate_scale(
@@ -76,7 +80,7 @@ def evaluate_scale(
         settings: settings for predicting and metering.
         summary_file: file for nnU-Net's summary, which contains every case.
     """
-    found = hardware.prepare(settings.compute)
+    found = hardware.prepare(settings, settings.threads)
     nnunet_setup.configure(found.processes)
     cases, preprocessed, mirroring = validated.cases, validated.preprocessed, settings.mirroring
     os.environ["nnUNet_extTrainer"] = os.pathsep.join([str(model / "trainers"), str(TRAINERS)])

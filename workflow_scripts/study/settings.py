@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from workflow_scripts.common.compute_settings import ComputeSettings
 from workflow_scripts.records.energy_meter import EnergySettings
 from workflow_scripts.trainers.curricula.schedules.settings import TrainingLength
 
@@ -57,15 +56,3 @@ class RunSettings:
     ) -> Self:
         """Return the settings of the config's sections `training` and `energy`."""
         return cls(TrainingSettings(**training), EnergySettings(**energy), mirroring, threads)
-
-    @property
-    def compute(self) -> ComputeSettings:
-        """Requested device, precision and cores."""
-        training = self.training
-        return ComputeSettings(
-            training.device,
-            training.precision,
-            training.deterministic,
-            self.threads,
-            training.memory_format,
-        )

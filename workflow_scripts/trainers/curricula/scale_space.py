@@ -60,8 +60,8 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
     final checkpoint is the one that is validated at the end and baked.
 
     Attributes:
-        scale_factor, smallest_scale, largest_scale, rank, unit_norm, scale_encoding, scale_share,
-            scale_prior, film: see `scale_factors.ScaleSpaceSettings`.
+        scale_factor, smallest_scale, largest_scale, rank, unit_norm, scale_encoding, scale_prior,
+            film: see `scale_factors.ScaleSpaceSettings`.
         pseudo_dice_by_scale: with several GPUs, that of this one's share.
     """
 
@@ -71,7 +71,6 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
     rank = DEFAULT_RANK
     unit_norm = True
     scale_encoding = "linear"
-    scale_share: float | None = None
     scale_prior = "uniform"
     film = False
 

@@ -23,8 +23,6 @@ from ..schedules.scale_factors import ScaleSpaceSettings
 from .rescaled_unet import RescaledUNet
 
 HIDDEN = (16, 64)
-GRID = 26
-"""Scale factors at which the initial update kernel is evaluated."""
 FIRST_SPREAD = 0.1
 """Initial size of the scale-dependent part, relative to nnU-Net's initial weights."""
 
@@ -61,37 +59,6 @@ class ScaleSpaceNetwork(nn.Module):
             self.modulation = nn.Parameter(_initial_modulation(primary, rank))
             layers = _perceptron(rank)
             self.perceptron = layers[:-1] if unit_norm else layers
-            if settings.scale_share is not None and not self.modulation.is_meta:
-                self._set_share(settings.scale_share)
-
-    @torch.no_grad()
-    def _set_share(self, share: float) -> None:
-        """Rescale the last layer so that `kernel_share` is `share`.
-
-        Scaling the deviations of its outputs from their mean over the scale factors moves the share
-        between 0 and its maximum, so bisection finds the factor. u keeps its length of 1.
-        """
-        last = self.perceptron[-1]
-        weight, bias = last.weight.clone(), last.bias.clone()
-        hidden = self.perceptron[:-1](self._encoded(self._grid()))
-        mean = hidden.mean(0)
-        middle = weight @ mean + bias
-
-        def scale(factor: float) -> None:
-            last.weight.copy_(factor * weight)
-            last.bias.copy_(middle - factor * weight @ mean)
-
-        low, high = -6.0, 6.0
-        for _ in range(60):
-            scale(math.exp((low + high) / 2))
-            if kernel_share(self) < share:
-                low = (low + high) / 2
-            else:
-                high = (low + high) / 2
-
-    def _grid(self) -> torch.Tensor:
-        low, high = self._settings.smallest_scale, self._settings.largest_scale
-        return torch.linspace(low, high, GRID)
 
     def _encoded(self, scale_factors: torch.Tensor) -> torch.Tensor:
         """Return the perceptron's input for n scale factors (n x 2)."""
@@ -185,20 +152,6 @@ class ScaleSpaceNetwork(nn.Module):
         # Some modules in the blocks of nnU-Net's networks have two names.
         every = self.primary.named_parameters(remove_duplicate=False)
         return {name: made[names[id(p)]].detach().clone() for name, p in every}
-
-
-def kernel_share(network: ScaleSpaceNetwork) -> float:
-    """Return the share of a hypernetwork's update kernel that depends on the scale factor.
-
-    An SGD step on W0 and M at scale factor a moves W(b) in proportion to k(a, b) = 1 + u(a) u(b).
-    If u is constant, it moves W equally at every b. The share is 1 - mean k(a, b) / mean k(a, a)
-    over a grid.
-    """
-    with torch.no_grad():
-        grid = network._grid()
-        u = torch.cat([network.coordinates(float(scale)) for scale in grid])
-        kernel = 1 + u @ u.T
-        return float(1 - kernel.mean() / kernel.diagonal().mean())
 
 
 def _perceptron(outputs: int) -> nn.Sequential:

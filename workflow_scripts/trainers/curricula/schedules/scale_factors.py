@@ -20,8 +20,6 @@ ENCODINGS = ("linear", "circular")
 PRIORS = ("uniform", "sqrt")
 DRAWS = 500
 """Number of quantiles that represent a non-uniform prior."""
-LARGEST_SHARE = 0.3
-"""Largest share of the initial update kernel that may depend on the scale factor."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,6 @@ class ScaleSpaceSettings(TrainerSettings):
             and rank trains at the same rate; False uses the perceptron's last layer after its
             non-linearity, as the authors do, with an initial length between 0 and 1.8.
         scale_encoding: `linear` (x, 1 - x), the authors'; `circular` (cos, sin) of x pi/2.
-        scale_share: share of the initial update kernel that depends on the scale factor, the same
-            for every seed (`hypernetwork.kernel_share`); None leaves it to chance.
         scale_prior: how scale factors are drawn between the bounds: `uniform`, or `sqrt` for a
             uniform area (the square root of a uniform number, as in the authors' supplement).
         film: scale and shift features by the scale factor and share the weights, instead of
@@ -80,7 +76,6 @@ class ScaleSpaceSettings(TrainerSettings):
     rank: int = DEFAULT_RANK
     unit_norm: bool = True
     scale_encoding: str = "linear"
-    scale_share: float | None = None
     scale_prior: str = "uniform"
     film: bool = False
 
@@ -103,13 +98,6 @@ class ScaleSpaceSettings(TrainerSettings):
         if self.scale_prior not in PRIORS:
             raise ValueError(
                 f"unknown scale_prior {self.scale_prior!r}; known are {', '.join(PRIORS)}"
-            )
-        if self.scale_share is not None and not (
-            0 < self.scale_share <= LARGEST_SHARE and self.unit_norm and self.rank
-        ):
-            raise ValueError(
-                f"scale_share {self.scale_share} must be above 0 and at most {LARGEST_SHARE}, and "
-                "requires unit_norm and a rank above 0"
             )
         if self.film and self.rank:
             raise ValueError(f"film requires rank 0, not {self.rank}: it shares the weights")
