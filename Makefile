@@ -81,6 +81,8 @@ demo: .venv/lock-installed
 # answer, each start of Snakemake would take nine seconds longer: its plugin asks for the cluster's
 # settings.
 test: export SLURM_CONF := /dev/null
+# Several files run at a time, so torch gets one thread in each.
+test: export OMP_NUM_THREADS := 1
 test: .venv/lock-dev-installed
 	$(RUN) pytest -n 4 --dist loadfile --no-loadscope-reorder $(if $(ALL),,-m 'not ci') $(TESTS)
 
