@@ -156,8 +156,8 @@ def test_every_variant_is_the_run_with_its_own_trainer_and_length(repeat, tmp_pa
 
     monkeypatch.setattr(bench_trainers, "run_variant", run_variant)
     run = RunSpec("bench", "Task98_Tiny", "Dataset998_Tiny", "", "", 0, "3d_fullres", "plans")
-    training = TrainingSettings(9, 9, 9, seed=3, device="cpu", precision="bf16")
-    settings = RunSettings(training, EnergySettings("DEU"), mirroring=False, threads=1)
+    training = TrainingSettings(9, 9, 9, seed=3, device="cpu", precision="bf16", threads=1)
+    settings = RunSettings(training, EnergySettings("DEU"), mirroring=False)
     table, last = bench_trainers.bench_task(run, settings, path, tmp_path, repeats=2, iterations=4)
     assert set(table["repeats"]) == {2}
     assert list(last) == list(variants(5, 4))[::-1], "every second repeat runs in reverse order"

@@ -56,5 +56,6 @@ def test_scripts_of_nnunet_are_there(name):
 
 def test_the_configuration_knows_the_same_names():
     schema = yaml.safe_load((ROOT / "config/schemas/config.schema.yaml").read_text())
-    names = schema["$defs"]["own_task"]["properties"]["data_set"]["enum"]
+    own_task = schema["properties"]["own_tasks"]["additionalProperties"]
+    names = own_task["properties"]["data_set"]["enum"]
     assert names == [*KNOWN, None]

@@ -331,11 +331,6 @@ def test_volume_means_that_of_the_patch_not_of_the_batch():
     assert pace(stages, 8, "volume") == (2, 6)
 
 
-def test_unknown_pacing_is_refused():
-    with pytest.raises(ValueError, match="unknown pacing 'time'; known are equal, volume"):
-        pace(of_volumes(1, 2), 8, "time")
-
-
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8).filter(any), st.integers(1, 3))
 def test_a_schedule_keeps_to_the_epochs_of_its_stages(each, iterations):
     epochs = sum(each)

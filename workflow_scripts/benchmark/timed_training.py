@@ -66,7 +66,7 @@ def measure(
         `whole_seconds`: from the start of the process to the final checkpoint; `rates`: result of
         `compute_rate.measure_rates`, if wanted.
     """
-    found = hardware.prepare(settings.training, settings.threads)
+    found = hardware.prepare(settings.training, settings.training.threads)
     nnunet_setup.configure(found.processes, found.augmentation_workers, folder)
 
     began = time.monotonic()

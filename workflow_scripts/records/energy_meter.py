@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.gpus import Gpu
+from workflow_scripts.trainers.curricula.schedules.settings import CLOSED, Keywords
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,17 @@ class Reading:
 
 @dataclass(frozen=True)
 class EnergySettings:
-    """The config's section `energy`.
+    """How energy and emissions are measured (codecarbon's offline tracker)."""
 
-    Attributes:
-        country: ISO 3166-1 alpha-3, for the carbon intensity.
-        tracking_mode: `machine` (everything that runs on it) or `process` (this process's share).
-        pue: power usage effectiveness of the site; multiplies every energy.
-    """
+    __pydantic_config__ = CLOSED
 
-    country: str
-    tracking_mode: str = "machine"
-    pue: float = 1.0
+    country: Annotated[str, Keywords(pattern="^[A-Z]{3}$")] = "DEU"
+    """ISO 3166 alpha-3 code of the country, for the carbon intensity of its electricity."""
+    tracking_mode: Literal["machine", "process"] = "machine"
+    """`machine` measures processor and memory of the whole machine, `process` only this training's
+    share. Both measure only the training's own GPU."""
+    pue: Annotated[float, Keywords(minimum=1)] = 1.0
+    """Power usage effectiveness of the data centre; every energy is multiplied by it."""
 
 
 def energy_mix(country: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def check_config(config: dict[str, Any], schema_path: str | Path) -> None:
         ConfigError: one line per problem: path, value, allowed values, nearest known key.
     """
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
-    _read_texts(config, schema, schema)
+    _read_texts(config, schema)
     errors = list(_DefaultsValidator(schema).iter_errors(config))
     mistyped = {
         tuple(error.absolute_path)
@@ -40,31 +40,24 @@ def check_config(config: dict[str, Any], schema_path: str | Path) -> None:
     for error in errors:
         if error.validator == "type" or tuple(error.absolute_path) not in mistyped:
             problems += _explain(error, schema)
-    shipped = schema["$defs"]["shipped_task"]["enum"]
+    shipped = schema["properties"]["checksums"]["propertyNames"]["enum"]
     problems = problems or list(_cross_check(config, shipped))
     if problems:
         raise ConfigError("\n".join(f"config: {line}" for line in dict.fromkeys(problems)))
     config["seeds"] = config["seeds"] or [config["training"]["seed"]]
 
 
-def resolve(subschema: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """Return `subschema`, or the definition in `schema` that it refers to."""
-    reference = subschema.get("$ref")
-    return schema["$defs"][reference.rpartition("/")[2]] if reference else subschema
-
-
-def _read_texts(value: Any, subschema: dict[str, Any], schema: dict[str, Any]) -> Any:
+def _read_texts(value: Any, subschema: dict[str, Any]) -> Any:
     """Return `value` with strings parsed as YAML scalars if the schema does not allow strings.
 
     Snakemake's `--config folds=[0,1]` yields a list of strings.
     """
-    subschema = resolve(subschema, schema)
     if isinstance(value, dict):
         properties, others = subschema.get("properties", {}), subschema.get("additionalProperties")
         for key in value:
-            value[key] = _read_texts(value[key], properties.get(key) or others or {}, schema)
+            value[key] = _read_texts(value[key], properties.get(key) or others or {})
     elif isinstance(value, list):
-        value[:] = [_read_texts(item, subschema.get("items", {}), schema) for item in value]
+        value[:] = [_read_texts(item, subschema.get("items", {})) for item in value]
     elif isinstance(value, str) and "type" in subschema and "string" not in subschema["type"]:
         try:
             read = yaml.safe_load(value)
@@ -103,7 +96,7 @@ def _explain(error: ValidationError, schema: dict[str, Any]) -> Iterator[str]:
     value, allowed, rule = error.instance, error.validator_value, error.validator
     described = str(error.schema.get("description", "")).strip()
     if "propertyNames" in error.absolute_schema_path:
-        yield _unknown_name(path, value, error, schema)
+        yield _unknown_name(path, value, error)
     elif rule == "additionalProperties":
         known = error.schema["properties"]
         for key in sorted(set(value) - set(known), key=str):
@@ -138,11 +131,11 @@ _KINDS = {
 }
 
 
-def _unknown_name(path: str, name: Any, error: ValidationError, schema: dict[str, Any]) -> str:
+def _unknown_name(path: str, name: Any, error: ValidationError) -> str:
     """Describe a name that a map of arms, checksums or overrides does not allow."""
     if allowed := _names(error):
         return f"{path}: {_not_among(name, allowed)}"
-    pattern = resolve(error.schema, schema).get("pattern")
+    pattern = error.schema.get("pattern")
     return f"{_dot(path, str(name))}: the name {_shown(name)} does not match {pattern}"
 
 
@@ -150,9 +143,7 @@ def _names(error: ValidationError) -> list[Any]:
     """List the names that are allowed for a value, in all branches of the schema."""
     if error.context:
         return [name for branch in error.context for name in _names(branch)]
-    return list(
-        error.schema.get("enum", [error.schema["const"]] if "const" in error.schema else [])
-    )
+    return list(error.schema.get("enum", []))
 
 
 def _unknown_key(path: str, key: str, known: Iterable[str], schema: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from workflow_scripts.trainers.curricula.schedules.scale_factors import DEFAULT_RANK
+from workflow_scripts.trainers.curricula.schedules.scale_factors import ScaleSpaceSettings
 
 TRAINER = "nnUNetTrainerScaleSpace"
 BAKED_TRAINER = "nnUNetTrainerRescaledUNet"
@@ -27,7 +27,7 @@ def role_of(arm: Mapping[str, Any]) -> str:
     if arm["trainer"] != TRAINER:
         return "stock"
     parameters = arm["parameters"]
-    is_plain = parameters.get("rank", DEFAULT_RANK) == 0
+    is_plain = parameters.get("rank", ScaleSpaceSettings.rank) == 0
     if parameters.get("film"):
         return "film"
     if parameters.get("scale_factor") is None:

@@ -2,31 +2,51 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from workflow_scripts.records.energy_meter import EnergySettings
-from workflow_scripts.trainers.curricula.schedules.settings import TrainingLength
+from workflow_scripts.trainers.curricula.schedules.settings import CLOSED, Keywords, TrainingLength
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The config's section `training` without `threads`; the schema describes each key.
+    """Length and settings of every training; the same for all arms."""
 
-    The length may differ between arms (`Study.training`). A rule that needs only the length passes
-    only the length; the other settings then have the schema's defaults.
-    """
+    __pydantic_config__ = CLOSED
 
-    epochs: int
-    iterations_per_epoch: int
-    validation_iterations_per_epoch: int
-    seed: int
-    device: str = "auto"
-    precision: str = "auto"
+    epochs: Annotated[int, Keywords(minimum=1)] = 1000
+    """Epochs of a run."""
+    iterations_per_epoch: Annotated[int, Keywords(minimum=1)] = 250
+    """Training iterations of an epoch."""
+    validation_iterations_per_epoch: Annotated[int, Keywords(minimum=1)] = 50
+    """Validation iterations (pseudo Dice) of an epoch, at the full patch size."""
+    seed: Annotated[int, Keywords(minimum=0, maximum=2**32 - 1)] = 12345
+    """Seed of weights, sampling and augmentation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` uses CUDA if available, else the CPU."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: on CUDA nnU-Net's own mixed precision; on a CPU with native bf16 (AMX or
+    AVX512-BF16) bf16 autocast; else fp32."""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """Order of the network's weights in memory. It affects speed and rounding only. `auto`:
+    `channels_last` on a CPU for networks whose first stage has fewer than 16 features, else
+    `contiguous` ([speed](../results/performance.md))."""
     deterministic: bool = False
-    checkpoint_minutes: float = 10
-    lease_minutes: float = 5
-    wait_minutes: float = 30
-    memory_format: str = "auto"
+    """Compute the same bits each time on one machine: two runs, or a run that was killed and
+    resumed, end with identical weights. Batches are always the same.
+    [Speed](../results/performance.md) has its cost."""
+    checkpoint_minutes: Annotated[float, Keywords(minimum=0)] = 10
+    """Minutes between checkpoints, from which an interrupted run resumes; 0 writes one after
+    each epoch."""
+    lease_minutes: Annotated[float, Keywords(minimum=2)] = 5
+    """One process at a time trains a fold. If the process that trains it is on another machine
+    and gives no sign of life for this many minutes, it counts as dead. On the same machine, and
+    for a requeued job, this is known immediately."""
+    wait_minutes: Annotated[float, Keywords(minimum=0)] = 30
+    """How long to wait, holding the GPU, for another process that is training the same fold."""
+
+    threads: Annotated[int, Keywords(minimum=1)] = 8
+    """Cores of one training, including data loading (Snakemake's `threads`)."""
 
     @property
     def length(self) -> TrainingLength:
@@ -39,20 +59,22 @@ class RunSettings:
     """Settings for training, metering and validating a fold.
 
     Attributes:
-        training: the section `training`.
+        training: the section `training`, with the threads of the job.
         energy: settings of the energy meter.
         mirroring: whether the final validation uses test-time mirroring.
-        threads: number of cores to use.
     """
 
     training: TrainingSettings
     energy: EnergySettings
     mirroring: bool
-    threads: int
 
     @classmethod
     def of(
         cls, training: Mapping[str, Any], energy: Mapping[str, Any], mirroring: bool, threads: int
     ) -> Self:
-        """Return the settings of the config's sections `training` and `energy`."""
-        return cls(TrainingSettings(**training), EnergySettings(**energy), mirroring, threads)
+        """Return the settings of the config's sections `training` and `energy`.
+
+        `threads` are those of the job, which may be fewer than the section asks for.
+        """
+        own = TrainingSettings(**training, threads=threads)
+        return cls(own, EnergySettings(**energy), mirroring)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from workflow_scripts.common.nnunet_setup import PREPROCESSED, RAW, SPLITS
 from workflow_scripts.study.curriculum_search import trial_arm
 from workflow_scripts.study.tasks import DEMO_TASK, dataset_of
+from workflow_scripts.trainers.curricula.schedules.settings import CLOSED, Keywords
 
 PLANS_OF_PLANNER = {
     "ExperimentPlanner": "nnUNetPlans",
@@ -27,17 +28,17 @@ PLANS_OF_PLANNER = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A training to compare, as in the configuration.
+    """A trainer class and the attributes that are set on it."""
 
-    Attributes:
-        trainer: class name of the trainer.
-        parameters: attributes that are set on the trainer.
-        epochs: number of epochs, if not that of the section `training`.
-    """
+    __pydantic_config__ = CLOSED
 
-    trainer: str
-    parameters: Mapping[str, Any]
-    epochs: int | None = None
+    trainer: Annotated[str, Keywords(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
+    """Name of the trainer class: one of `workflow_scripts/trainers/curricula/arms.py`, or any that
+    nnU-Net finds. Several arms may share a class with different parameters."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes set on the trainer before it starts; others keep the class's value."""
+    epochs: Annotated[int, Keywords(minimum=1)] | None = None
+    """Epochs of this arm, if they differ from `training.epochs`."""
 
 
 @dataclass(frozen=True)

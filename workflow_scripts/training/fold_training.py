@@ -55,7 +55,7 @@ def train_fold(
             device cannot be used, or the time limit is reached (the next run resumes).
     """
     deadline = Deadline(stop_after_minutes)
-    found = hardware.prepare(settings.training, settings.threads)
+    found = hardware.prepare(settings.training, settings.training.threads)
     nnunet_setup.configure(found.processes, found.augmentation_workers, files.results)
     from workflow_scripts.records.run_tables import (
         describe_run,

@@ -7,7 +7,7 @@ loader and training step, with labels of the same size. Validation and inference
 
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from .batches.loading import LoadingPlan
 from .batches.lowpass import reduce_image, reduce_labels
 from .patch_curriculum import nnUNetTrainerPatchCurriculum
 from .schedules.schedule import Schedule, Stage
+from .schedules.settings import FrequencySettings, LowpassSettings, attributes_of
 
 
 class LowFrequencyBatches:
@@ -176,30 +177,16 @@ def missing_batches(schedule: Schedule, iteration: int, kept: int) -> int:
     return min(schedule.replayable_before(iteration), kept)
 
 
+@attributes_of(FrequencySettings, LowpassSettings)
 class nnUNetTrainerLowFrequencyCurriculum(nnUNetTrainerPatchCurriculum):
     """nnU-Net's training on low frequencies first, with augmentation from weak to strong.
 
     The field of view stays that of the planned patch; the resolution grows.
 
-    Attributes:
-        replay_batches, replay, frequency_schedule, frequency_fractions, augmentation_ramp,
-        large_batches_early: see `settings.CurriculumSettings`.
-        lowpass: how frequencies are cropped: in the Fourier spectrum (`fft`), in the cosine
-            spectrum (`dct`, no wrap-around), or by antialiased resampling (`resize`); `none`
-            crops none.
-        half_voxel_shift: sample at the centres of the larger voxels, as for labels; False is the
-            authors' crop, which is aligned at the corner.
+    The fields of `FrequencySettings` and `LowpassSettings` are attributes too.
     """
 
     curriculum = "low_frequency"
-    replay_batches = 64
-    replay = "whole"
-    frequency_schedule = "resnet"
-    frequency_fractions: Sequence[float | str] | None = None
-    augmentation_ramp = True
-    large_batches_early = False
-    lowpass = "fft"
-    half_voxel_shift = True
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return the training loader, which reduces and repeats batches, and the validation loader.
@@ -207,24 +194,26 @@ class nnUNetTrainerLowFrequencyCurriculum(nnUNetTrainerPatchCurriculum):
         Both resume at the checkpoint.
         """
         train, validation = super().get_dataloaders()
+        settings = FrequencySettings.of(self)
         return LowFrequencyBatches(
             train,
             self.schedule(),
             self.iterations_before,
-            self.replay_batches,
-            self.replay == "mixed",
+            settings.replay_batches,
+            settings.replay == "mixed",
             self.batch_seed or 0,
             self.device,
             self._get_deep_supervision_scales(),
-            method=self.lowpass,
-            half_voxel_shift=self.half_voxel_shift,
+            method=settings.lowpass,
+            half_voxel_shift=LowpassSettings.of(self).half_voxel_shift,
         ), validation
 
     @property
     def batches_before(self) -> int:
         """Number of the first batch to load, including those of the stage that may be redrawn."""
         schedule, iteration = self.schedule(), self.iterations_before
-        kept = batches_to_keep(self.replay_batches, self.replay == "mixed")
+        settings = FrequencySettings.of(self)
+        kept = batches_to_keep(settings.replay_batches, settings.replay == "mixed")
         again = missing_batches(schedule, iteration, kept)
         return schedule.batches_before(iteration) - again
 

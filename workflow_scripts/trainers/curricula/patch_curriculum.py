@@ -35,7 +35,14 @@ from .schedules.patch_plan import PatchPlan
 from .schedules.planner import plan_schedule
 from .schedules.scale_factors import ScaleSpaceSettings
 from .schedules.schedule import Schedule, Stage
-from .schedules.settings import AUTHORS_PLUS_SEED, CurriculumSettings, TrainingLength
+from .schedules.settings import (
+    BatchSettings,
+    CurriculumSettings,
+    GrowthSettings,
+    OptimizerSettings,
+    TrainingLength,
+    attributes_of,
+)
 
 SCALING_OF_SPATIAL_AUGMENTATION = (0.85, 1.25)
 """Range for which nnU-Net 2.8.1 sizes its initial patch (its augmentation uses 0.7 to 1.4)."""
@@ -45,6 +52,7 @@ OPTIMIZERS = {"sgd": (nnUNetTrainer, 1e-2), "adamw": (nnUNetTrainerAdam, 1e-3)}
 rate if an arm sets no `initial_lr`: nnU-Net's, and that of `nnUNetTrainerAdam1en3`."""
 
 
+@attributes_of(GrowthSettings, BatchSettings, OptimizerSettings)
 class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     """nnU-Net's training with a schedule of patch sizes; subclasses name the curriculum.
 
@@ -52,27 +60,13 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     of the planned size and inference are nnU-Net's own. The plan is never edited; only the training
     loader follows the schedule (methods of Fischer et al., MICCAI 2024).
 
+    The fields of `GrowthSettings`, `BatchSettings` and `OptimizerSettings` are attributes as well;
+    an arm sets them as its parameters. Until `initialize`, an `initial_lr` of None means that of
+    `OPTIMIZERS`.
+
     Attributes:
-        curriculum, pacing, stage_list, plus_seed, max_batch, one_voxel_bottleneck: see
-            `settings.CurriculumSettings`.
         batch_seed: seed of every batch's content; None (constant patches only) uses nnU-Net's own
             unseeded loading.
-        training_oversample_foreground_percent, validation_oversample_foreground_percent: share of
-            patches that are forced to contain foreground, in training and in the validation after
-            each epoch; None is nnU-Net's 0.33.
-        faithful_augmentation_per_stage: let nnU-Net choose the kind of augmentation (rotation
-            range, dummy 2D, mirror axes) separately for each patch size, as the authors' trainers
-            do; False uses the planned patch's kind throughout.
-        batched_augmentation: augment the samples of a batch together if their patches do not have
-            the planned size; False augments them one by one, as nnU-Net does.
-        augment_on_device: augment those batches on the training's device instead of in the loading
-            workers.
-        mirror_axes: `all`, or `none` for training and prediction without mirroring, as with
-            nnU-Net's `nnUNetTrainerNoMirroring`.
-        optimizer_name: one of `OPTIMIZERS`; learning rate decay, weight decay and clipping are
-            nnU-Net's for each.
-        initial_lr: learning rate of the first epoch; until `initialize`, None means that of
-            `OPTIMIZERS`.
         few_volumes: read no more volumes for a batch than the plan's batch has samples, with
             several crops of each; foreground is forced in every second volume's crops, regardless
             of the share.
@@ -80,20 +74,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             if the network has several.
     """
 
-    curriculum = "constant"
-    pacing = "equal"
-    stage_list: Sequence[Mapping] | None = None
-    plus_seed: int | None = AUTHORS_PLUS_SEED
-    max_batch: int | None = None
-    one_voxel_bottleneck = True
     batch_seed: int | None = 12345
-    training_oversample_foreground_percent: float | None = None
-    validation_oversample_foreground_percent: float | None = None
-    faithful_augmentation_per_stage = False
-    batched_augmentation = True
-    augment_on_device = False
-    mirror_axes: Literal["all", "none"] = "all"
-    optimizer_name = "sgd"
     few_volumes = False
     pseudo_dice_by_scale: Mapping[float, float] = MappingProxyType({})
 
@@ -118,10 +99,11 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
 
     @property
     def _optimizer(self) -> tuple[Any, float]:
-        if self.optimizer_name not in OPTIMIZERS:
-            known = ", ".join(OPTIMIZERS)
-            raise ValueError(f"unknown optimizer_name {self.optimizer_name!r}; known are {known}")
-        return OPTIMIZERS[self.optimizer_name]
+        return OPTIMIZERS[OptimizerSettings.of(self).optimizer_name]
+
+    @property
+    def _batches(self) -> BatchSettings:
+        return BatchSettings.of(self)
 
     @cached_property
     def _plan(self) -> PatchPlan:
@@ -210,7 +192,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         """Return how training batches of every stage and validation batches are made."""
         kind = self._kind_of_augmentation()
         kinds = [kind] * len(self.stages)
-        if self.faithful_augmentation_per_stage:
+        if self._batches.faithful_augmentation_per_stage:
             kinds = []
             for stage in self.stages:
                 with self._planned_at(stage.loaded_size):
@@ -234,14 +216,14 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             for stage, kind in zip(self.stages, kinds, strict=True)
         ]
         planned = Stage(tuple(configuration.patch_size), configuration.batch_size)
-        if self.batched_augmentation:
+        if self._batches.batched_augmentation:
             plans = [
                 plan
                 if plan.stage.patch_size == planned.patch_size
                 else replace(
                     plan,
                     batched=BatchedAugmentation(plan.transforms),
-                    deferred=self.augment_on_device,
+                    deferred=self._batches.augment_on_device,
                 )
                 for plan in plans
             ]
@@ -263,7 +245,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         rotation, dummy_2d, size, axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
-        if self.mirror_axes == "none":
+        if self._batches.mirror_axes == "none":
             axes = self.inference_allowed_mirroring_axes = None
         return rotation, dummy_2d, size, axes
 
@@ -322,9 +304,9 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
 
     def _oversampling(self, validating: bool) -> float:
         forced = (
-            self.validation_oversample_foreground_percent
+            self._batches.validation_oversample_foreground_percent
             if validating
-            else self.training_oversample_foreground_percent
+            else self._batches.training_oversample_foreground_percent
         )
         return self._planned_oversampling if forced is None else forced
 

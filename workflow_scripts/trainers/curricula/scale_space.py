@@ -15,8 +15,9 @@ from torch.nn.functional import interpolate
 from .networks.hypernetwork import ScaleSpaceNetwork
 from .networks.rescaled_unet import build_rescaled
 from .patch_curriculum import nnUNetTrainerPatchCurriculum
-from .schedules.scale_factors import DEFAULT_RANK, Scales, ScaleSpaceSettings
+from .schedules.scale_factors import Scales, ScaleSpaceSettings
 from .schedules.schedule import Schedule
+from .schedules.settings import attributes_of
 
 SMALLEST_SUPERVISED = 4
 """Minimum voxels per axis of an output that contributes to the loss."""
@@ -47,6 +48,7 @@ def build_scale_space(
     return ScaleSpaceNetwork(primary, settings)
 
 
+@attributes_of(ScaleSpaceSettings)
 class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
     """Scale-space hypernetwork (SSHN, NeurIPS 2023) in 3D: each step draws its scale factor.
 
@@ -59,20 +61,11 @@ class nnUNetTrainerScaleSpace(nnUNetTrainerPatchCurriculum):
     factors, so its pseudo Dice compares epochs over the whole range. Nothing here uses it. The
     final checkpoint is the one that is validated at the end and baked.
 
+    The fields of `ScaleSpaceSettings` are attributes too.
+
     Attributes:
-        scale_factor, smallest_scale, largest_scale, rank, unit_norm, scale_encoding, scale_prior,
-            film: see `scale_factors.ScaleSpaceSettings`.
         pseudo_dice_by_scale: with several GPUs, that of this one's share.
     """
-
-    scale_factor: float | None = None
-    smallest_scale = 0.25
-    largest_scale = 0.5
-    rank = DEFAULT_RANK
-    unit_norm = True
-    scale_encoding = "linear"
-    scale_prior = "uniform"
-    film = False
 
     build_network_architecture = staticmethod(build_scale_space)
     network: Any

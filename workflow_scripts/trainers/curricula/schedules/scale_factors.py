@@ -6,18 +6,15 @@ Both the trainers and the forecast use it, so the two cannot disagree.
 import math
 import random
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from .settings import TrainerSettings
+from .settings import FIDELITY, Keywords, ScaleFactor, TrainerSettings
 
 STEPS_OF_ONE = 100
 """Scale factors are drawn in hundredths. This is as good as continuous for a network that is smooth
 in the scale factor (most neighbours give the same sizes). Sizes recur, so that costs are counted
 and convolution algorithms chosen only once for each."""
 
-DEFAULT_RANK = 8
-
-ENCODINGS = ("linear", "circular")
-PRIORS = ("uniform", "sqrt")
 DRAWS = 500
 """Number of quantiles that represent a non-uniform prior."""
 
@@ -51,36 +48,39 @@ class Scales:
 class ScaleSpaceSettings(TrainerSettings):
     """Trainer attributes that determine its scale factors and the size of its hypernetwork.
 
-    Attributes:
-        scale_factor: factor of every step; None draws one for each iteration.
-        smallest_scale, largest_scale: bounds of the draws, uniform between them; the encoding maps
-            them to 0 and 1.
-        rank: number of dimensions in which the weights can follow the scale factor.
-        unit_norm: scale the hypernetwork's coordinates u to length 1, so that every scale factor
-            and rank trains at the same rate; False uses the perceptron's last layer after its
-            non-linearity, as the authors do, with an initial length between 0 and 1.8.
-        scale_encoding: `linear` (x, 1 - x), the authors'; `circular` (cos, sin) of x pi/2.
-        scale_prior: how scale factors are drawn between the bounds: `uniform`, or `sqrt` for a
-            uniform area (the square root of a uniform number, as in the authors' supplement).
-        film: scale and shift features by the scale factor and share the weights, instead of
-            generating weights (Perez et al., 2018; a control of the authors). Needs rank 0.
-
     Raises:
         ValueError: factors outside (0, 1], bounds in the wrong order, or an invalid
             hypernetwork.
     """
 
-    scale_factor: float | None = None
-    smallest_scale: float = 0.25
-    largest_scale: float = 0.5
-    rank: int = DEFAULT_RANK
-    unit_norm: bool = True
-    scale_encoding: str = "linear"
-    scale_prior: str = "uniform"
+    scale_factor: ScaleFactor | None = None
+    """Size of each stage of the network over that of the one above (`nnUNetTrainerScaleSpace`), in
+    training and validation; `null` draws one for each iteration."""
+    smallest_scale: ScaleFactor = 0.25
+    """Smallest scale factor that is drawn."""
+    largest_scale: ScaleFactor = 0.5
+    """Largest scale factor that is drawn; the final validation uses it. 0.5 gives the planned
+    sizes."""
+    rank: Annotated[int, Keywords(minimum=0)] = 8
+    """Dimensions in which the hypernetwork's weights can follow the scale factor; it adds that many
+    times the network's parameters. 0 is no hypernetwork; 1 can follow nothing with `unit_norm`."""
+    unit_norm: Annotated[bool, FIDELITY] = True
+    """Whether the hypernetwork's coordinates have the length 1, so that every scale factor trains
+    at the same rate; `false` is the authors' plain form, with an initial length between 0 and
+    1.8."""
+    scale_encoding: Annotated[Literal["linear", "circular"], FIDELITY] = "linear"
+    """How the hypernetwork sees the scale factor, mapped to 0 to 1 between the bounds: `linear`
+    (x, 1 - x), the authors', or `circular` (cos, sin)."""
+    scale_prior: Annotated[Literal["uniform", "sqrt"], FIDELITY] = "uniform"
+    """How scale factors are drawn: `uniform`, or `sqrt`, so that the area of the rescaled image is
+    uniform (the authors' supplement)."""
     film: bool = False
+    """`true` with `rank: 0`: the weights are shared, and the scale factor scales and shifts the
+    features of every norm (FiLM; Perez et al., 2018), a control of the authors."""
 
     def __post_init__(self) -> None:
         """Check the scale factors and the hypernetwork."""
+        super().__post_init__()
         drawn = ("smallest_scale", "largest_scale")
         for name in drawn if self.scale_factor is None else ("scale_factor",):
             if not 0 < (value := getattr(self, name)) <= 1:
@@ -90,14 +90,6 @@ class ScaleSpaceSettings(TrainerSettings):
             raise ValueError(
                 f"smallest_scale {self.smallest_scale} must be at least {1 / STEPS_OF_ONE} below "
                 f"largest_scale {self.largest_scale}"
-            )
-        if self.scale_encoding not in ENCODINGS:
-            raise ValueError(
-                f"unknown scale_encoding {self.scale_encoding!r}; known are {', '.join(ENCODINGS)}"
-            )
-        if self.scale_prior not in PRIORS:
-            raise ValueError(
-                f"unknown scale_prior {self.scale_prior!r}; known are {', '.join(PRIORS)}"
             )
         if self.film and self.rank:
             raise ValueError(f"film requires rank 0, not {self.rank}: it shares the weights")

@@ -16,6 +16,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from math import prod
 from operator import mul
+from typing import Literal
 
 from .patch_growth import grow_in_turn, grow_shortest, plus_batches
 from .patch_plan import PatchPlan
@@ -29,7 +30,6 @@ CURRICULA = (
     "progressive_efficiency",
     "progressive_performance",
 )
-PACINGS = ("equal", "volume")
 
 
 @dataclass(frozen=True)
@@ -116,16 +116,14 @@ def stage_at(epoch: int, epochs: int, number_of_stages: int) -> int:
     return round(epoch * last / (epochs - 1))
 
 
-def pace(stages: Sequence[Stage], epochs: int, pacing: str) -> tuple[int, ...]:
+def pace(
+    stages: Sequence[Stage], epochs: int, pacing: Literal["equal", "volume"]
+) -> tuple[int, ...]:
     """Return the epochs of each stage: `equal` (`stage_at`), or in proportion to the `volume`.
 
     By volume, every stage has at least one epoch, and the quotas are rounded by largest remainder
     (the pacing of the authors' later trainers). With fewer epochs than stages, both are `equal`.
-
-    Raises ValueError for any other pacing.
     """
-    if pacing not in PACINGS:
-        raise ValueError(f"unknown pacing {pacing!r}; known are {', '.join(PACINGS)}")
     if pacing == "equal" or epochs < len(stages):
         counts = Counter(stage_at(epoch, epochs, len(stages)) for epoch in range(epochs))
         return tuple(counts[number] for number in range(len(stages)))
