@@ -83,21 +83,6 @@ TABLES = expand(
         *("claims.csv", "claims.md", "reference_runs.csv"),
     ],
 )
-FIGURES = expand(
-    f"{RESULTS}/figures/{{figure}}.{{kind}}",
-    figure=[
-        "differences",
-        "dice",
-        "cost",
-        "convergence",
-        "profiles",
-        "schedule",
-        "patches",
-        "class_balance",
-        "predictions",
-    ],
-    kind=["svg", "png"],
-)
 NOTEBOOKS = expand(
     f"{RESULTS}/notebooks/{{notebook}}.{{kind}}",
     notebook=["results", "curricula"],
@@ -120,6 +105,14 @@ def code(script):
     """
     modules = imported_modules(BASE / "workflow_scripts" / script)
     return [shipped(str(path.relative_to(BASE))) for path in modules]
+
+
+def cores_for_data(most):
+    """Return the cores for work on a data set's images: `most`, but one for the demo's few.
+
+    On one core, nnU-Net's pools need not import nnU-Net in another process.
+    """
+    return lambda wildcards: 1 if STUDY.task_of[wildcards.dataset] == DEMO_TASK else most
 
 
 def run_files(name, seeds=STUDY.seeds):

@@ -90,7 +90,7 @@ rule convert_task:
         dataset="|".join(STUDY.dataset_of[task] for task in [*MSD, DEMO_TASK]),
     conda:
         "../envs/nnunet.yaml"
-    threads: 4
+    threads: cores_for_data(4)
     resources:
         **JOBS.of("convert_task"),
     message:

@@ -18,152 +18,51 @@ OUTPUTS, in results/{study}/figures/:
                             (config/budget_sweep.yaml): `snakemake budget_sweep`
 """
 
-
-# Inheriting rules share the line `script:`, so the name of their script is a parameter. They do not
-# inherit `localrule`.
-rule plot_dice:
-    input:
-        runs=f"{RESULTS}/tables/runs.csv",
-        style=STYLE,
-        code=code("figures/plot_dice.py"),
-    output:
-        svg=f"{RESULTS}/figures/dice.svg",
-        png=report(
-            f"{RESULTS}/figures/dice.png",
-            caption="report/dice.rst",
-            category="Figures",
-            labels={"figure": "Dice by task and arm"},
-        ),
-    log:
-        f"logs/plot_dice/{STUDY.name}.log",
-    localrule: True
-    conda:
-        "../envs/analysis.yaml"
-    params:
-        script="plot_dice.py",
-    script:
-        "../workflow_scripts/figures/{params.script}"
+# The figures that show tables: figure -> tables, title in the report. Each is drawn by the script
+# plot_{figure}.py and explained in report/{figure}.rst.
+OF_TABLES = {
+    "differences": (["significance"], "Difference from the reference arm"),
+    "dice": (["runs"], "Dice by task and arm"),
+    "cost": (["comparison"], "Cost by arm"),
+    "convergence": (["epochs"], "Convergence"),
+    "profiles": (["targets"], "Cost to target, over tasks"),
+    "schedule": (["epochs", "runs"], "Patch-size schedules"),
+    "class_balance": (["class_balance"], "Foreground by patch size"),
+}
+FIGURES = expand(
+    f"{RESULTS}/figures/{{figure}}.{{kind}}",
+    figure=[*OF_TABLES, "patches", "predictions"],
+    kind=["svg", "png"],
+)
 
 
-use rule plot_dice as plot_differences with:
-    input:
-        significance=f"{RESULTS}/tables/significance.csv",
-        style=STYLE,
-        code=code("figures/plot_differences.py"),
-    output:
-        svg=f"{RESULTS}/figures/differences.svg",
-        png=report(
-            f"{RESULTS}/figures/differences.png",
-            caption="report/differences.rst",
-            category="Figures",
-            labels={"figure": "Difference from the reference arm"},
-        ),
-    log:
-        f"logs/plot_differences/{STUDY.name}.log",
-    localrule: True
-    params:
-        script="plot_differences.py",
+# Snakemake reads the line `script:` after the loop, so the name of the script is a parameter.
+for figure, (tables, title) in OF_TABLES.items():
 
-
-use rule plot_dice as plot_profiles with:
-    input:
-        targets=f"{RESULTS}/tables/targets.csv",
-        style=STYLE,
-        code=code("figures/plot_profiles.py"),
-    output:
-        svg=f"{RESULTS}/figures/profiles.svg",
-        png=report(
-            f"{RESULTS}/figures/profiles.png",
-            caption="report/profiles.rst",
-            category="Figures",
-            labels={"figure": "Cost to target, over tasks"},
-        ),
-    log:
-        f"logs/plot_profiles/{STUDY.name}.log",
-    localrule: True
-    params:
-        script="plot_profiles.py",
-
-
-use rule plot_dice as plot_cost with:
-    input:
-        comparison=f"{RESULTS}/tables/comparison.csv",
-        style=STYLE,
-        code=code("figures/plot_cost.py"),
-    output:
-        svg=f"{RESULTS}/figures/cost.svg",
-        png=report(
-            f"{RESULTS}/figures/cost.png",
-            caption="report/cost.rst",
-            category="Figures",
-            labels={"figure": "Cost by arm"},
-        ),
-    log:
-        f"logs/plot_cost/{STUDY.name}.log",
-    localrule: True
-    params:
-        script="plot_cost.py",
-
-
-use rule plot_dice as plot_convergence with:
-    input:
-        epochs=f"{RESULTS}/tables/epochs.csv",
-        style=STYLE,
-        code=code("figures/plot_convergence.py"),
-    output:
-        svg=f"{RESULTS}/figures/convergence.svg",
-        png=report(
-            f"{RESULTS}/figures/convergence.png",
-            caption="report/convergence.rst",
-            category="Figures",
-            labels={"figure": "Convergence"},
-        ),
-    log:
-        f"logs/plot_convergence/{STUDY.name}.log",
-    localrule: True
-    params:
-        script="plot_convergence.py",
-
-
-use rule plot_dice as plot_schedule with:
-    input:
-        epochs=f"{RESULTS}/tables/epochs.csv",
-        runs=f"{RESULTS}/tables/runs.csv",
-        style=STYLE,
-        code=code("figures/plot_schedule.py"),
-    output:
-        svg=f"{RESULTS}/figures/schedule.svg",
-        png=report(
-            f"{RESULTS}/figures/schedule.png",
-            caption="report/schedule.rst",
-            category="Figures",
-            labels={"figure": "Patch-size schedules"},
-        ),
-    log:
-        f"logs/plot_schedule/{STUDY.name}.log",
-    localrule: True
-    params:
-        script="plot_schedule.py",
-
-
-use rule plot_dice as plot_class_balance with:
-    input:
-        class_balance=f"{RESULTS}/tables/class_balance.csv",
-        style=STYLE,
-        code=code("figures/plot_class_balance.py"),
-    output:
-        svg=f"{RESULTS}/figures/class_balance.svg",
-        png=report(
-            f"{RESULTS}/figures/class_balance.png",
-            caption="report/class_balance.rst",
-            category="Figures",
-            labels={"figure": "Foreground by patch size"},
-        ),
-    log:
-        f"logs/plot_class_balance/{STUDY.name}.log",
-    localrule: True
-    params:
-        script="plot_class_balance.py",
+    rule:
+        name:
+            f"plot_{figure}"
+        input:
+            **{table: f"{RESULTS}/tables/{table}.csv" for table in tables},
+            style=STYLE,
+            code=code(f"figures/plot_{figure}.py"),
+        output:
+            svg=f"{RESULTS}/figures/{figure}.svg",
+            png=report(
+                f"{RESULTS}/figures/{figure}.png",
+                caption=f"report/{figure}.rst",
+                category="Figures",
+                labels={"figure": title},
+            ),
+        log:
+            f"logs/plot_{figure}/{STUDY.name}.log",
+        localrule: True
+        conda:
+            "../envs/analysis.yaml"
+        params:
+            script=f"plot_{figure}.py",
+        script:
+            "../workflow_scripts/figures/{params.script}"
 
 
 rule plot_patches:

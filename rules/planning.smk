@@ -25,7 +25,7 @@ rule fingerprint_task:
         "logs/fingerprint_task/{dataset}.log",
     conda:
         "../envs/nnunet.yaml"
-    threads: 8
+    threads: cores_for_data(8)
     resources:
         **JOBS.of("fingerprint_task"),
     message:
@@ -85,7 +85,7 @@ rule preprocess_task:
         f"logs/preprocess_task/{{dataset}}_{STUDY.data_identifier}.log",
     conda:
         "../envs/nnunet.yaml"
-    threads: 8
+    threads: cores_for_data(8)
     resources:
         **JOBS.of("preprocess_task"),
     params:

@@ -28,7 +28,7 @@ class OneCase:
 def shares(size, oversample, batch=2, samples=60):
     np.random.seed(0)
     stage = Stage((size,) * 3, batch)
-    return sample_shares(OneCase(), LABELS, stage, oversample, samples)
+    return sample_shares(OneCase(), LABELS, [stage], oversample, samples)[0]
 
 
 def test_one_patch_of_a_batch_of_two_is_forced():
@@ -50,10 +50,9 @@ def test_whole_batches_are_drawn():
 def test_a_reduced_patch_keeps_the_share_of_foreground_but_may_lose_a_thin_label():
     """At half size, the cube of 4 voxels becomes one of 2; at the smallest size, it is lost."""
     whole, half, eighth = (Stage((32 // n,) * 3, 2, field_of_view=(32, 32, 32)) for n in (1, 2, 16))
-    drawn = []
-    for stage in (whole, half, eighth):
-        np.random.seed(0)
-        drawn.append(sample_shares(OneCase(), LABELS, stage, 0.33, 20)[1::2, 0])
+    np.random.seed(0)
+    found = sample_shares(OneCase(), LABELS, (whole, half, eighth), 0.33, 20)
+    drawn = [shares[1::2, 0] for shares in found]
     assert drawn[0] == pytest.approx(64 / 32**3)
     assert drawn[1] == pytest.approx(64 / 32**3)
     assert (drawn[2] == 0).all()

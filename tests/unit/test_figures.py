@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
+from skimage.color import deltaE_ciede2000, rgb2lab
 
+import workflow_scripts.figures.plot_cost as plot_cost_module
 from helpers.fake_study import FakeStudy
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.figure_style import load_style, read_tables
@@ -118,6 +122,24 @@ def test_figures_are_written(study, style, name, draw, tables):
     before = [path.read_bytes() for path in paths]
     draw(*(table(study, wanted) for wanted in tables), style, paths)
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_the_line_of_the_cost_crosses_no_text(study, style, monkeypatch):
+    """Nor is any text cut off at the edge of the figure."""
+    drawn = []
+    monkeypatch.setattr(plot_cost_module, "save", lambda figure, *_: drawn.append(figure))
+    plot_cost(table(study, "comparison"), style, [])
+    (figure,) = drawn
+    figure.canvas.draw()
+    page = figure.bbox.padded(1)
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text():
+            box = text.get_window_extent()
+            assert page.contains(*box.min) and page.contains(*box.max), text.get_text()
+    for axis in figure.axes:
+        line = axis.transData.transform((1.0, 0))[0]
+        ends = [text.get_window_extent() for text in axis.texts]
+        assert ends and not any(box.x0 <= line <= box.x1 for box in ends)
 
 
 def test_the_mean_of_the_tasks_combines_their_intervals():
@@ -366,6 +388,22 @@ def test_colours_differ_within_a_study(style, study):
     colors = {kind: style.arm(arm)["color"] for arm, kind in kinds.items()}
     assert set(arms) <= set(style.arms)
     assert len(set(colors.values())) == len(colors)
+
+
+def test_an_outline_has_no_arms_colour(style):
+    """CIEDE2000 differences; from about 10 on, colours differ at a glance."""
+
+    def lab(color):
+        return rgb2lab([[to_rgb(color)]])
+
+    arms = {look["color"] for look in style.arms.values()}
+    near = {
+        (label, arm): float(deltaE_ciede2000(lab(label), lab(arm)).item())
+        for label, arm in product(style.labels, arms)
+    }
+    assert min(near.values()) > 15, min(near, key=near.get)
+    between = [deltaE_ciede2000(lab(a), lab(b)).item() for a, b in combinations(style.labels, 2)]
+    assert min(between) > 15
 
 
 def test_wrong_key_in_the_style_is_named(tmp_path):

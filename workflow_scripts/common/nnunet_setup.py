@@ -1,8 +1,14 @@
 """nnU-Net's environment: its folders, numbers of processes, datasets and trainers."""
 
 import importlib
+import multiprocessing
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from workflow_scripts.common.errors import UserError
 
@@ -25,6 +31,28 @@ def configure(processes: int, augmentation_workers: int = 1, results: Path | Non
     os.environ["nnUNet_def_n_proc"] = str(processes)
     os.environ["nnUNet_n_proc_DA"] = str(augmentation_workers)
     os.environ["MPLBACKEND"] = "Agg"
+
+
+@contextmanager
+def pools_on(cores: int) -> Iterator[None]:
+    """On one core, let nnU-Net's pools be threads of this process instead of spawned processes.
+
+    A spawned worker imports torch and nnU-Net again, for seconds of processor time, and could not
+    work in parallel. On more cores, nothing changes.
+    """
+    if cores > 1:
+        yield
+        return
+    given = multiprocessing.get_context
+
+    def get_context(method: str | None = None) -> Any:
+        return SimpleNamespace(Pool=ThreadPool) if method == "spawn" else given(method)
+
+    multiprocessing.get_context = get_context  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        multiprocessing.get_context = given
 
 
 def dataset_number(dataset: str) -> int:

@@ -7,6 +7,7 @@ lose a label that is too thin for the reduced resolution. This is measured as we
 """
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,13 @@ def label_shares(patches: np.ndarray, labels: Sequence[int | tuple[int, ...]]) -
     The first column is the share of any label. `patches` has the shape (patches, z, y, x); voxels
     outside the image (-1) count as patch. A region is given as the tuple of its values.
     """
-    flat = patches.reshape(len(patches), -1)
-    columns = [np.unique(np.hstack(labels)), *labels]
-    return np.stack([np.isin(flat, values).mean(axis=1) for values in columns], axis=1)
+    flat = patches.reshape(len(patches), -1).astype(np.int64)
+    columns = [np.unique(np.hstack(labels)), *map(np.atleast_1d, labels)]
+    # Values from -1 on; counting them once is much faster than looking for each label.
+    bins = max(flat.max(), *(values.max() for values in columns)) + 2
+    counts = np.stack([np.bincount(patch + 1, minlength=bins) for patch in flat])
+    shares = [counts[:, values + 1].sum(axis=1) / flat.shape[1] for values in columns]
+    return np.stack(shares, axis=1)
 
 
 def foreground(label_manager: Any) -> list[int | tuple[int, ...]]:
@@ -64,30 +69,30 @@ def summarise(shares: np.ndarray) -> pd.DataFrame:
 
 
 def sample_shares(
-    dataset: Any, label_manager: Any, stage: Stage, oversample: float, samples: int
-) -> np.ndarray:
-    """Draw at least `samples` patches of a stage and return their `label_shares`.
+    dataset: Any, label_manager: Any, stages: Sequence[Stage], oversample: float, samples: int
+) -> list[np.ndarray]:
+    """Draw at least `samples` patches and return their `label_shares` at each of `stages`.
 
-    If a stage reduces its field of view, labels are reduced as in training.
+    The stages load patches of the same size in batches of the same size, so they share the draws;
+    a stage that reduces its field of view reduces the labels as in training.
     Whole batches of the planned size are drawn, because nnU-Net forces foreground in a fixed part
     of each batch (at least one patch in a batch of two).
     """
     loader = nnUNetDataLoader(
         dataset,
-        stage.batch_size,
-        stage.loaded_size,
-        stage.loaded_size,
+        stages[0].batch_size,
+        stages[0].loaded_size,
+        stages[0].loaded_size,
         label_manager,
         oversample_foreground_percent=oversample,
     )
-    batches = [
-        label_shares(
-            reduce_labels(loader.generate_train_batch()["target"], stage.patch_size)[:, 0].numpy(),
-            foreground(label_manager),
-        )
-        for _ in range(-(-samples // stage.batch_size))
-    ]
-    return np.concatenate(batches)
+    shares: list[list[np.ndarray]] = [[] for _ in stages]
+    for _ in range(-(-samples // stages[0].batch_size)):
+        target = loader.generate_train_batch()["target"]
+        for stage, found in zip(stages, shares, strict=True):
+            patches = reduce_labels(target, stage.patch_size)[:, 0].numpy()
+            found.append(label_shares(patches, foreground(label_manager)))
+    return [np.concatenate(found) for found in shares]
 
 
 def measure_task(
@@ -116,25 +121,31 @@ def measure_task(
     plan = PatchPlan.of(chosen)
     keys = list(map(str, foreground(labels)))
     names = name_labels(labels.label_dict, keys)
-    tables = []
     bands = {stage.patch_size: stage for stage in plan_bands(plan, replay=False)}
     reduced = [stage for stage in bands.values() if stage.field_of_view is not None]
-    for stage in [*plan_stages(plan, CurriculumSettings("progressive")), *reduced]:
-        for percent in (0.0, oversample):
-            np.random.seed(seed)  # nnU-Net's loader draws from numpy's global generator
-            table = summarise(sample_shares(dataset, labels, stage, percent, samples))
-            columns = {
-                "task": task,
-                "patch_size": stage.label,
-                "field_of_view": "x".join(map(str, stage.loaded_size)),
-                "patch_voxels": int(np.prod(stage.patch_size)),
-                "forced": percent > 0,
-                "oversample": percent,
-                "label": ["0", *keys],
-                "label_name": ["any label", *(names[key] for key in keys)],
-            }
-            tables.append(table.assign(**columns))
-        print(f"{task}: measured patches of {stage.label}", flush=True)
+    stages = [*plan_stages(plan, CurriculumSettings("progressive")), *reduced]
+    alike: dict[tuple, list[Stage]] = {}
+    for stage in stages:
+        alike.setdefault((stage.batch_size, stage.loaded_size), []).append(stage)
+    shares: dict[tuple[Stage, float], np.ndarray] = {}
+    for same, percent in product(alike.values(), (0.0, oversample)):
+        np.random.seed(seed)  # nnU-Net's loader draws from numpy's global generator
+        found = sample_shares(dataset, labels, same, percent, samples)
+        shares |= {(stage, percent): values for stage, values in zip(same, found, strict=True)}
+        print(f"{task}: measured {len(same)} sizes of {same[0].loaded_size}", flush=True)
+    tables = []
+    for stage, percent in product(stages, (0.0, oversample)):
+        columns = {
+            "task": task,
+            "patch_size": stage.label,
+            "field_of_view": "x".join(map(str, stage.loaded_size)),
+            "patch_voxels": int(np.prod(stage.patch_size)),
+            "forced": percent > 0,
+            "oversample": percent,
+            "label": ["0", *keys],
+            "label_name": ["any label", *(names[key] for key in keys)],
+        }
+        tables.append(summarise(shares[stage, percent]).assign(**columns))
     return pd.concat(tables, ignore_index=True)[COLUMNS]
 
 

@@ -44,7 +44,8 @@ def plot_cost(comparison: pd.DataFrame, style: Style, outputs: Iterable[Path]) -
             axis.barh(place, value, color=style.arm(arm)["color"], height=0.6, alpha=0.85)
             dots = tasks.loc[[arm], relative] if several else pd.Series(dtype=float)
             axis.plot(dots, [place] * len(dots), **TASK_DOT)
-            end = max([value, *dots]) if pd.notna(value) else 0.0
+            # To the right of the line, so that it crosses no text.
+            end = max([value, *dots, 1.0]) if pd.notna(value) else 1.0
             text = f"{number(overall.loc[arm, column] * scale)} {name}"
             ratio = "" if pd.isna(value) else f"  ({value:.2f})"
             axis.annotate(
@@ -54,7 +55,6 @@ def plot_cost(comparison: pd.DataFrame, style: Style, outputs: Iterable[Path]) -
                 textcoords="offset points",
                 va="center",
                 fontsize=style.figure["font_size"] - 1,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
             )
         axis.axvline(1.0, color="#444444", linewidth=0.8, linestyle="dotted")
         axis.set_xlim(0, 1.6 * (widest if pd.notna(widest) else 1.0))

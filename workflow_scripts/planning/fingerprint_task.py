@@ -9,9 +9,9 @@ def fingerprint_task(dataset: str, processes: int) -> None:
     nnunet_setup.configure(processes)
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
 
-    extract_fingerprint_dataset(
-        nnunet_setup.dataset_number(dataset), num_processes=processes, check_dataset_integrity=True
-    )
+    number = nnunet_setup.dataset_number(dataset)
+    with nnunet_setup.pools_on(processes):
+        extract_fingerprint_dataset(number, num_processes=processes, check_dataset_integrity=True)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ def preprocess_task(dataset: str, plans: str, configuration: str, processes: int
             f"{', '.join(sorted(content['configurations']))} for {dataset}"
         )
     check_memory(read_json(nnunet_setup.PREPROCESSED / dataset / "dataset_fingerprint.json"))
-    preprocess_dataset(
-        nnunet_setup.dataset_number(dataset), plans, (configuration,), num_processes=(processes,)
-    )
+    number = nnunet_setup.dataset_number(dataset)
+    with nnunet_setup.pools_on(processes):
+        preprocess_dataset(number, plans, (configuration,), num_processes=(processes,))
     identifier = content["configurations"][configuration]["data_identifier"]
     return describe_preprocessed(
         nnunet_setup.PREPROCESSED / dataset / identifier,

@@ -14,7 +14,7 @@ from workflow_scripts.common.console import announce
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import digest, read_json
 from workflow_scripts.common.hardware import Hardware, autocast_network, set_memory_format
-from workflow_scripts.common.nnunet_setup import find_trainer
+from workflow_scripts.common.nnunet_setup import find_trainer, pools_on
 from workflow_scripts.common.progress import Progress
 from workflow_scripts.common.trainer_protocol import (
     CurriculumTrainer,
@@ -256,7 +256,7 @@ def _validate(
         recorder.finish("validation", partial=True, case=case)
         progress.show(number)
 
-    with interruption.watch_validation():
+    with interruption.watch_validation(), pools_on(fold.hardware.threads):
         validate(trainer, fold.folder, made_with, before_case, after_case)
     recorder.finish("validation", **made_with, ended=now())
 

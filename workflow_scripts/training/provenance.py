@@ -72,6 +72,7 @@ def compare_identity(
         raise UserError(
             f"cannot continue the training in {path}: {'; '.join(differing)}. Undo the "
             f"change, or choose another `study` name, or delete {path.parent} to train from scratch"
+            f"{_for_the_demo(path)}"
         )
 
 
@@ -100,8 +101,13 @@ def check_schedule(epochs: pd.DataFrame, schedule: Schedule, folder: Path) -> No
                 f"{row.epoch} had batches of {row.batch_size} patches of {row.patch_size}, and "
                 f"would now have {stage.batch_size} of {stage.label}. Set the arm's parameters to "
                 f"match (the changelog lists changed defaults), or choose another `study` name, or "
-                f"delete {folder} to train from scratch"
+                f"delete {folder} to train from scratch{_for_the_demo(folder)}"
             )
+
+
+def _for_the_demo(path: Path) -> str:
+    """Return the shortest way to begin anew for a path of the demo, whose settings may change."""
+    return ". `make clean` deletes the whole demo" if "results/demo/" in path.as_posix() else ""
 
 
 def versions() -> dict[str, str]:
