@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,7 +21,6 @@ from workflow_scripts.common.files import read_csv
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 UNLISTED = {"color": "#999999", "marker": "o", "dash": "solid"}
 
 
@@ -72,9 +72,11 @@ def load_style(path: Path) -> Style:
         raise UserError(f"{path}: figure must have exactly the keys {', '.join(sorted(wanted))}")
     size = style.figure["font_size"]
     plt.rcdefaults()  # undo a matplotlibrc in the working directory
-    plt.rcParams.update(
-        {
-            "font.family": [style.figure["font"]],
+    sns.set_theme(
+        context="paper",
+        style="ticks",
+        font=style.figure["font"],
+        rc={
             "font.size": size,
             "axes.labelsize": size,
             "axes.titlesize": size,
@@ -82,33 +84,17 @@ def load_style(path: Path) -> Style:
             "ytick.labelsize": size - 1,
             "legend.fontsize": size,
             "figure.titlesize": size + 1,
-            **dict.fromkeys(INKED, ".15"),
-            "axes.axisbelow": True,
             "axes.grid": True,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "grid.color": "#E5E5E5",
             "grid.linewidth": 0.6,
             "axes.linewidth": 0.8,
-            "xtick.major.width": 1.0,
-            "ytick.major.width": 1.0,
-            "xtick.major.size": 4.8,
-            "ytick.major.size": 4.8,
-            "xtick.minor.width": 0.8,
-            "ytick.minor.width": 0.8,
-            "xtick.minor.size": 3.2,
-            "ytick.minor.size": 3.2,
-            "lines.solid_capstyle": "round",
-            "lines.linewidth": 1.2,
-            "lines.markersize": 4.8,
-            "patch.edgecolor": "white",
-            "patch.force_edgecolor": True,
-            "patch.linewidth": 0.8,
             "legend.frameon": False,
             "image.interpolation": "nearest",
             "svg.hashsalt": "figure",
             "text.parse_math": False,  # names of cases and labels may contain dollar signs
-        }
+        },
     )
     return style
 
