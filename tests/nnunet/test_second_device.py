@@ -3,6 +3,7 @@
 The device is a made-up one, on which an operation with a tensor of the CPU fails.
 """
 
+import contextlib
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from helpers.second_device import OnGpu, on_gpu, second_device
 from workflow_scripts.forecast.gpu_memory import GB, estimate_memory
 from workflow_scripts.forecast.workload import Plan, StudyDesign
+from workflow_scripts.scale_space.inference import warm_up
 from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.trainers.curricula.batches.batched_augmentation import (
     BatchedAugmentation,
@@ -155,6 +157,22 @@ class _Weights(torch.nn.Module):
 
 def _prefixed(state):
     return {f"network.{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_kernels_are_chosen_in_the_precision_of_the_prediction(monkeypatch, device):
+    """Else the first case's seconds would include the choice for mixed precision."""
+    asked = []
+
+    def autocast(kind, enabled):
+        asked.append((kind, enabled))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    with second_device():
+        patch = torch.zeros(1, 1, 4, 4, 4, device=device)
+        warm_up(lambda x: asked.append(x.device.type), patch)
+    assert asked == [(device, device == "cuda"), device]
 
 
 def test_the_device_finds_a_tensor_that_was_left_behind():
