@@ -76,7 +76,9 @@ def estimate_memory(
     hypernetwork = 0.0
     if settings and settings.rank:
         build = trainer.build_network_architecture
-        network, _ = build_network(plan.plans, plan.dataset, design.configuration, build, settings)
+        network: Any = build_network(
+            plan.plans, plan.dataset, design.configuration, build, settings
+        )[0]
         weights = sum(weight.numel() for weight in network.parameters())
         primary = sum(weight.numel() for weight in network.primary.parameters())
         copies = 2 + STATES.get(parameters.get("optimizer_name", ""), 1)
