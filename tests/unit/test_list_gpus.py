@@ -2,11 +2,11 @@
 
 import ctypes
 import uuid
+from types import SimpleNamespace
 
 import pytest
 
 from workflow_scripts.common import gpus, hardware, list_gpus
-from workflow_scripts.common.compute_settings import ComputeSettings
 
 CARDS = {
     "GPU-0a3b-77": ("NVIDIA H100", []),
@@ -175,8 +175,10 @@ def test_a_gpu_that_only_torch_sees_is_locked_too(container, monkeypatch):
     monkeypatch.setattr(hardware.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(hardware.torch.cuda, "get_device_name", lambda: "AMD Instinct MI300X")
     monkeypatch.setattr(hardware.torch.backends.cudnn, "benchmark", False)
-    wanted = ComputeSettings(device="auto", precision="auto", threads=1, deterministic=False)
-    found = hardware.prepare(wanted)
+    wanted = SimpleNamespace(
+        device="auto", precision="auto", deterministic=False, memory_format="auto"
+    )
+    found = hardware.prepare(wanted, threads=1)
     assert (found.device, found.gpu) == ("cuda", None)
     (lease,) = gpus._held
     assert not gpus.GpuLease(container, lease.gpu).take()

@@ -11,6 +11,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from workflow_scripts.forecast.workload import Plan, StudyDesign, build_network, fit_arm
+from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
 
 REFERENCE = {"PlainConvUNet": 560e6, "ResidualEncoderUNet": 680e6}
 """Values in all feature maps of a sample for which a batch of `REFERENCE_BATCH` needs
@@ -92,10 +93,8 @@ def estimate_memory(
     scales = 1 / np.cumprod(np.vstack(chosen.pool_op_kernel_sizes), axis=0)[:-1]
     bytes_per_voxel = 2 * channels + bytes_of_labels * float(scales.prod(axis=1).sum())
 
-    def setting(name: str) -> Any:
-        return parameters.get(name, getattr(trainer, name, None))
-
-    kept = (setting("replay_batches") or 0) + (setting("replay") == "mixed")
+    replay = CurriculumSettings.of(trainer, parameters)
+    kept = replay.replay_batches + (replay.replay == "mixed")
     voxels = max(
         (s.batch_size * math.prod(s.patch_size) for s in schedule.stages if s.replay > 1), default=0
     )
