@@ -7,7 +7,7 @@ help:
 	@echo 'make demo   run the study of config/demo.yaml on this machine (CORES=2 limits it), show its table and report'
 	@echo 'make test   run the tests, four files at a time (ALL=1 adds the long ones, TESTS=folder selects some)'
 	@echo 'make bench  measure the trainers side by side (ARCHIVES=folder adds the real Task04; half an hour without a GPU)'
-	@echo 'make gpu-check  test every GPU code path in about a quarter of an hour (ARCHIVES=folder adds Task04; DEVICE=cpu runs it without a GPU)'
+	@echo 'make gpu-check  test every GPU code path in about an hour (ARCHIVES=folder adds Task04; DEVICE=cpu runs it without a GPU)'
 	@echo 'make docs   build the documentation as a site (site/index.html)'
 	@echo 'make lint   check formatting, linting and types only'
 	@echo 'make lock   resolve requirements*.in into the lock files (UPGRADE=--upgrade allows newer versions)'

@@ -16,7 +16,7 @@ OUTPUTS, in results/{study}/forecast/:
     forecast.md          totals, arms, assumptions and error on one screen
     forecast.{svg,png}   bars by arm
     within_budget.json   only with a budget: the limits and the forecast
-    needs.json           result of the check before the first training: plans, names, disk space
+    needs.json           result of the check before the first training: plans, names, disk space, GPU memory
 """
 
 FORECAST = multiext(f"{RESULTS}/forecast/forecast", ".csv", ".md", ".svg", ".png")
@@ -142,6 +142,7 @@ checkpoint check_needs:
         ],
         manifests={task: STUDY.manifest(task) for task in STUDY.tasks},
         splits={task: STUDY.splits(task) for task in STUDY.tasks},
+        device=config["training"]["device"],
     message:
         f"Checking what the study {STUDY.name} needs"
     script:

@@ -297,6 +297,15 @@ def test_own_runs_give_the_machine_they_ran_on(runs):
     assert kwh == pytest.approx(90e-4)
 
 
+def test_compilation_calibrates_nothing(runs):
+    """A minute of it in every epoch changes no factor; the meter has read its energy too."""
+    for folder in runs:
+        epochs = pd.read_csv(folder / "epochs.csv").assign(compile_seconds=60.0)
+        epochs["kwh"] += 60 * 1e-4
+        epochs.to_csv(folder / "epochs.csv", index=False)
+    test_own_runs_give_the_machine_they_ran_on(runs)
+
+
 def test_the_power_usage_of_a_site_is_taken_off(runs):
     before = calibration.measured(runs).kwh_per_second
     for folder in runs:

@@ -120,7 +120,7 @@ def test_instances_stand_for_a_divided_gpu(machine):
 
 
 def test_a_gpu_that_is_not_there_is_named(machine, monkeypatch):
-    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES is '5', but nvidia-smi lists GPU 0"):
+    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES is '5', but the GPUs are GPU 0"):
         gpus.visible_gpus({"CUDA_VISIBLE_DEVICES": "5"})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
     assert gpus.count_gpus() == 1, "the Snakefile can still be read"
@@ -128,6 +128,7 @@ def test_a_gpu_that_is_not_there_is_named(machine, monkeypatch):
 
 def test_without_a_driver_there_is_none(machine, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(gpus, "_has_driver", lambda: False)
     assert gpus.visible_gpus({}) == []
     assert gpus.take_gpu() is None
     assert gpus.count_gpus() == 0

@@ -9,7 +9,7 @@ import pytest
 from workflow_scripts.common.files import write_csv
 from workflow_scripts.records.ledger import Ledger
 from workflow_scripts.records.run_columns import ENERGY, EPOCHS, STAGES
-from workflow_scripts.records.run_reader import FLAT, NESTED, NUMBERS, OTHER
+from workflow_scripts.records.run_reader import COUNTED_LATER, FLAT, NESTED, NUMBERS, OTHER
 from workflow_scripts.records.run_tables import (
     describe_run,
     energy_table,
@@ -428,7 +428,38 @@ def test_describe_run_writes_what_is_read(tmp_path):
         "validation_mirroring",
         "file_ending",
         "gpu",
+        *COUNTED_LATER,
     }
+
+
+def test_compilation_is_no_training_time(tmp_path):
+    """Nor in the sums of an epoch in parts; the total, of all work, includes it."""
+    counted = {"iterations": 5, "field_of_view": None, "loss_scale": 2.0**15}
+    part, end = (
+        epoch(1, 0, 1.0, compile_seconds=seconds, skipped_steps=skipped, **counted)
+        for seconds, skipped in ((4.0, 1), (0.5, 2))
+    )
+    alone = epoch(1, 1, 1.0, compile_seconds=3.0, skipped_steps=0, **counted)
+    entries = [attempt(1), {**part, "partial": True}, end, alone, work(1, "validation", 1.0)]
+    table = epochs_table(entries)
+    assert table["seconds"].tolist() == [20.0 - 4.5, 11.0 - 3]
+    assert table["compile_seconds"].tolist() == [4.5, 3.0]
+    assert table["skipped_steps"].tolist() == [3, 0]
+    assert table["loss_scale"].tolist() == [2.0**15] * 2
+    (stage,) = stages_table(table).to_dict("records")
+    assert (stage["seconds"], stage["compile_seconds"], stage["skipped_steps"]) == (23.5, 7.5, 3)
+    record = describe(entries, tmp_path)
+    assert record["training_seconds"] == 23.5
+    assert record["total_seconds"] == 31 + 1
+    assert (record["compile_seconds"], record["skipped_steps"]) == (7.5, 3)
+    json.dumps(record, allow_nan=False)
+    assert describe(three_attempts(), tmp_path)["skipped_steps"] is None, "of earlier versions"
+
+
+def test_a_loss_that_is_not_finite_is_an_empty_cell():
+    table = epochs_table([attempt(1), {**epoch(1, 0, 1.0), "train_loss": None}])
+    assert table["train_loss"].isna().all()
+    assert table["train_loss"].dtype == float
 
 
 def test_describe_run_adds_up_a_validation_in_parts(tmp_path):

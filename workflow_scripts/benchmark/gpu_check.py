@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from workflow_scripts.benchmark.variants import ROOT, iterations_table, run_variant, steady
@@ -48,7 +49,8 @@ SHARED_MODULE = "workflow_scripts.benchmark.shared_training"
 
 PASSED, FAILED, IMPOSSIBLE = "passed", "failed", "not possible here"
 EAGER, COMPILED = {"nnUNet_compile": "f"}, {"nnUNet_compile": "t"}
-"""torch.compile takes half a minute per size, so only one check uses it."""
+"""Compiled is nnU-Net's default on CUDA, in which every arm is trained. On a CPU it never compiles.
+Checks of something else are eager, because compilation takes up to half a minute per size."""
 
 FIRST = 3
 """Iterations whose losses are compared."""
@@ -58,6 +60,9 @@ POWER = (10.0, 2000.0)
 """Plausible watts of a training GPU, including its idle power."""
 MEMORY = 1.2
 """Maximum memory of `random` relative to `constant`."""
+SKIPPED = 0.25
+"""Maximum share of steps that the gradient scaler skips; it skips the first ones while its initial
+scale is too high."""
 LONG = 1000
 """Epochs of a schedule that contains all stages of its arm."""
 PATIENCE = 600
@@ -91,6 +96,8 @@ class Checks:
         folder: where temporary folders for trainings are made.
         arms: arms that are trained, including `constant`.
         iterations: iterations of each epoch.
+        backend: backend of torch.compile, with which networks are then compiled on a CPU too; None
+            is nnU-Net's choice.
     """
 
     run: RunSpec
@@ -100,6 +107,7 @@ class Checks:
     folder: Path
     arms: Mapping[str, Arm]
     iterations: int
+    backend: str | None = None
     _kept: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
@@ -124,9 +132,10 @@ class Checks:
         }
 
     def check_arm(self, name: str) -> str:
-        """Train an arm through all of its stages."""
+        """Train an arm through all of its stages, compiled if nnU-Net's default is to compile."""
         found, schedule = self._arm(name), self._schedule(self.arms[name])
-        _check_finite(found["losses"])
+        _check_steps(found)
+        self._check_compiled(found)
         if schedule is None:
             return self._describe(found)
         seen = {tuple(size) for _, size, *_ in found["iterations"]}
@@ -151,22 +160,36 @@ class Checks:
         """Compare the first losses in mixed precision with those in fp32."""
         precision = "auto" if self.device == "cuda" else "bf16"
         mixed = self._short("constant", EAGER, precision=precision)
+        if self.device == "cuda" and not (mixed["scaler"] and mixed["output"] == "float16"):
+            raise FailedError(
+                f"the network's output is {mixed['output']}, gradient scaler: {mixed['scaler']}"
+            )
         full = self._short("constant", EAGER, full_precision=True)
         return f"{mixed['precision']}: {_compare(mixed, full, CLOSE)}"
 
     def check_compile(self) -> str:
         """Compare the first losses of a compiled network with those of an eager one."""
-        if self.device == "cpu":
+        if self.device == "cpu" and self.backend is None:
             raise ImpossibleError("nnU-Net does not compile on a CPU")
-        compiled = self._short("constant", COMPILED, epochs=2)
-        eager = self._short("constant", EAGER, epochs=2)
-        ratio = steady(compiled) / steady(eager)
-        return f"{_compare(compiled, eager, CLOSE)}; time per iteration {ratio:.2f} of eager"
+        texts = []
+        for name in [arm for arm in ("constant", "progressive") if arm in self.arms]:
+            compiled = self._short(name, COMPILED, epochs=2)
+            eager = self._short(name, EAGER, epochs=2)
+            self._check_compiled(compiled)
+            if eager["compiled"]:
+                raise FailedError("the network that should be eager was compiled")
+            ratio = steady(compiled) / steady(eager)
+            compared = _compare(compiled, eager, CLOSE)
+            texts.append(f"{name} {compared}; time per iteration {ratio:.2f} of eager")
+        return "; ".join(texts)
 
     def check_channels_last(self) -> str:
         """Compare the first losses in channels-last order with those in contiguous order."""
         last = self._short("constant", EAGER, epochs=2, memory_format="channels_last")
         plain = self._short("constant", EAGER, epochs=2, memory_format="contiguous")
+        formats = last["memory_format"], plain["memory_format"]
+        if formats != ("channels_last", "contiguous"):
+            raise FailedError(f"the weights were in the orders {formats}")
         ratio = steady(last) / steady(plain)
         tolerance = CLOSE if self.device == "cuda" else SAME
         return f"{_compare(last, plain, tolerance)}; time of an iteration {ratio:.2f} of contiguous"
@@ -177,17 +200,27 @@ class Checks:
         arm = self.arms.get(name, Arm("nnUNetTrainerProgressivePerformancePatch"))
         parameters = {**arm.parameters, "augment_on_device": True}
         found = self._train(f"{name} on the device", replace(arm, parameters=parameters))
-        _check_finite(found["losses"])
+        _check_steps(found)
+        planned = found["iterations"][-1][1]
+        rows = zip(found["iterations"], found["devices"], strict=True)
+        there = [device == self.device for (_, size, *_), device in rows if size != planned]
+        if not (there and all(there)):
+            raise FailedError(f"{sum(there)} of {len(there)} batches were made on the device")
         return self._describe(found)
 
     def check_memory(self) -> str:
         """Compare the peak memory of random sizes with that of constant ones."""
         if "random" not in self.arms:
             raise ImpossibleError("the arm random is not among the checked ones")
-        ratio = self._arm("random")["peak_mb"] / self._arm("constant")["peak_mb"]
-        if ratio > MEMORY:
-            raise FailedError(f"{ratio:.2f}, more than {MEMORY:g}")
-        return f"{ratio:.2f}"
+        random, constant = self._arm("random"), self._arm("constant")
+        names = {"peak_mb": "allocated"}
+        if self.device == "cuda":  # what is reserved includes the gaps that various sizes leave
+            names["reserved_mb"] = "reserved"
+        ratios = {text: random[name] / constant[name] for name, text in names.items()}
+        text = ", ".join(f"{ratio:.2f} {name}" for name, ratio in ratios.items())
+        if max(ratios.values()) > MEMORY:
+            raise FailedError(f"{text}, more than {MEMORY:g}")
+        return text
 
     def check_resume(self) -> str:
         """Kill a deterministic training, resume it, and compare it with an uninterrupted one."""
@@ -225,7 +258,7 @@ class Checks:
             spec = self._spec(folder, "progressive", self._settings(2))
             path = Path(folder, "spec.json")
             path.write_text(json.dumps({**spec, "device": self.device}))
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            environment = {**os.environ, **COMPILED, "PYTHONPATH": str(ROOT)}
             command = [sys.executable, "-m", SHARED_MODULE, str(path)]
             logs = [Path(folder, f"{number}.log") for number in (0, 1)]
             processes = []
@@ -245,10 +278,24 @@ class Checks:
             if any(process.returncode for process in processes):
                 raise FailedError(" | ".join(log.read_text()[-1500:] for log in logs))
             one, other = (json.loads(Path(folder, f"{n}.json").read_text()) for n in (0, 1))
-        _check_finite(one["losses"])
+        if not one["updates"]:
+            raise FailedError(f"all {one['steps']} steps were skipped")
+        if one["updates"] == one["steps"]:
+            _check_finite(one["losses"])
         if one != other:
             raise FailedError(f"the two processes ended with different weights: {one}, {other}")
-        return f"{len(one['losses'])} epochs; both processes have the same weights"
+        how = "compiled" if one["compiled"] else "eager"
+        return f"{len(one['losses'])} epochs, {how}; both processes have the same weights"
+
+    def _check_compiled(self, found: Mapping[str, Any]) -> None:
+        """Raise FailedError unless every size of a compiled network was compiled."""
+        if not found["compiled"]:
+            return
+        first: dict[tuple[int, ...], int] = {}
+        for (_, size, *_), frames in zip(found["iterations"], found["compilations"], strict=True):
+            first.setdefault(tuple(size), frames)
+        if eager := sorted(size for size, frames in first.items() if not frames):
+            raise FailedError(f"nothing was compiled in the first step at the sizes {eager}")
 
     # --- trainings
 
@@ -276,7 +323,15 @@ class Checks:
         """Measure a training with one epoch per stage, and at least three."""
         schedule = self._schedule(arm)
         epochs = max(3, len(schedule.stages) if schedule else 0)
-        return self._measure(name, arm, self._settings(epochs), EAGER)
+        found = self._measure(name, arm, self._settings(epochs), COMPILED)
+        wanted = self.device == "cuda" or self.backend is not None
+        # A trainer with its own rule, such as `scale_space`, never compiles.
+        wanted &= find_trainer(arm.trainer)._do_i_compile is nnUNetTrainer._do_i_compile
+        if found["compiled"] != wanted:
+            raise FailedError(
+                f"the network was {'not ' * wanted}compiled, unlike nnU-Net's default"
+            )
+        return found
 
     def _short(
         self,
@@ -317,6 +372,7 @@ class Checks:
             self.folder,
             environment,
             full_precision=full_precision,
+            backend=self.backend if environment == COMPILED else None,
         )
 
     def _spec(self, folder: str | Path, name: str, settings: RunSettings) -> dict[str, Any]:
@@ -347,7 +403,7 @@ class Checks:
 
     def _run_fold(self, path: Path, until: Callable[[], bool] = lambda: False) -> None:
         """Run a fold's process to its end, or kill it as soon as `until` is true."""
-        environment = {**os.environ, **EAGER, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, **COMPILED, "PYTHONPATH": str(ROOT)}
         log = path.with_suffix(".log")
         with log.open("w") as file:
             process = subprocess.Popen(
@@ -392,7 +448,16 @@ class Checks:
         step = median(table["seconds"]) - median(found["waits"])
         parts.append(f"step {step:.3f} s, wait for a batch {median(found['waits']):.3f} s")
         parts.append(f"{found['load_seconds'] / len(table):.2f} s of processor time to load it")
-        return ", ".join([*parts, f"{found['peak_mb']:.0f} MB"])
+        parts.append(f"{found['peak_mb']:.0f} MB")
+        if found["reserved_mb"] is not None:
+            parts.append(f"{found['reserved_mb']:.0f} MB reserved")
+        if found["compiled"]:
+            parts.append(f"compiled in {found['compile_seconds']:.0f} s")
+        else:
+            parts.append("eager")
+        if skipped := found["updated"].count(False):
+            parts.append(f"{skipped} of {len(table)} steps skipped")
+        return ", ".join(parts)
 
 
 def _check_finite(losses: Sequence[float]) -> None:
@@ -400,9 +465,37 @@ def _check_finite(losses: Sequence[float]) -> None:
         raise FailedError(f"losses are not finite: {losses}")
 
 
+def _check_steps(found: Mapping[str, Any]) -> None:
+    """Raise FailedError if many steps were skipped, or the loss of another one is not finite."""
+    losses, updated = found["losses"], found["updated"]
+    skipped = updated.count(False)
+    if skipped > SKIPPED * len(losses):
+        raise FailedError(f"the gradient scaler skipped {skipped} of {len(losses)} steps")
+    _check_finite([loss for loss, done in zip(losses, updated, strict=True) if done])
+
+
+def _comparable(found: Mapping[str, Any]) -> int:
+    """Return the number of first losses before which no step was skipped, at most `FIRST`.
+
+    After a skipped step, two trainings no longer have the same weights. Its own loss is still
+    comparable if it is finite.
+    """
+    updated = found["updated"][:FIRST]
+    if False not in updated:
+        return len(updated)
+    skipped = updated.index(False)
+    return skipped + math.isfinite(found["losses"][skipped])
+
+
 def _compare(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: float) -> str:
-    """Compare the first losses; raise FailedError if they differ by more than `tolerance`."""
-    pairs = list(zip(one["losses"][:FIRST], other["losses"][:FIRST], strict=True))
+    """Compare the first losses; raise FailedError if they differ by more than `tolerance`.
+
+    Losses after a step that one of the trainings skipped are left out.
+    """
+    count = min(_comparable(one), _comparable(other))
+    if not count:
+        raise FailedError("the first step was skipped, so that no loss can be compared")
+    pairs = list(zip(one["losses"][:count], other["losses"][:count], strict=True))
     _check_finite([loss for pair in pairs for loss in pair])
     largest = max(abs(a - b) / max(abs(b), 0.1) for a, b in pairs)
     if largest > tolerance:

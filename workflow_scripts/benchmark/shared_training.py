@@ -6,7 +6,6 @@ both compute on the CPU, and nnU-Net's assumption that DDP means CUDA is correct
 
 import hashlib
 import json
-import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -41,25 +40,38 @@ def compute_on_cpu() -> None:
 
 
 def train(spec: dict[str, Any], rank: int) -> dict[str, Any]:
-    """Return the training's losses by epoch, and a digest of its final weights."""
+    """Return losses by epoch, steps and updates of the weights, and a digest of the final ones."""
+    from workflow_scripts.records.updates import UpdateCounter
     from workflow_scripts.training.trainer_factory import make_trainer
 
     run, settings = RunSpec(**spec["run"]), RunSettings.of(**spec["settings"])
     trainer = make_trainer(
         run, settings.training, Path(spec["plans_file"]), spec["device"], resume=False
     )
+    updates, steps, step = UpdateCounter(trainer.optimizer), [0], trainer.train_step
+
+    def counted(batch: dict) -> dict:
+        steps[0] += 1
+        return step(batch)
+
+    trainer.train_step = counted
     trainer.run_training()
     weights = trainer.network.module.state_dict().values()
     digest = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in weights))
     losses = trainer.logger.get_value("train_losses", step=None)
-    return {"losses": list(map(float, losses)), "weights": digest.hexdigest()}
+    return {
+        "losses": list(map(float, losses)),
+        "steps": steps[0],
+        "updates": updates.count,
+        "compiled": trainer._do_i_compile(),
+        "weights": digest.hexdigest(),
+    }
 
 
 if __name__ == "__main__":
     spec, rank = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), int(sys.argv[2])
     folder, on_gpus = Path(spec["folder"]).absolute(), spec["device"] == "cuda"
     nnunet_setup.configure(1, 1, folder / "nnunet")
-    os.environ["nnUNet_compile"] = "f"
     torch.set_num_threads(1)
     if on_gpus:
         torch.cuda.set_device(rank)

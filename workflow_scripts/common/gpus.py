@@ -4,10 +4,12 @@ The module imports only packages that Snakemake installs, because the Snakefile 
 """
 
 import contextlib
+import ctypes
 import math
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,17 +50,49 @@ class Gpu:
         return f"GPU {self.index} ({self.name}, {self.uuid})"
 
 
-def installed_gpus() -> list[Gpu]:
-    """Return the GPUs that nvidia-smi lists; empty if there is no NVIDIA driver.
+LIST_GPUS = Path(__file__).with_name("list_gpus.py")
+"""Lists GPUs in the format of `nvidia-smi -L`, with the driver's libraries."""
 
-    For a divided card the instances are returned, because CUDA sees only those.
+
+def installed_gpus() -> list[Gpu]:
+    """Return the GPUs that the NVIDIA driver lists; empty if there is no driver.
+
+    If nvidia-smi is missing or fails, as in a container without the driver's `utility` capability,
+    the driver's libraries are asked. For a divided card the instances are returned, because CUDA
+    sees only those; of several instances, the library of CUDA lists one.
     """
+    listed = _output_of(["nvidia-smi", "-L"])
+    if listed is None and _has_driver():
+        hidden = (VISIBLE, "CUDA_DEVICE_ORDER")
+        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        listed = _output_of([sys.executable, "-I", str(LIST_GPUS)], environment)
+    return _parse(listed or "")
+
+
+def _output_of(command: list[str], environment: Mapping[str, str] | None = None) -> str | None:
+    """Return the standard output of a command; None if it is missing, fails or hangs."""
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False
-        ).stdout
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired):
-        return []
+        return None
+    # nvidia-smi also fails if one of several GPUs does.
+    return done.stdout if done.returncode == 0 or LISTED.search(done.stdout) else None
+
+
+def _has_driver() -> bool:
+    """Return whether one of the driver's libraries can be loaded."""
+    for library in ("libnvidia-ml.so.1", "libcuda.so.1"):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(library)
+            return True
+    return False
+
+
+def _parse(listed: str) -> list[Gpu]:
+    """Return the GPUs in the output of `nvidia-smi -L`."""
     gpus: list[Gpu] = []
     card: Gpu | None = None
     for line in listed.splitlines():
@@ -98,7 +132,7 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
     if not found:
         listed = ", ".join(map(str, installed))
         raise UserError(
-            f"{VISIBLE} is {environment[VISIBLE]!r}, but nvidia-smi lists {listed}: name one of "
+            f"{VISIBLE} is {environment[VISIBLE]!r}, but the GPUs are {listed}: name one of "
             "these, by index or UUID, or unset the variable"
         )
     return list(dict.fromkeys(found))
@@ -202,8 +236,26 @@ def take_gpu() -> Gpu | None:
         return None
     lease = wait_for_gpu(visible_gpus, lease_folder())
     if lease is None:
-        raise UserError(f"no GPU is left: nvidia-smi had listed {', '.join(map(str, gpus))}")
+        raise UserError(f"no GPU is left; there were {', '.join(map(str, gpus))}")
     _held.append(lease)
     os.environ[VISIBLE] = lease.gpu.uuid
     announce(f"computing on {lease.gpu}")
     return lease.gpu
+
+
+def take_unlisted(name: str) -> None:
+    """Wait until no other training uses the GPU that torch sees but the driver does not list.
+
+    This happens with AMD's GPUs, for example. Such a training always uses the first one, for the
+    lifetime of this process. In a Slurm job nothing is done, because Slurm manages the GPUs.
+
+    Args:
+        name: model of the GPU.
+    """
+    if _held or "SLURM_JOB_ID" in os.environ:
+        return
+    gpu = Gpu(0, f"unlisted-{os.environ.get(VISIBLE, '')}", name, "unlisted")
+    lease = wait_for_gpu(lambda: [gpu], lease_folder())
+    assert lease is not None
+    _held.append(lease)
+    announce(f"computing on {name}, which the NVIDIA driver does not list")

@@ -11,7 +11,7 @@ from dynamic_network_architectures.architectures.abstract_arch import (
 )
 
 from workflow_scripts.common.errors import UserError
-from workflow_scripts.common.gpus import Gpu, take_gpu
+from workflow_scripts.common.gpus import Gpu, take_gpu, take_unlisted
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,15 @@ def make_deterministic(device: str) -> None:
     """Make torch bitwise reproducible on one machine with one number of threads.
 
     On CUDA, torch only warns about kernels without a deterministic version (the forward pass of the
-    cross entropy, whose value is logged; its gradient is deterministic).
+    cross entropy, whose value is logged; its gradient is deterministic). A compiled network then
+    uses no kernel that inductor would choose by a measurement, which may choose differently when a
+    training resumes.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if device == "cuda":
+        import torch._inductor.config as inductor
+
+        inductor.deterministic = True
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
 
@@ -206,6 +212,8 @@ def prepare(wanted: Request, threads: int) -> Hardware:
     """
     gpu = None if wanted.device == "cpu" else take_gpu()
     device = find_device(wanted.device)
+    if device == "cuda" and gpu is None:
+        take_unlisted(torch.cuda.get_device_name())
     precision = find_precision(wanted.precision, device)
     torch.set_num_threads(1 if device == "cuda" else threads)
     torch.backends.cudnn.benchmark = device == "cuda"

@@ -264,7 +264,8 @@ def measured_points(epochs: pd.DataFrame) -> pd.DataFrame:
     Args:
         epochs: epochs.csv of all runs, with the record of the run in the column `record`.
     """
-    energy = epochs["kwh"] / epochs["seconds"]
+    compiled = epochs.reindex(columns=["compile_seconds"])["compile_seconds"].fillna(0)
+    energy = epochs["kwh"] / (epochs["seconds"] + compiled)  # the meter also reads compilation
     record = epochs["record"]
     iterations = record.map(lambda run: run["iterations_per_epoch"])
     if "iterations" in epochs:  # older tables lack it: all epochs had the same number

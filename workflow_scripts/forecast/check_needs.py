@@ -15,6 +15,13 @@ from workflow_scripts.common.files import read_json, write_json
 from workflow_scripts.common.formatting import DISK, counted, in_unit
 from workflow_scripts.common.images import check_name
 from workflow_scripts.common.nnunet_setup import PREPROCESSED, find_trainer
+from workflow_scripts.forecast.gpu_memory import (
+    STATES,
+    GpuMemory,
+    check_memory,
+    estimate_memory,
+    smallest_gpu,
+)
 from workflow_scripts.forecast.workload import (
     Plan,
     StudyDesign,
@@ -28,19 +35,17 @@ from workflow_scripts.study.specification import Arm
 
 CHECKPOINTS = 2
 """Checkpoints that nnU-Net keeps per training: the best one and the final one."""
-STATES = {"adamw": 3}
-"""States that an optimiser stores per weight: AdamW with AMSGrad 3, SGD with momentum 1."""
 
 
 def check_plans(
     plans: Mapping[str, Plan], arms: Mapping[str, Arm], design: StudyDesign
-) -> tuple[dict[tuple[str, str], int], list[str]]:
+) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], GpuMemory], list[str]]:
     """Check that every arm fits every plan.
 
-    Returns the size of a checkpoint in bytes by task and arm, and the faults. A checkpoint contains
-    the network's weights and the optimiser's states, 4 bytes each.
+    Returns the size of a checkpoint in bytes and the GPU memory, both by task and arm, and the
+    faults. A checkpoint contains the network's weights and the optimiser's states, 4 bytes each.
     """
-    sizes, faults = {}, []
+    sizes, memory, faults = {}, {}, []
     for task, plan in plans.items():
         for name, arm in arms.items():
             length = replace(design.training, epochs=arm.epochs or design.training.epochs)
@@ -48,6 +53,7 @@ def check_plans(
             try:
                 trainer: Any = find_trainer(arm.trainer)
                 _, _, settings = fit_arm(plan, trainer, arm.parameters, trained)
+                memory[task, name] = estimate_memory(plan, trainer, arm.parameters, trained)
             except UserError as error:
                 faults.append(f"arm {name}: {error}")
                 continue
@@ -58,7 +64,7 @@ def check_plans(
             weights = sum(weight.numel() for weight in network.parameters())
             states = STATES.get(arm.parameters.get("optimizer_name", ""), 1)
             sizes[task, name] = 4 * weights * (1 + states)
-    return sizes, faults
+    return sizes, memory, faults
 
 
 def preprocessed_bytes(plan: Plan, configuration: str) -> float:
@@ -121,13 +127,16 @@ def refuse(study: str, faults: Iterable[str]) -> None:
         )
 
 
-def check_needs(params: Any, published: Mapping[str, Plan], results: Path) -> dict[str, Any]:
-    """Check a study and return the sizes in bytes of the data that it still has to write.
+def check_needs(
+    params: Any, published: Mapping[str, Plan], results: Path, gpu_gb: float | None = None
+) -> dict[str, Any]:
+    """Check a study; return the bytes that it still has to write, and its largest GPU memory.
 
     Args:
         params: parameters of the rule `check_needs`.
         published: published plans, by task.
         results: results folder of the study.
+        gpu_gb: memory of the smallest GPU, in GB; None if there is none, or it is not known here.
 
     Raises UserError with all faults.
     """
@@ -153,8 +162,8 @@ def check_needs(params: Any, published: Mapping[str, Plan], results: Path) -> di
         seeds=params.seeds,
     )
     arms = {name: Arm(**arm) for name, arm in params.arms.items()}
-    sizes, misfits = check_plans(plans, arms, design)
-    faults += misfits
+    sizes, memory, misfits = check_plans(plans, arms, design)
+    faults += misfits + check_memory(memory, gpu_gb)
     left = [
         sizes[task, arm]
         for task, arm, record in params.records
@@ -174,7 +183,12 @@ def check_needs(params: Any, published: Mapping[str, Plan], results: Path) -> di
     faults += check_disk(wanted)
     faults += check_names({task: Path(path) for task, path in params.splits.items()})
     refuse(params.study, faults)
-    return {"preprocessed_bytes": data, "checkpoint_bytes": checkpoints}
+    largest = max((need.total for need in memory.values()), default=None)
+    return {
+        "preprocessed_bytes": data,
+        "checkpoint_bytes": checkpoints,
+        "gpu_memory_gb": largest,
+    }
 
 
 if __name__ == "__main__":
@@ -183,4 +197,6 @@ if __name__ == "__main__":
     nnunet_setup.configure(processes=1)
     needs = Path(snakemake.output.needs)
     listed = published_plans(Path(snakemake.input.plans))
-    write_json(check_needs(snakemake.params, listed, results=needs.parents[1]), needs)
+    gpu_gb = smallest_gpu(snakemake.params.device)
+    found = check_needs(snakemake.params, listed, results=needs.parents[1], gpu_gb=gpu_gb)
+    write_json(found, needs)

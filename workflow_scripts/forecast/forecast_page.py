@@ -81,6 +81,7 @@ def to_markdown(
         *([] if workers is None else [loading_note(known, workers)]),
         "Included: training, the validation after each epoch, the final sliding-window validation "
         "(windows of the median case). Not included: preprocessing, set-up, lost work.",
+        *([memory_note(known)] if len(known) else []),
         f"kg CO2eq: {number(1000 * kg_per_kwh)} g/kWh ({country}, codecarbon); power usage "
         f"effectiveness {pue:g}.",
         "Sums over folds and seeds. Relative: hours compared with the arm "
@@ -98,6 +99,16 @@ def loading_note(known: Any, workers: int) -> str:
     return (
         f"If loading with {counted(workers, 'worker')} is slower than the network, the wait is "
         f"included; its share of the hours: {slowed or 'below 1 % in every arm'}."
+    )
+
+
+def memory_note(known: Any) -> str:
+    """Return a note on the GPU memory: the largest need, and what comes on top of the plans."""
+    beyond = known.groupby("arm", sort=False)["beyond_plan_gb"].max()
+    more = ", ".join(f"{arm} {number(size)} GB" for arm, size in beyond.items() if size > 0)
+    return (
+        f"GPU memory, estimated: at most {number(known['gpu_memory_gb'].max())} GB. On top of what "
+        f"nnU-Net planned for: {more or 'nothing'}."
     )
 
 

@@ -14,6 +14,7 @@ from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.forecast import calibration
 from workflow_scripts.forecast.calibration import Calibration, Loading
 from workflow_scripts.forecast.forecast_page import SUMS, to_markdown
+from workflow_scripts.forecast.gpu_memory import estimate_memory
 from workflow_scripts.forecast.workload import (
     Plan,
     StudyDesign,
@@ -31,7 +32,7 @@ PUBLISHED_RUN = StudyDesign(
 )
 COLUMNS = [
     *("task", "arm", "plan", "calibration", "patch_size", "batch_size", "folds", "seeds", "stages"),
-    *("iterations", *SUMS, "relative_to_reference"),
+    *("iterations", *SUMS, "relative_to_reference", "gpu_memory_gb", "beyond_plan_gb"),
 ]
 
 
@@ -62,7 +63,9 @@ def forecast_rows(
                 continue
             length = replace(design.training, epochs=arm.epochs or design.training.epochs)
             trained = replace(design, training=length)
-            work = count_work(plan, find_trainer(arm.trainer), arm.parameters, trained)
+            trainer = find_trainer(arm.trainer)
+            work = count_work(plan, trainer, arm.parameters, trained)
+            memory = estimate_memory(plan, trainer, arm.parameters, trained)
             waiting = (
                 calibration.waiting(task, work.of_stages, loading, workers) if loading else 0.0
             )
@@ -82,10 +85,15 @@ def forecast_rows(
                 "hours": seconds / 3600,
                 "kwh": kwh,
                 "kg_co2eq": kwh * kg_per_kwh,
+                "gpu_memory_gb": memory.total,
+                "beyond_plan_gb": memory.beyond_plan,
             }
     table = pd.DataFrame(rows, columns=COLUMNS)
     whole = ["batch_size", "folds", "seeds", "stages", "iterations"]
-    table = table.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(SUMS, float))
+    table = table.astype(
+        dict.fromkeys(whole, "Int64")
+        | dict.fromkeys([*SUMS, "gpu_memory_gb", "beyond_plan_gb"], float)
+    )
     reference = table[table["arm"] == reference_arm].set_index("task")["hours"]
     table["relative_to_reference"] = table["hours"] / table["task"].map(reference)
     return table

@@ -8,15 +8,26 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import torch
+
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.trainer_protocol import Phase, as_curriculum_trainer
+from workflow_scripts.records.compilation import compilation_clock
 from workflow_scripts.records.energy_meter import EnergyMeter
 from workflow_scripts.records.flop_counter import FlopTable
 from workflow_scripts.records.ledger import Entry, Ledger
+from workflow_scripts.records.updates import UpdateCounter
 from workflow_scripts.trainers.curricula.schedules.schedule import Stage
 
 Step = tuple[int, tuple[int, ...], float | None]
 """Batch size, patch size and scale factor."""
+
+STUCK_EPOCHS = 3
+"""Epochs in a row without any update of the weights after which a training is stopped.
+
+The gradient scaler halves its scale at each skipped step, so after 165 of them it is 0 in fp32 and
+no later step can succeed.
+"""
 
 
 class Recorder:
@@ -45,14 +56,19 @@ class Recorder:
         self._batches: dict[Phase, Counter[Step]] = {"train": Counter(), "val": Counter()}
         self._seconds: dict[Phase, float] = {"train": 0.0, "val": 0.0}
         self._last = began
+        self._compilation = compilation_clock()
+        self._compiled_before = self._compilation.seconds
+        self._updates_before = self._stuck = 0
 
     def attach(self, trainer: Any) -> None:
         """Observe the trainer's steps; its results are passed through unchanged."""
         self._trainer, self._curriculum = trainer, as_curriculum_trainer(trainer)
+        self._updates = UpdateCounter(trainer.optimizer)
         self._wrap("on_train_start", after=lambda: self.finish("setup"))
         self._wrap("on_epoch_end", before=self._end_epoch)
         if self._curriculum:
-            self._wrap("save_checkpoint_within_epoch", after=self._end_part)
+            checked = partial(self._check_weights, "before its checkpoint")
+            self._wrap("save_checkpoint_within_epoch", before=checked, after=self._end_part)
         watched: tuple[tuple[Phase, str, str, str], ...] = (
             ("train", "train_step", "on_train_epoch_start", "on_train_epoch_end"),
             ("val", "validation_step", "on_validation_epoch_start", "on_validation_epoch_end"),
@@ -63,11 +79,15 @@ class Recorder:
             self._count(step, phase)
 
     def finish(self, phase: str, **fields: object) -> Entry:
-        """Close the current piece of work as one ledger entry and start the next."""
-        now = time.monotonic()
+        """Close the current piece of work as one ledger entry and start the next.
+
+        Its `seconds` include `compile_seconds`, those of torch.compile.
+        """
+        now, compiled = time.monotonic(), self._compilation.seconds
         entry = {"entry": "work", "attempt": self._attempt, "phase": phase, **fields}
-        entry |= {"seconds": now - self._last, **asdict(self._meter.read())}
-        self._last = now
+        entry |= {"seconds": now - self._last, "compile_seconds": compiled - self._compiled_before}
+        entry |= asdict(self._meter.read())
+        self._last, self._compiled_before = now, compiled
         self._ledger.append(entry)
         return entry
 
@@ -83,33 +103,51 @@ class Recorder:
 
     def _end_epoch(self) -> None:
         trainer, log = self._trainer, self._trainer.logger
-        epoch = trainer.current_epoch
-        loss = float(log.get_value("train_losses", step=-1))
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the training loss of epoch {epoch} is {loss}: training diverged and cannot "
-                f"recover; its last good checkpoint is in {self._ledger.path.parent}"
-            )
+        self._check_weights(f"at the end of epoch {trainer.current_epoch}")
+        steps = self._describe_steps()
+        updated = steps["iterations"] > steps["skipped_steps"] or not steps["iterations"]
+        self._stuck = 0 if updated else self._stuck + 1
         self.finish(
             "training",
-            **self._describe_steps(),
+            **steps,
             lr=float(trainer.optimizer.param_groups[0]["lr"]),
-            train_loss=loss,
-            val_loss=float(log.get_value("val_losses", step=-1)),
+            train_loss=_finite(log.get_value("train_losses", step=-1)),
+            val_loss=_finite(log.get_value("val_losses", step=-1)),
             pseudo_dice=float(log.get_value("mean_fg_dice", step=-1)),
             **self._describe_scales(),
         )
+        if self._stuck >= STUCK_EPOCHS:
+            raise UserError(
+                f"training is stuck: the gradients of every step of the last {STUCK_EPOCHS} epochs "
+                f"were not finite, and the gradient scaler's scale is {steps['loss_scale']}. "
+                "It cannot recover: choose a lower `initial_lr` and another `study` name"
+            )
         self._reset()
         self._after_epoch(self._ledger.read())
 
+    def _check_weights(self, when: str) -> None:
+        """Stop a training whose weights are not finite, before it replaces a good checkpoint."""
+        weights = self._trainer.network.parameters()
+        if not torch.stack([weight.detach().isfinite().all() for weight in weights]).all():
+            raise UserError(
+                f"the network's weights are not finite {when}: training diverged and cannot "
+                f"recover; its last good checkpoint is in {self._ledger.path.parent}. Run again in "
+                "case of a fault of the machine; otherwise choose a lower `initial_lr` and another "
+                "`study` name"
+            )
+
     def _reset(self) -> None:
+        self._updates_before = self._updates.count
         for steps in self._batches.values():
             steps.clear()
         self._seconds = {"train": 0.0, "val": 0.0}
 
     def _describe_steps(self) -> dict[str, Any]:
-        """Return this attempt's work in the current epoch; sizes are None if it trained nothing."""
-        epoch = self._trainer.current_epoch
+        """Return this attempt's work in the current epoch; sizes are None if it trained nothing.
+
+        The seconds are those of training and validation without compilation.
+        """
+        epoch, scaler = self._trainer.current_epoch, self._trainer.grad_scaler
         train, val = self._batches["train"], self._batches["val"]
         iterations = sum(train.values())
         voxels = sum(batch * math.prod(size) * n for (batch, size, _), n in train.items())
@@ -132,6 +170,8 @@ class Recorder:
             "train_gflop": train_gflop,
             "voxels_per_iteration": voxels / iterations if iterations else None,
             "iterations": iterations,
+            "skipped_steps": iterations - (self._updates.count - self._updates_before),
+            "loss_scale": scaler.get_scale() if scaler else None,
         }
 
     def _stage_of(self, epoch: int) -> tuple[int | None, Stage | None]:
@@ -149,7 +189,7 @@ class Recorder:
         return {"pseudo_dice_by_scale": named} if named else {}
 
     def _clock(self, phase: Phase, sign: int) -> None:
-        self._seconds[phase] += sign * time.monotonic()
+        self._seconds[phase] += sign * (time.monotonic() - self._compilation.seconds)
 
     def _count(self, name: str, phase: Phase) -> None:
         """Count steps by batch size, patch size and, if the network has one, scale factor."""
@@ -184,3 +224,8 @@ class Recorder:
 
 def _gflop(steps: Mapping[Step, int], count: Callable[..., int]) -> float:
     return sum(times * count(*step) for step, times in steps.items()) / 1e9
+
+
+def _finite(value: Any) -> float | None:
+    """Return a number, or None if it is NaN or infinite."""
+    return float(value) if math.isfinite(value) else None

@@ -4,11 +4,13 @@ EPOCHS = [
     "epoch", "stage", "patch_size", "batch_size", "lr", "train_loss", "val_loss", "pseudo_dice",
     "seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds", "train_gflop",
     "voxels_per_iteration", "attempt", "iterations", "field_of_view", "augmentation",
+    "compile_seconds", "skipped_steps", "loss_scale",
 ]  # fmt: skip
 STAGES = [
     "stage", "patch_size", "batch_size", "epochs", "first_epoch", "seconds", "kwh", "kg_co2eq",
     "gflop", "train_seconds", "val_seconds", "train_gflop", "voxels_per_iteration", "train_loss",
-    "pseudo_dice", "iterations", "field_of_view", "augmentation",
+    "pseudo_dice", "iterations", "field_of_view", "augmentation", "compile_seconds",
+    "skipped_steps",
 ]  # fmt: skip
 ENERGY = [
     "attempt", "phase", "stage", "epochs", "seconds", "kwh", "kg_co2eq", "kwh_kept",
@@ -22,7 +24,10 @@ TABLES = {
     "energy.csv": ENERGY,
     "surface.csv": SURFACE,
 }
-ADDED_LATER = {"iterations", "field_of_view", "augmentation", "intensity_year"}
+ADDED_LATER = {
+    "iterations", "field_of_view", "augmentation", "intensity_year", "compile_seconds",
+    "skipped_steps", "loss_scale",
+}  # fmt: skip
 """Columns missing in runs of earlier versions."""
 TEXTS = {
     "patch_size", "field_of_view", "phase", "sensors", "tracking_mode", "country", "cpu_model",

@@ -45,6 +45,8 @@ FLAT = (
 
 NESTED = ("parameters", "patch_size", "versions", "dice_per_label", "label_names")
 OTHER = ("cases", "nan_dice", "results_folder")
+COUNTED_LATER = ("compile_seconds", "skipped_steps")
+"""Fields that records of earlier versions lack."""
 
 METRICS = {
     "dice": "Dice",
@@ -272,7 +274,8 @@ def flat_record(record: Mapping[str, Any]) -> dict[str, Any]:
     row["parameters"] = json.dumps(record["parameters"], sort_keys=True)
     row["patch_size"] = "x".join(str(size) for size in record["patch_size"])
     row |= {f"version_{name}": value for name, value in record["versions"].items()}
-    return row | {field: record[field] for field in (*NUMBERS, *OTHER)}
+    row |= {field: record[field] for field in (*NUMBERS, *OTHER)}
+    return row | {field: record.get(field) for field in COUNTED_LATER}
 
 
 def steps_of_epochs(epochs: pd.DataFrame, planned: int | pd.Series) -> pd.Series:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from workflow_scripts.records.ledger import Entry
@@ -20,6 +21,8 @@ TRAINED_KEYS = [
     "device", "precision", "threads", "gpu_model", "versions", "git_commit", "trainer_code",
 ]  # fmt: skip
 SUMMED = ["seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds", "train_gflop"]
+COUNTED_LATER = ["compile_seconds", "skipped_steps"]
+"""Sums that ledgers of earlier versions lack."""
 ENERGIES = ["kwh", "kg_co2eq", "cpu_kwh", "gpu_kwh", "ram_kwh"]
 
 
@@ -56,10 +59,15 @@ def kept_validation(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def epochs_table(entries: Iterable[Entry]) -> pd.DataFrame:
-    """Return one row per finished and kept epoch (columns `EPOCHS`)."""
+    """Return one row per finished and kept epoch (columns `EPOCHS`).
+
+    `seconds` are those without compilation, unlike in the ledger.
+    """
     done = [parts for parts in kept_work(entries).values() if not parts[-1].get("partial")]
     table = pd.DataFrame([_join_parts(parts) for parts in done], columns=EPOCHS)
-    return table.astype({"stage": "Int64", "batch_size": "Int64"})
+    table["seconds"] -= table["compile_seconds"].astype(float).fillna(0)
+    floats = dict.fromkeys(("train_loss", "val_loss", "compile_seconds", "loss_scale"), float)
+    return table.astype(dict.fromkeys(("stage", "batch_size", "skipped_steps"), "Int64") | floats)
 
 
 def _join_parts(parts: list[Entry]) -> Entry:
@@ -75,6 +83,11 @@ def _join_parts(parts: list[Entry]) -> Entry:
     return {
         **parts[-1],
         **{name: sum(part[name] for part in parts) for name in SUMMED},
+        **{
+            name: sum(part[name] for part in parts)
+            for name in COUNTED_LATER
+            if all(name in part for part in parts)
+        },
         "iterations": iterations,
         "patch_size": sizes.pop() if len(sizes) == 1 else "random",
         "field_of_view": views.pop() if len(views) == 1 else "random",
@@ -97,6 +110,7 @@ def stages_table(epochs: pd.DataFrame) -> pd.DataFrame:
         iterations=("iterations", lambda values: values.sum(skipna=False)),
         field_of_view=("field_of_view", "first"),
         augmentation=("augmentation", "first"),
+        **{column: (column, lambda values: values.sum(skipna=False)) for column in COUNTED_LATER},
     )
     return table.reset_index()[STAGES]
 
@@ -171,6 +185,7 @@ def describe_run(
         "validation_mirroring": validation[-1]["mirroring"],
         **{f"total_{name}": energy[name].sum(skipna=False) for name in measures},
         "training_gflop": epochs["train_gflop"].sum(),
+        **{name: epochs[name].sum(skipna=False) for name in COUNTED_LATER},
         "dice_foreground_mean": summary["foreground_mean"]["Dice"],
         "dice_per_label": {label: _known(value) for label, value in dice.items()},
         "label_names": name_labels(dataset["labels"], dice),
@@ -183,4 +198,6 @@ def describe_run(
 
 
 def _known(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value.item() if isinstance(value, np.generic) else value

@@ -95,8 +95,7 @@ def evaluate_scale(
     if found.precision == "bf16":
         hardware.autocast_network(network)
     network.to(torch_device).eval()
-    with torch.inference_mode():
-        network(torch.zeros((1, channels, *patch), device=torch_device))  # the first pass is slower
+    warm_up(network, torch.zeros((1, channels, *patch), device=torch_device))
     passes = [0]
     network.register_forward_hook(lambda _, x, __: passes.__setitem__(0, passes[0] + len(x[0])))
 
@@ -148,6 +147,16 @@ def evaluate_scale(
         **asdict(found),
         "mirroring": mirroring and predictor.allowed_mirroring_axes is not None,
     }
+
+
+@torch.inference_mode()
+def warm_up(network: torch.nn.Module, patch: torch.Tensor) -> None:
+    """Predict a patch without measuring it: the first pass in a precision chooses its kernels.
+
+    The precision is nnU-Net's for prediction: mixed on CUDA.
+    """
+    with torch.autocast(patch.device.type, enabled=patch.device.type == "cuda"):
+        network(patch)
 
 
 def _input_channels(predictor: Any) -> int:

@@ -8,6 +8,7 @@ results have nnU-Net's distribution, but not the same values, because the order 
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -594,6 +595,13 @@ def _by_voxel(batch: Batch, t: BasicTransform, draws: Draws) -> None:
     batch.target = found["segmentation"].transpose(0, 1)
 
 
+def _to_regions(batch: Batch, t: ConvertSegmentationToRegionsTransform, draws: Draws) -> None:
+    """Convert labels to regions on their device; nnU-Net's transform has its regions on the CPU."""
+    there = copy(t)
+    there.regions = [region.to(batch.target.device) for region in t.regions]
+    _by_voxel(batch, there, draws)
+
+
 def _for_each_output(batch: Batch, t: DownsampleSegForDSTransform, draws: Draws) -> None:
     batch.target = downsample_targets(t, batch.target)
 
@@ -609,7 +617,7 @@ OTHERS: dict[type, Callable[[Batch, Any, Draws], None]] = {
     MirrorTransform: _mirror,
     MaskImageTransform: _by_voxel,
     RemoveLabelTransform: _by_voxel,
-    ConvertSegmentationToRegionsTransform: _by_voxel,
+    ConvertSegmentationToRegionsTransform: _to_regions,
     DownsampleSegForDSTransform: _for_each_output,
 }
 """For each of nnU-Net's transforms that always apply: the function that applies it to a batch."""
