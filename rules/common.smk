@@ -14,7 +14,8 @@ import re
 import sys
 from pathlib import Path
 
-BASE = Path(workflow.current_basedir).parent
+# Without links: a clone may be reached by several paths, as in many clusters' home folders.
+BASE = Path(workflow.current_basedir).parent.resolve()
 sys.path.insert(0, str(BASE))
 
 from workflow_scripts.common.errors import ConfigError
@@ -118,7 +119,7 @@ def code(script):
 
     For rules whose outputs are quick to make again. Snakemake itself only checks the script.
     """
-    modules = imported_modules(BASE / "workflow_scripts" / script)
+    modules = imported_modules(BASE / "workflow_scripts" / script, BASE)
     return [shipped(str(path.relative_to(BASE))) for path in modules]
 
 
