@@ -75,7 +75,8 @@ demo: .venv/lock-installed
 	  $(RUN) snakemake --report $(DEMO)/report.zip || { rm -f $(DEMO)/report.zip; exit 1; }; \
 	fi
 	@echo; cat $(DEMO)/tables/comparison.md; echo
-	@echo 'Report: $(DEMO)/report.zip (unpack it and open report.html)'
+	@echo 'Open $(DEMO)/notebooks/results.html: it begins with the answer.'
+	@echo 'Everything in one file: $(DEMO)/report.zip (unpack it and open report.html)'
 
 # The tests of a file stay together, because they share fixtures. If Slurm is installed but does not
 # answer, each start of Snakemake would take nine seconds longer: its plugin asks for the cluster's

@@ -14,7 +14,8 @@ import re
 import sys
 from pathlib import Path
 
-BASE = Path(workflow.current_basedir).parent
+# Without links: a clone may be reached by several paths, as in many clusters' home folders.
+BASE = Path(workflow.current_basedir).parent.resolve()
 sys.path.insert(0, str(BASE))
 
 from workflow_scripts.common.errors import ConfigError
@@ -26,6 +27,7 @@ from workflow_scripts.study.job_resources import JobResources
 from workflow_scripts.study.isolation import check_python, isolate
 from workflow_scripts.study.script_inputs import imported_modules
 from workflow_scripts.study.specification import Study, file_digests
+from workflow_scripts.study.started_trainings import check_unchanged
 from workflow_scripts.study.tasks import (
     DEMO_TASK,
     DEMO_TOLERANCE_MM,
@@ -103,7 +105,7 @@ def code(script):
 
     For rules whose outputs are quick to make again. Snakemake itself only checks the script.
     """
-    modules = imported_modules(BASE / "workflow_scripts" / script)
+    modules = imported_modules(BASE / "workflow_scripts" / script, BASE)
     return [shipped(str(path.relative_to(BASE))) for path in modules]
 
 
@@ -115,13 +117,29 @@ def cores_for_data(most):
     return lambda wildcards: 1 if STUDY.task_of[wildcards.dataset] == DEMO_TASK else most
 
 
+def record_of(run):
+    """Return the path of the `run.json` of a training (task, arm, fold, seed)."""
+    task, arm, fold, seed = run
+    suffix = STUDY.seed_suffix(seed)
+    return Path(RUN.format(task=task, arm=arm, fold=fold, seed_suffix=suffix), "run.json")
+
+
 def run_files(name, seeds=STUDY.seeds):
     """Return the path of one file of every run of the study with the given seeds."""
-    return [
-        f"{RUN}/{name}".format(task=task, arm=arm, fold=fold, seed_suffix=STUDY.seed_suffix(seed))
-        for task, arm, fold, seed in STUDY.runs
-        if seed in seeds
-    ]
+    return [str(record_of(run).with_name(name)) for run in STUDY.runs if run[-1] in seeds]
+
+
+def refuse_changes(wildcards):
+    """Exit if a training exists that the configuration would train differently.
+
+    Snakemake calls this for every training of the DAG, before any job runs or any file is deleted.
+    """
+    seed = STUDY.seed_of(wildcards.seed_suffix)
+    run = (wildcards.task, wildcards.arm, int(wildcards.fold), seed)
+    try:
+        check_unchanged(STUDY, run, record_of)
+    except ConfigError as error:
+        sys.exit(str(error))
 
 
 def checked_first(wildcards):
@@ -130,6 +148,8 @@ def checked_first(wildcards):
     The list is empty: the check is not an input, so repeating it does not retrain anything. Trials
     of a search wait for the check in the first step of the search.
     """
+    if workflow.is_main_process:
+        refuse_changes(wildcards)
     done = Path(RUN.format(**wildcards), "run.json").is_file()
     if not done and wildcards.arm in config["arms"]:
         checkpoints.check_needs.get()

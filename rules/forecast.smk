@@ -47,6 +47,7 @@ FORECASTED = {
         if key in ("seed", "epochs") or key.endswith("iterations_per_epoch")
     },
     "mirroring": config["validation"]["mirroring"],
+    "device": config["training"]["device"],
     "workers": config["training"]["threads"],
     "country": config["energy"]["country"],
     "pue": config["energy"]["pue"],

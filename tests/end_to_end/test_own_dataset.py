@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.tree import plan, said, snakemake, trainings, write_config
+from helpers.tree import ROOT, plan, said, snakemake, trainings, write_config
 from workflow_scripts.data.archives import extract_archive
 from workflow_scripts.data.make_demo_task import write_archive
 from workflow_scripts.study.tasks import DEMO_TASK as DEMO
@@ -144,8 +144,10 @@ def test_both_are_planned_and_their_folders_are_only_read(own):
 def test_then_they_are_forecast_by_their_own_plans(own):
     rows, page = forecast(own)
     assert {row["plan"] for row in rows} == {"planned here"}
-    assert all(float(row["hours"]) > 0 for row in rows)
+    assert all(float(row["train_tflop"]) > 0 for row in rows)
+    assert {row["hours"] for row in rows} == {""}, "nobody measured this CPU"
     assert "Left out" not in page
+    assert "H100" not in page
 
 
 def test_the_study_trains_both_and_converts_nothing_again(own):
@@ -178,6 +180,24 @@ def test_the_same_data_in_either_format_are_the_same_to_nnunet(own):
             for dataset in DATASETS.values()
         ]
         assert contents[0] == contents[1], name
+
+
+def test_the_documented_trial_without_a_gpu_runs_to_the_end(own):
+    """The block is the page's; only the name and the folder of the task are this test's."""
+    page = (ROOT / "docs/how-to/own_dataset.md").read_text()
+    block = re.search(r"^```yaml\n(# trial\.yaml\n.*?)^```", page, re.M | re.S)[1]
+    block = block.replace("Task501_Mine", RAW).replace("/data/Dataset501_Mine", "{folder}")
+    (own.tree / "trial.yaml").write_text(block.replace("{folder}", str(own.folders[RAW])))
+    done = snakemake(own.tree, "--cores", "2", "--configfile", own.tree / "trial.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = own.tree / "results/trial"
+    assert (results / "notebooks/results.html").is_file()
+    with (results / "tables/epochs.csv").open(newline="") as file:
+        epochs = list(csv.DictReader(file))
+    assert {row["arm"] for row in epochs} == {"constant", "progressive"}
+    # Validation must not take most of the time: nnU-Net's 50 iterations per epoch did.
+    trained, whole = (sum(float(row[key]) for row in epochs) for key in ("train_gflop", "gflop"))
+    assert trained > 0.7 * whole
 
 
 def test_a_folder_that_moved_is_told_in_one_line(own):

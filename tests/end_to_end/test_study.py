@@ -177,8 +177,8 @@ def test_pages_need_no_network(study, notebook):
 
 def test_progress_is_on_the_terminal(study):
     for arm in ARMS:
-        assert re.search(rf"{TASK} {arm} fold 0: epoch 3/3", study.run.stderr), arm
-        assert re.search(rf"{TASK} {arm} fold 0: validation case 2/2", study.run.stderr), arm
+        for line in ("epoch 3/3, now the final validation", "validation case 2/2, done"):
+            assert f"{TASK} {arm} fold 0: {line}" in study.run.stderr, arm
 
 
 def test_a_second_run_has_nothing_to_do(study):
@@ -334,7 +334,7 @@ def test_the_energy_of_every_attempt_is_kept(killed):
 
 @pytest.mark.ci
 def test_a_finished_training_of_other_length_is_refused_and_kept(study, killed, tmp_path):
-    """More epochs trigger the job again; the script names the difference and trains nothing."""
+    """The difference is named before any job starts, and no file is deleted."""
     arguments = [
         *killed.arguments[:4],
         "--configfile",
@@ -345,11 +345,11 @@ def test_a_finished_training_of_other_length_is_refused_and_kept(study, killed, 
     run = snakemake(study.folder, *arguments)
     assert run.returncode != 0
     (error,) = [line for line in run.stderr.splitlines() if line.startswith("Error: ")]
-    assert "epochs was 10 and is now 11" in error
-    again = snakemake(study.folder, *killed.arguments)
-    assert again.returncode == 0, again.stderr
-    for name in ("epochs.csv", "stages.csv", "energy.csv", "summary.json"):
-        assert (killed.run_folder / name).read_bytes() == (copy / name).read_bytes(), name
+    assert "the study killed has 1 training " in error
+    assert "epochs was 10 and is now 11" in run.stderr
+    assert "Job stats" not in run.stdout
+    for path in copy.iterdir():
+        assert (killed.run_folder / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_stock_nnunet_predicts_with_the_model(study, tmp_path):
@@ -390,7 +390,12 @@ def test_the_report_builds(study):
     assert run.returncode == 0, run.stderr
     with zipfile.ZipFile(study.folder / "report.zip") as archive:
         names = archive.namelist()
-    assert any(name.endswith("report.html") for name in names)
+        page = archive.read("report/report.html").decode()
+    for name, text in (("results", "Open the answer"), ("curricula", "What each arm does")):
+        path = f"results/tiny/notebooks/{name}.html"
+        link = rf'<a [^<>]*results\[&#34;{re.escape(path)}&#34;\][^<>]*><b>{text}</b></a>'
+        description = page.partition("var workflow_desc = ")[2].partition("</script>")[0]
+        assert re.search(link, json.loads(description.strip().rstrip(";"))), name
     for wanted in ("dice.png", "predictions.png", "results.html", "curricula.html"):
         assert any(name.endswith(wanted) for name in names), wanted
 
@@ -406,6 +411,7 @@ def other(study, tmp_path_factory):
     (folder / "resources").symlink_to(study.folder / "resources")
     arms = {"progressive": {"trainer": TRAINERS["progressive"]}}
     config = {**CONFIG, "arms": arms, "reference_arm": "progressive"}
+    config["training"] = CONFIG["training"] | {"device": "auto"}  # a CPU's time is unknown
     write_config(folder, "study", {"curricula": {**config, "budget": {"gpu_hours": 1000}}})
     run = snakemake(folder, "--cores", "2")
     assert run.returncode == 0, run.stdout + run.stderr

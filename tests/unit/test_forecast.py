@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from helpers.fake_study import FakeStudy
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.figure_style import load_style
+from workflow_scripts.common.formatting import COMPUTATION, in_unit
 from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.forecast import calibration
 from workflow_scripts.forecast.check_budget import check_budget
-from workflow_scripts.forecast.forecast_page import to_markdown
+from workflow_scripts.forecast.forecast_page import to_markdown, total_line
 from workflow_scripts.forecast.forecast_study import forecast_rows, published_work
 from workflow_scripts.forecast.plot_forecast import plot_forecast
 from workflow_scripts.forecast.workload import (
@@ -489,6 +490,43 @@ def test_a_task_without_a_plan_has_rows_without_numbers_and_a_note(table):
     assert unplanned[["stages", "hours", "kwh", "kg_co2eq"]].isna().all(axis=None)
     assert "Task99_BrainTissue. Plan first" in " ".join(page.split())
     assert len(page.splitlines()) < 50
+
+
+def test_an_unmeasured_device_has_computation_but_neither_time_nor_energy(small, tmp_path):
+    fitted = calibration.unmeasured("CPU")
+    rows = forecast_rows(
+        {**small, "Task99_BrainTissue": None},
+        ARMS,
+        DESIGN,
+        fitted,
+        reference_arm="constant",
+        kg_per_kwh=0.4,
+    )
+    assert rows[["hours", "kwh", "kg_co2eq"]].isna().all(axis=None)
+    work = rows.groupby("arm", sort=False)[["train_tflop", "val_tflop", "final_tflop"]].sum()
+    work = work.sum(axis=1)
+    page = to_markdown(rows, "made_up", "constant", asdict(TRAINING), fitted, "DEU", 0.4, 1.0)
+    total = total_line(rows, fitted)
+    assert total in page.splitlines()
+    assert total.startswith(f"Total: {in_unit(1000 * work.sum(), COMPUTATION)} of computation. ")
+    assert "CPU" in total
+    assert re.search(r"unknown", total)
+    assert "calibration: measured" in " ".join(page.split())
+    assert not re.search(r"H100|\bnan\b|\d (s|h|Wh|kWh|kg CO2eq)\b", page)
+    relative = work["progressive"] / work["constant"]
+    assert re.search(rf"^\| progressive +\|.*\b{relative:.2f} ", page, re.M)
+    assert "Task99_BrainTissue. Plan first" in " ".join(page.split())
+    outputs = [tmp_path / "forecast.svg", tmp_path / "forecast.png"]
+    plot_forecast(rows, "constant", load_style(ROOT / "config" / "plotting.yaml"), outputs)
+    assert all(path.stat().st_size > 2000 for path in outputs)
+
+
+def test_the_total_names_the_device_that_was_measured(small):
+    runs = pd.read_csv(PUBLISHED / "nnunet_runs.tsv", sep="\t")
+    work = {task: (3e5, 1e4 * number) for number, task in enumerate(sorted(set(runs["task"])), 1)}
+    fitted = calibration.published(runs, work)
+    rows = forecast_rows(small, ARMS, DESIGN, fitted, reference_arm="constant", kg_per_kwh=0.4)
+    assert " of one NVIDIA H100" in total_line(rows, fitted)
 
 
 def test_own_plans_go_before_published_ones_and_overrides_are_applied(plans, tmp_path):

@@ -15,7 +15,6 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
 from workflow_scripts.common import nnunet_setup
 from workflow_scripts.common.errors import UserError
-from workflow_scripts.common.files import json_hash
 from workflow_scripts.common.hardware import (
     Hardware,
     autocast_network,
@@ -23,6 +22,7 @@ from workflow_scripts.common.hardware import (
     find_precision,
     set_memory_format,
 )
+from workflow_scripts.common.hashing import json_hash
 from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.common.progress import Progress
 from workflow_scripts.planning.plan_overrides import override_plans
@@ -359,7 +359,20 @@ def test_progress_lines(clock, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "Task04 random fold 0: epoch 3/12, 4 min 30 s left, patch 8x8x8",
         "Task04 random fold 0: epoch 7/12, 7 min 15 s left",
-        "Task04 random fold 0: epoch 12/12, 0 min 00 s left",
+        "Task04 random fold 0: epoch 12/12, done",
+    ]
+
+
+def test_progress_does_not_promise_the_end_before_the_work_that_follows(clock, capsys):
+    """The final validation after the last epoch takes a minute or an hour."""
+    progress = Progress("t")
+    progress.start(0, 2, "epoch", then="final validation")
+    clock[0] += 20
+    progress.show(1)
+    progress.show(2, ", pseudo Dice 0.5")
+    assert capsys.readouterr().err.splitlines() == [
+        "t: epoch 1/2, 0 min 20 s left before the final validation",
+        "t: epoch 2/2, now the final validation, pseudo Dice 0.5",
     ]
 
 

@@ -171,6 +171,19 @@ def test_yaml_and_json_can_be_read_and_keys_exist(block):
     check_config(merged, SCHEMA_PATH)
 
 
+def test_the_trial_without_a_gpu_is_small_in_every_part():
+    """It takes minutes on two cores; nnU-Net's validation and network alone would take hours."""
+    (block,) = [b for b in BLOCKS if b.lines[:1] == ["# trial.yaml"]]
+    config = yaml.safe_load("\n".join(block.lines))
+    training = config["training"]
+    assert training["device"] == "cpu"
+    assert training["epochs"] * training["iterations_per_epoch"] <= 50
+    assert training["validation_iterations_per_epoch"] <= training["iterations_per_epoch"] / 4
+    assert max(config["planning"]["overrides"]["all"]["features_per_stage"]) <= 32
+    assert config["validation"] == {"mirroring": False}
+    assert len(config["folds"]) == 1
+
+
 def prose_of(page):
     """Return a page without its blocks."""
     return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)

@@ -13,11 +13,6 @@ import pandas as pd
 from workflow_scripts.common.errors import UserError
 
 
-def json_hash(value: object) -> str:
-    """Return a short hash of a JSON value that does not depend on its formatting."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path next to `path` for a file or folder, which then replaces `path`.

@@ -20,9 +20,12 @@ class Progress:
         self.title, self._every, self._clock = title, every_seconds, time.monotonic
         self._began = self._last = self._clock()
 
-    def start(self, done: int, total: int, what: str) -> None:
-        """Begin counting `total` pieces of `what`, of which `done` already exist."""
-        self._done_before, self._total, self._what = done, total, what
+    def start(self, done: int, total: int, what: str, then: str = "") -> None:
+        """Begin counting `total` pieces of `what`, of which `done` already exist.
+
+        `then` names the work that follows, whose time is not known yet.
+        """
+        self._done_before, self._total, self._what, self._then = done, total, what, then
         self._began, self._last = self._clock(), 0.0
 
     def show(self, done: int, note: str = "") -> None:
@@ -32,8 +35,12 @@ class Progress:
             return
         self._last = now
         each = (now - self._began) / max(1, done - self._done_before)
-        left = _duration(each * (self._total - done))
-        announce(f"{self.title}: {self._what} {done}/{self._total}, {left} left{note}")
+        if done < self._total:
+            state = f"{_duration(each * (self._total - done))} left"
+            state += f" before the {self._then}" if self._then else ""
+        else:
+            state = f"now the {self._then}" if self._then else "done"
+        announce(f"{self.title}: {self._what} {done}/{self._total}, {state}{note}")
 
 
 def _duration(seconds: float) -> str:

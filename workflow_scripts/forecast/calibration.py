@@ -30,12 +30,20 @@ ONE_SIZE = (
 )
 
 
+UNMEASURED = (
+    "The published runs are of a GPU and say nothing about a CPU. To get time and energy, train "
+    "one fold on this machine, best of an arm with small patches, then set in the configuration "
+    "`forecast: { calibration: measured, runs: [results/STUDY/runs] }` with that fold's study, and "
+    "run `snakemake forecast` again."
+)
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A fitted model of time and energy, with its source and its errors.
 
     Attributes:
-        source: description of the measured runs.
+        source: description of the measured runs; empty if there are none, so that costs are NaN.
         seconds_per_iteration, seconds_per_tflop: see the docstring of the module.
         seconds_per_epoch: time of an epoch outside its iterations.
         kwh_per_second, kwh_per_tflop: energy at a power usage effectiveness of 1; NaN if no run
@@ -43,6 +51,7 @@ class Calibration:
         factors: factors of time and of energy, by task.
         errors: relative errors by description: {"each point by all": [0.1, …]}.
         notes: remarks for the reader.
+        device: model of the device that was measured.
     """
 
     source: str
@@ -54,6 +63,7 @@ class Calibration:
     factors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     errors: Mapping[str, Sequence[float]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    device: str = "device"
 
     def cost(
         self, task: str, iterations: float, tflop: float, epochs: int, waiting: float = 0.0
@@ -210,11 +220,25 @@ def published(runs: pd.DataFrame, work: Mapping[str, tuple[float, float]]) -> Ca
     return calibrate(
         points,
         source=f"published nnU-Net runs on one {', '.join(gpus)}",
+        device=" or ".join(gpus),
         errors={"published folds against the median of their task": spread.tolist()},
         notes=[
             "Each task is scaled to its own published runs (median of the folds). Differences "
             "between patch sizes come from the fitted line, which one size per task cannot check.",
         ],
+    )
+
+
+def unmeasured(device: str) -> Calibration:
+    """Return the calibration of a device that nobody measured: time and energy are unknown."""
+    return Calibration(
+        source="",
+        seconds_per_iteration=math.nan,
+        seconds_per_tflop=math.nan,
+        kwh_per_second=math.nan,
+        kwh_per_tflop=math.nan,
+        notes=[UNMEASURED],
+        device=device,
     )
 
 
@@ -229,7 +253,7 @@ def measured(folders: Sequence[Path]) -> Calibration:
             "train one fold first, or use the published calibration"
         )
     machines: dict[str, Path] = {}
-    tables = []
+    devices, tables = [], []
     for folder in folders:
         record = read_json(folder / "run.json", "train this fold again")
         machine = (
@@ -237,6 +261,7 @@ def measured(folders: Sequence[Path]) -> Calibration:
             f"threads: {record['threads']}"
         )
         machines.setdefault(machine, folder)
+        devices.append(record["gpu_model"] or record["cpu_model"])
         epochs = pd.read_csv(folder / "epochs.csv", dtype={"patch_size": str})
         pue = pd.read_csv(folder / "energy.csv")["pue"].iloc[0]
         epochs["kwh"] /= pue
@@ -251,6 +276,7 @@ def measured(folders: Sequence[Path]) -> Calibration:
         points,
         source=f"{counted(len(folders), 'finished run')} of "
         f"{', '.join(sorted(set(points['task'])))} on {next(iter(machines))}",
+        device=devices[0],
         notes=[] if len(points) > 2 else [ONE_SIZE],
         seconds_per_epoch=float(between.median()),
     )

@@ -37,8 +37,8 @@ def check_budget(
         unknown = forecast.loc[forecast[column].isna(), "task"].unique()
         if len(unknown):
             raise UserError(
-                f"budget.{key}: {', '.join(unknown)} cannot be forecast (see {page}); plan them "
-                "first, or set the limit to null"
+                f"budget.{key}: {', '.join(unknown)} cannot be forecast; do what {page} says, or "
+                "set the limit to null"
             )
         total = float(forecast[column].sum())
         within[key] = {"forecast": total, "limit": limit}

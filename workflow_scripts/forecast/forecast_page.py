@@ -18,6 +18,7 @@ from workflow_scripts.common.formatting import (
     unit,
 )
 from workflow_scripts.forecast.calibration import errors_text
+from workflow_scripts.forecast.forecast_columns import SUMS, UNPLANNED, WORK
 
 
 def to_markdown(
@@ -36,8 +37,8 @@ def to_markdown(
     `workers` is the number of workers that load batches; None if the measured seconds include
     loading.
     """
-    unplanned = list(dict.fromkeys(table.loc[table["hours"].isna(), "task"]))
-    known = table[table["hours"].notna()]
+    unplanned = list(dict.fromkeys(table.loc[table["plan"] == UNPLANNED, "task"]))
+    known = table[table["plan"] != UNPLANNED]
     counts = [
         counted(n, word)
         for n, word in (
@@ -52,13 +53,8 @@ def to_markdown(
         f"**Forecast of the study {study}: {' × '.join(counts)}, "
         f"{training['epochs']} epochs × {training['iterations_per_epoch']} iterations**"
     ]
+    lines.append(total_line(table, calibration))
     if len(known):
-        total = known[["hours", "kwh", "kg_co2eq"]].sum(skipna=False)
-        days = f" ({number(total['hours'] / 24)} days)" if total["hours"] > 48 else ""
-        lines.append(
-            f"Total: {in_unit(3600 * total['hours'], TIME)}{days} of one device, "
-            f"{in_unit(total['kwh'], ENERGY)}, {in_unit(total['kg_co2eq'], CARBON)}."
-        )
         lines.append(pipe_table(arm_rows(known, reference_arm)))
     notes = []
     if unplanned:
@@ -69,14 +65,8 @@ def to_markdown(
         )
     sources = known.groupby("plan", sort=False)["task"].unique()
     notes += [f"Plans {source}: {', '.join(tasks)}." for source, tasks in sources.items()]
-    slow = 1000 * calibration.seconds_per_iteration
     notes += [
-        f"Calibration: {calibration.source}. An iteration takes {number(slow)} ms + "
-        f"{number(1000 * calibration.seconds_per_tflop)} ms per TFLOP, plus "
-        f"{number(calibration.seconds_per_epoch)} s per epoch.",
-        "Relative error of the hours: "
-        + "; ".join(f"{what}: {errors_text(values)}" for what, values in calibration.errors.items())
-        + ".",
+        *(calibration_notes(calibration) if calibration.source else []),
         *calibration.notes,
         *([] if workers is None else [loading_note(known, workers)]),
         "Included: training, the validation after each epoch, the final sliding-window validation "
@@ -84,11 +74,43 @@ def to_markdown(
         *([memory_note(known)] if len(known) else []),
         f"kg CO2eq: {number(1000 * kg_per_kwh)} g/kWh ({country}, codecarbon); power usage "
         f"effectiveness {pue:g}.",
-        "Sums over folds and seeds. Relative: hours compared with the arm "
-        f"{reference_arm}; in brackets the range over the tasks.",
+        "Sums over folds and seeds. Relative: "
+        + ("hours" if calibration.source else "computation")
+        + f" compared with the arm {reference_arm}; in brackets the range over the tasks.",
     ]
     lines.append(bullets(notes))
     return "\n\n".join(lines) + "\n"
+
+
+def total_line(table: Any, calibration: Any) -> str:
+    """Return the cost of the whole study in one sentence, with the device that it refers to."""
+    known = table[table["plan"] != UNPLANNED]
+    if known.empty:
+        return "Total: unknown, because no task is planned yet."
+    total = known[[*WORK, "hours", "kwh", "kg_co2eq"]].sum(skipna=False)
+    if not calibration.source:
+        computed = in_unit(1000 * total[WORK].sum(), COMPUTATION)
+        return (
+            f"Total: {computed} of computation. Time and energy are unknown: no run on this "
+            f"{calibration.device} was measured."
+        )
+    days = f" ({number(total['hours'] / 24)} days)" if total["hours"] > 48 else ""
+    return (
+        f"Total: {in_unit(3600 * total['hours'], TIME)}{days} of one {calibration.device}, "
+        f"{in_unit(total['kwh'], ENERGY)}, {in_unit(total['kg_co2eq'], CARBON)}."
+    )
+
+
+def calibration_notes(calibration: Any) -> list[str]:
+    """Return notes on the fitted model and its errors."""
+    slow = 1000 * calibration.seconds_per_iteration
+    errors = (f"{what}: {errors_text(found)}" for what, found in calibration.errors.items())
+    return [
+        f"Calibration: {calibration.source}. An iteration takes {number(slow)} ms + "
+        f"{number(1000 * calibration.seconds_per_tflop)} ms per TFLOP, plus "
+        f"{number(calibration.seconds_per_epoch)} s per epoch.",
+        f"Relative error of the hours: {'; '.join(errors)}.",
+    ]
 
 
 def loading_note(known: Any, workers: int) -> str:
@@ -113,10 +135,22 @@ def memory_note(known: Any) -> str:
 
 
 def arm_rows(known: Any, reference_arm: str) -> Any:
-    """Return the printed table: one row per arm, summed over all trainings, as text."""
+    """Return the printed table: one row per arm, summed over all trainings, as text.
+
+    Without a calibration, only the computation is known, and compared.
+    """
+    timed = known["hours"].notna().any()
     totals = known.groupby("arm", sort=False)[SUMS].sum(min_count=1)
-    ranges = known.groupby("arm", sort=False)["relative_to_reference"].agg(["min", "max"])
-    relative = totals["hours"] / totals.loc[reference_arm, "hours"]
+    totals["work"] = totals[WORK].sum(axis=1)
+    if timed:
+        ratios = known["relative_to_reference"]
+    else:
+        work = known.assign(work=known[WORK].sum(axis=1)).set_index("task")["work"]
+        reference = work[known["arm"].eq(reference_arm).to_numpy()]
+        ratios = pd.Series(work.to_numpy() / reference[work.index].to_numpy(), known.index)
+    ranges = ratios.groupby(known["arm"], sort=False).agg(["min", "max"])
+    compared = totals["hours" if timed else "work"]
+    relative = compared / compared[reference_arm]
     spread = [
         f" ({low:.2f}–{high:.2f})" if high - low > 0.005 else "" for low, high in ranges.to_numpy()
     ]
@@ -125,17 +159,12 @@ def arm_rows(known: Any, reference_arm: str) -> Any:
         "time": (3600 * totals["hours"], TIME),
         "energy": (totals["kwh"], ENERGY),
         "carbon": (totals["kg_co2eq"], CARBON),
-        "work": (
-            1000 * totals[["train_tflop", "val_tflop", "final_tflop"]].sum(axis=1),
-            COMPUTATION,
-        ),
+        "work": (1000 * totals["work"], COMPUTATION),
     }
-    for what, (values, choices) in costs.items():
+    for what in costs if timed else ("work",):
+        values, choices = costs[what]
         name, scale = unit(values, choices)
         rows[name] = [number(value * scale) for value in values]
-        if what == "time":
+        if what == ("time" if timed else "work"):
             rows["relative"] = [f"{r:.2f}{s}" for r, s in zip(relative, spread, strict=True)]
     return pd.DataFrame(rows)
-
-
-SUMS = ["train_tflop", "val_tflop", "final_tflop", "waiting_hours", "hours", "kwh", "kg_co2eq"]

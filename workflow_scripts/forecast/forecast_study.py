@@ -8,12 +8,13 @@ from typing import Any
 import pandas as pd
 
 from workflow_scripts.common import nnunet_setup
-from workflow_scripts.common.console import redirect
+from workflow_scripts.common.console import announce, redirect
 from workflow_scripts.common.files import write_csv
 from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.forecast import calibration
 from workflow_scripts.forecast.calibration import Calibration, Loading
-from workflow_scripts.forecast.forecast_page import SUMS, to_markdown
+from workflow_scripts.forecast.forecast_columns import SUMS, UNPLANNED
+from workflow_scripts.forecast.forecast_page import to_markdown, total_line
 from workflow_scripts.forecast.gpu_memory import estimate_memory
 from workflow_scripts.forecast.workload import (
     Plan,
@@ -58,7 +59,7 @@ def forecast_rows(
         for name, arm in arms.items():
             row: dict[str, Any] = {"task": task, "arm": name}
             row |= {"folds": len(design.folds), "seeds": design.seeds}
-            rows.append(row | {"plan": "not planned yet"})
+            rows.append(row | {"plan": UNPLANNED})
             if plan is None:
                 continue
             length = replace(design.training, epochs=arm.epochs or design.training.epochs)
@@ -116,7 +117,9 @@ if __name__ == "__main__":
     params = snakemake.params
     listed = published_plans(Path(snakemake.input.plans))
     loading = None
-    if params.calibration == "published":
+    if params.calibration == "published" and params.device == "cpu":
+        fitted = calibration.unmeasured("CPU")
+    elif params.calibration == "published":
         runs = pd.read_csv(snakemake.input.runs, sep="\t")
         fitted = calibration.published(runs, published_work(listed))
         loading = Loading.fit(pd.read_csv(snakemake.input.loading, sep="\t", comment="#"))
@@ -169,3 +172,4 @@ if __name__ == "__main__":
         ),
         encoding="utf-8",
     )
+    announce(f"{snakemake.output.md}: {total_line(table, fitted)}")

@@ -7,24 +7,40 @@ import pandas as pd
 
 from workflow_scripts.common.console import redirect
 from workflow_scripts.common.figure_style import Style, grid, load_style, read_tables, save
-from workflow_scripts.common.formatting import CARBON, TIME, counted, number, repeats, unit
+from workflow_scripts.common.formatting import (
+    CARBON,
+    COMPUTATION,
+    TIME,
+    counted,
+    number,
+    repeats,
+    unit,
+)
+from workflow_scripts.forecast.forecast_columns import UNPLANNED, WORK
 
 PANELS = {
     "hours": ("time of all trainings", tuple((name, 3600 * scale) for name, scale in TIME)),
     "kg_co2eq": ("carbon", CARBON),
 }
 """Column of forecast.csv -> title, and units with their factors."""
+WITHOUT_TIME = {
+    "work": ("computation", tuple((name, 1000 * scale) for name, scale in COMPUTATION)),
+}
+"""The same for a device that was never measured."""
 
 
 def plot_forecast(
     forecast: pd.DataFrame, reference_arm: str, style: Style, outputs: Iterable[Path]
 ) -> None:
     """Draw forecast.csv: one bar per arm, the sum of its trainings whose plan is known."""
-    known = forecast.dropna(subset=["hours"])
-    totals = known.groupby("arm")[list(PANELS)].sum(min_count=1)
+    known = forecast[forecast["plan"] != UNPLANNED]
+    known = known.assign(work=known[WORK].sum(axis=1))
+    panels = WITHOUT_TIME if len(known) and known["hours"].isna().all() else PANELS
+    totals = known.groupby("arm")[list(panels)].sum(min_count=1)
     arms = style.order(totals.index)
-    figure, axes = grid(style, 1, 2, height=0.35 + 0.11 * max(1, len(arms)), sharey=True)
-    for axis, (column, (title, choices)) in zip(axes.flat, PANELS.items(), strict=True):
+    height = 0.35 + 0.11 * max(1, len(arms))
+    figure, axes = grid(style, 1, len(panels), height=height, sharey=True)
+    for axis, (column, (title, choices)) in zip(axes.flat, panels.items(), strict=True):
         name, scale = unit(totals[column], choices)
         totals[column] *= scale
         for place, arm in enumerate(arms):
@@ -47,7 +63,7 @@ def plot_forecast(
         axis.set_title(title)
         axis.grid(axis="y", visible=False)
     axes[0, 0].invert_yaxis()
-    left_out = forecast.loc[forecast["hours"].isna(), "task"].nunique()
+    left_out = forecast.loc[forecast["plan"] == UNPLANNED, "task"].nunique()
     missing = f", {left_out} left out: not planned yet" if left_out else ""
     trained = repeats(forecast["folds"].max(), forecast["seeds"].max()) or "one fold"
     figure.suptitle(

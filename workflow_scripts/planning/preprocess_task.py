@@ -9,8 +9,9 @@ import psutil
 from workflow_scripts.common import nnunet_setup
 from workflow_scripts.common.console import redirect
 from workflow_scripts.common.errors import UserError
-from workflow_scripts.common.files import json_hash, read_json, write_json
+from workflow_scripts.common.files import read_json, write_json
 from workflow_scripts.common.formatting import DISK, in_unit
+from workflow_scripts.common.hashing import json_hash
 
 FILES = (".b2nd", "_seg.b2nd", ".pkl")
 """Endings of the files that nnU-Net 2.8.1 keeps per case (`nnUNetDatasetBlosc2`)."""

@@ -8,27 +8,31 @@ import ast
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).absolute().parents[2]
 PACKAGE = "workflow_scripts"
 
 
-def imported_modules(script: Path) -> list[Path]:
-    """Return the project's files that a script imports, directly or indirectly, without itself."""
+def imported_modules(script: Path, root: Path = ROOT) -> list[Path]:
+    """Return the project's files that a script imports, directly or indirectly, without itself.
+
+    `root` is the folder of the clone as it begins the script's path. Links are kept, so that the
+    paths begin with it too.
+    """
     found: set[Path] = set()
-    pending = [script.resolve()]
+    pending = [script]
     while pending:
-        for path in _imported_by(pending.pop()):
+        for path in _imported_by(pending.pop(), root):
             if path not in found:
                 found.add(path)
                 pending.append(path)
-    return sorted(found - {script.resolve()})
+    return sorted(found - {script})
 
 
 @cache
-def _imported_by(path: Path) -> frozenset[Path]:
+def _imported_by(path: Path, root: Path) -> frozenset[Path]:
     """Return the project's files that a file imports directly."""
     names: set[str] = set()
-    package = ".".join(path.relative_to(ROOT).parts[:-1])
+    package = ".".join(path.relative_to(root).parts[:-1])
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
@@ -38,5 +42,5 @@ def _imported_by(path: Path) -> frozenset[Path]:
             names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             names |= {node.value}  # for `import_module` or `python -m`
-    files = {ROOT / f"{name.replace('.', '/')}.py" for name in names if name.startswith(PACKAGE)}
+    files = {root / f"{name.replace('.', '/')}.py" for name in names if name.startswith(PACKAGE)}
     return frozenset(file for file in files if file.is_file())

@@ -197,7 +197,7 @@ def resume(
     try:
         if not fold.final.exists():
             recorder.attach(trainer)
-            progress.start(done, training.epochs, "epoch")
+            progress.start(done, training.epochs, "epoch", then="final validation")
             with interruption.watch(trainer):
                 trainer.run_training()
         recorder.finish("setup" if done == training.epochs else "end of training")

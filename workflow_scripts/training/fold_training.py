@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 
 from workflow_scripts.common import hardware, nnunet_setup
-from workflow_scripts.common.files import json_hash, read_json, write_csv, write_json
+from workflow_scripts.common.files import read_json, write_csv, write_json
+from workflow_scripts.common.hashing import json_hash
 from workflow_scripts.study.settings import RunSettings, TrainingSettings
 from workflow_scripts.study.specification import RunSpec
 from workflow_scripts.training import lease

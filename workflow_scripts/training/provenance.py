@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from workflow_scripts.common.errors import UserError
-from workflow_scripts.common.files import json_hash, read_json, write_json
+from workflow_scripts.common.files import read_json, write_json
+from workflow_scripts.common.hashing import json_hash
 from workflow_scripts.common.nnunet_setup import TRAINERS
 from workflow_scripts.trainers.curricula.schedules.schedule import Schedule
 

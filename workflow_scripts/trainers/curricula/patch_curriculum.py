@@ -1,10 +1,12 @@
 """The trainer shared by all patch-size arms: nnU-Net's own, with a different training loader."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from math import prod
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -166,6 +168,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             if len(self.stages) > 1:
                 raise ValueError(f"{type(self).__name__} needs a batch_seed")
             return super().get_dataloaders()
+        keep_importable()
         plans, validation = self._loading_plans()
         datasets = self.get_tr_and_val_datasets()
         validating = Schedule(
@@ -337,6 +340,24 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             probabilistic_oversampling=self.probabilistic_oversampling,
         )
         return start_loading(loader, workers, self.device.type == "cuda")
+
+
+MODULES = {
+    name: module for name, module in sys.modules.items() if f"{name}.".startswith(f"{__package__}.")
+}
+"""The modules of this package, which nnU-Net forgets."""
+
+
+def keep_importable() -> None:
+    """Let loading workers that are spawned import this package by its name.
+
+    If nnU-Net found it in `nnUNet_extTrainer`, it has removed the folder from `sys.path` and the
+    modules from `sys.modules` again (`recursive_find_python_class`), so nothing could be pickled.
+    """
+    sys.modules.update(MODULES)
+    root = str(Path(__file__).parents[__package__.count(".") + 1])
+    if root not in sys.path:
+        sys.path.append(root)
 
 
 def compile_every_size(sizes: int, outputs: int) -> None:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -398,18 +399,27 @@ def _check_spatial(transform: BasicTransform) -> None:
 
 
 def _batched(transform: BasicTransform) -> Apply:
-    """Return a function that applies one of nnU-Net's transforms to a batch."""
+    """Return a function that applies one of nnU-Net's transforms to a batch.
+
+    It can be pickled, for workers that are spawned.
+    """
     probability, inner = 1.0, transform
     if isinstance(transform, RandomTransform):
         probability, inner = transform.apply_probability, transform.transform
     for kind, change in INTENSITIES.items():
         if isinstance(inner, kind):
-            return lambda batch, draws: change(batch, inner, probability, draws)
+            return partial(_apply, change, inner, probability)
     if probability == 1:
         for kind, apply in OTHERS.items():
             if isinstance(inner, kind):
-                return lambda batch, draws: apply(batch, inner, draws)
+                return partial(_apply, apply, inner)
     raise NotImplementedError(f"no batched form of {transform!r}")
+
+
+def _apply(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function of a batch, further arguments, and the draws."""
+    *options, batch, draws = arguments
+    function(batch, *options, draws)
 
 
 # --- Intensities: each changes a subset of the planes, with one or more parameters per plane

@@ -1,5 +1,6 @@
 """Data loading for schedules: one pool of workers that knows the training size of every batch."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -233,16 +234,20 @@ class ScheduledDataLoader(nnUNetDataLoader):
         self._plan = final
         self._draw_forced = self.get_do_oversample
         self.get_do_oversample = self._is_forced
+        self._deterministic = torch.are_deterministic_algorithms_enabled()
+        self._warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
 
     def set_thread_id(self, thread_id: int) -> None:
         """Set the number of the worker process in which this copy of the loader runs.
 
         Each worker has one thread, as in nnU-Net: a forked process that uses OpenMP after its
-        parent did hangs. After a signal to all processes of a job (Ctrl-C, or a scheduler's), the
-        worker stays alive long enough for the training to finish its step and its checkpoint.
+        parent did hangs. A worker that is spawned does not inherit torch's settings. After a signal
+        to all processes of a job (Ctrl-C, or a scheduler's), the worker stays alive long enough for
+        the training to finish its step and its checkpoint.
         """
         super().set_thread_id(thread_id)
         torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(self._deterministic, warn_only=self._warn_only)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, _leave_later)
         threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -333,8 +338,12 @@ def _leave_later(number: int, frame: object) -> None:
 
 
 def _leave_with_parent(parent: int) -> None:
-    """End this worker if the training was killed; nothing else would stop it."""
-    while os.getppid() == parent:
+    """End this worker if the training was killed; nothing else would stop it.
+
+    The `parent` of a worker from a fork server is the server, which outlives the training.
+    """
+    training = multiprocessing.parent_process()
+    while os.getppid() == parent and (training is None or training.is_alive()):
         time.sleep(1)
     os._exit(1)
 
