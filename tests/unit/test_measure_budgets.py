@@ -141,15 +141,15 @@ def test_where_an_arm_is_ahead(lengths, text):
 
 
 def test_a_cost_that_only_some_trainings_cover_decides_nothing():
-    table = measure_differences(sweep(((8, 0.7, 2.0), (32, 0.8, 8.0))), "constant_64")
+    table = measure_differences(sweep(((8, 0.7, 2.0), (32, 0.8, 8.0)), step=0.001), "constant_64")
     rows = table[table["cost"] == "training_gflop"].copy()
     assert crossing(rows, 3) == "ahead from 4.00 GFLOP"
     of_reference = (rows["trained"] == "reference") & rows["difference"].notna()
     rows.loc[of_reference, "trainings"] = 1
-    rows.loc[of_reference, ["ci_low", "ci_high"]] = math.nan
+    rows.loc[of_reference, ["ci_low", "ci_high", "p", "p_holm"]] = math.nan
     assert crossing(rows, 3) == "undecided up to 8.00 GFLOP"
     rows["trainings"] = 1
-    rows[["ci_low", "ci_high"]] = math.nan
+    rows[["ci_low", "ci_high", "p", "p_holm"]] = math.nan
     assert crossing(rows, 1) == "ahead from 4.00 GFLOP", "its sign, with one training"
     assert crossing(rows, 3) == "undecided up to 8.00 GFLOP"
 
@@ -161,6 +161,27 @@ def test_seeds_that_disagree_decide_nothing():
     rows = table[table["cost"] == "training_gflop"]
     assert (rows["difference"] > 0).all()
     assert crossing(rows, 3) == "undecided up to 16.0 GFLOP"
+
+
+def test_differences_of_a_task_are_corrected_for_their_number():
+    """Each of these intervals excludes 0, which one in twenty does by chance alone."""
+    lengths = ((8, 0.55, 1.0), (16, 0.75, 4.0), (32, 0.85, 16.0))
+    table = measure_differences(sweep(lengths), "constant_64")
+    known = table.dropna(subset=["p"])
+    assert (table["tests"] == len(known)).all()
+    assert len(known) == 24, "four costs, three lengths of each side"
+    values = sweep(lengths).query("arm == 'progressive_8'")["dice_foreground_mean"] - 0.5
+    row = known.iloc[0]
+    assert row["p"] == pytest.approx(ttest_1samp(values, 0).pvalue)
+    assert row["p_holm"] == pytest.approx(min(1, 24 * row["p"]))
+    rows = table[table["cost"] == "training_gflop"]
+    assert (rows["ci_low"] > 0).all()
+    assert crossing(rows, 3) == "undecided up to 16.0 GFLOP"
+    text = printed(sweep(lengths))
+    assert "have an interval (t: 24)" in " ".join(text.split())
+    assert " \\* " not in text.split("- Mean")[0]
+    sure = printed(sweep(lengths, step=0.0001))
+    assert " \\* " in sure.split("- Mean")[0]
 
 
 def targets(runs):

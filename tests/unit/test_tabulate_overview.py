@@ -25,9 +25,10 @@ DICE = {"a": (0.8, 0.9, 0.7), "b": (0.5, 0.4, 0.5), OVERALL: (0.65, 0.65, 0.6)}
 RATIOS = {"a": (1.0, 0.4, 0.5), "b": (1.0, 0.6, 0.5), OVERALL: (1.0, 0.41, 0.5)}
 
 
-def compared(tasks=("a", "b", OVERALL), std=0.01):
+def compared(tasks=("a", "b", OVERALL), std=0.01, seeds=1):
     rows = [
         {"task": task, "arm": arm, "reference_arm": "constant", "label": None}
+        | {"seeds": seeds}
         | {"dice_mean": DICE[task][place], "dice_std": std}
         | {f"{cost}_relative": RATIOS[task][place] for cost in COSTS}
         for task in tasks
@@ -118,6 +119,15 @@ def test_the_markdown_tables():
     alone = to_markdown(overview(compared(std=math.nan), significance_of()), "")
     assert "one training each" in alone
     assert "± 0" not in alone
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"), [(1, "over cases, given this seed"), (3, "t test over seeds and cases")]
+)
+def test_a_caption_says_what_significance_refers_to(seeds, words):
+    table = overview(compared(seeds=seeds), significance_of(a_progressive=0.1))
+    assert words in " ".join(to_markdown(table, "").split())
+    assert words in to_latex(table, "")
 
 
 def full_page(tmp_path):

@@ -17,7 +17,7 @@ FOREGROUND = ""
 COLUMNS = [
     *("measure", "task", "arm", "reference_arm", "label", "label_name", "folds", "seeds", "pairs"),
     *("left_out", "zeros", "mean", "mean_reference", "difference", "ci_low", "ci_high"),
-    *("new_seed_agrees", "p"),
+    *("covers", "new_seed_agrees", "p"),
     *("tests", "p_holm", "significant", "rank_biserial", "cohen_dz", "note"),
 ]
 
@@ -81,8 +81,7 @@ def assess(
 def _compare(arm: pd.Series, reference: pd.Series, tests: int, seed: int) -> dict[str, Any]:
     """Compare two arms by values with the index levels fold, seed and case."""
     tables = [values.unstack("seed") for values in (arm, reference)]
-    folds = tables[0].index.get_level_values("fold").to_list()
-    return compare_pairs(tables[0], tables[1], tests, seed, folds)
+    return compare_pairs(tables[0], tables[1], tests, seed)
 
 
 if __name__ == "__main__":

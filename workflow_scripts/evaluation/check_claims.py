@@ -10,7 +10,16 @@ import pandas as pd
 from workflow_scripts.common.console import redirect
 from workflow_scripts.common.files import read_csv
 from workflow_scripts.common.formatting import bullets, counted, pipe_table
-from workflow_scripts.evaluation.claims import Finding, departures, find, read_claims, runs_of
+from workflow_scripts.evaluation.claim_quantities import Estimate
+from workflow_scripts.evaluation.claims import (
+    Finding,
+    PublishedClaims,
+    Quantity,
+    departures,
+    find,
+    read_claims,
+    runs_of,
+)
 from workflow_scripts.evaluation.time_to_target import progress
 from workflow_scripts.records.run_reader import KEYS
 
@@ -24,45 +33,61 @@ RUN_COLUMNS = [
 ]
 
 
-def quantity_text(quantity: dict[str, Any], value: float, of: int, limit: bool) -> str:
-    """Return a quantity and its value as text; `of` is the number of data sets or tasks."""
-    sign = {"at_least": "≥ ", "at_most": "≤ "}[quantity["direction"]] if limit else ""
-    if math.isnan(value):
+TEXTS = {
+    "tasks_better": ("better Dice on {}", ".0f"),
+    "dice_ratio": ("mean Dice {} ×", ".3f"),
+    "time_ratio": ("time {} ×", ".2f"),
+    "co2_ratio": ("CO2eq {} ×", ".2f"),
+    "flop_ratio": ("FLOP {} ×", ".2f"),
+    "time_to_target": ("time to target {} ×", ".2f"),
+    "energy_to_target": ("energy to target {} ×", ".2f"),
+    "gain_p": ("p {}", ".2g"),
+    "variance_ratio": ("variance of Dice {} ×", ".2f"),
+    "subset_gain": ("gain on the subset {} × that on the others", ".3f"),
+}
+"""How a quantity is printed, and the format of its number."""
+
+
+def published_text(quantity: Quantity, of: int) -> str:
+    """Return a published quantity as text; `of` is the number of data sets."""
+    text, digits = TEXTS[quantity.quantity]
+    sign = {"at_least": "≥", "at_most": "≤"}[quantity.direction]
+    number = text.format(f"{sign} {quantity.published:{digits}}")
+    return f"{number} of {of}" if quantity.quantity == "tasks_better" else number
+
+
+def measured_text(quantity: str, estimate: Estimate, of: int) -> str:
+    """Return a measured quantity with its interval as text; `of` is the number of tasks."""
+    if math.isnan(estimate.value):
         return "–"
-    if quantity["quantity"] == "tasks_better":
-        return f"better Dice on {sign}{value:.0f} of {of}"
-    reached = "never reached" if math.isinf(value) else f"{sign}{value:.2f} ×"
-    text = {
-        "dice_ratio": f"mean Dice {sign}{value:.3f} ×",
-        "time_ratio": f"time {sign}{value:.2f} ×",
-        "co2_ratio": f"CO2eq {sign}{value:.2f} ×",
-        "flop_ratio": f"FLOP {sign}{value:.2f} ×",
-        "time_to_target": f"time to target {reached}",
-        "energy_to_target": f"energy to target {reached}",
-        "gain_p": f"p {sign}{value:.2g}",
-        "variance_ratio": f"variance of Dice {sign}{value:.2f} ×",
-        "subset_gain": f"gain on the subset {sign}{value:.3f} × that on the others",
-    }
-    return text[quantity["quantity"]]
+    text, digits = TEXTS[quantity]
+    if math.isinf(estimate.value):
+        measured = text.removesuffix(" ×").format("never reached")
+    else:
+        measured = text.format(f"{estimate.value:{digits}}")
+    if quantity == "tasks_better":
+        measured += f" of {of}"
+    if math.isnan(estimate.low) or quantity == "gain_p":
+        return measured
+    ends = ["never" if math.isinf(end) else f"{end:{digits}}" for end in estimate[1:]]
+    return f"{measured} ({ends[0]} to {ends[1]})"
 
 
 def row(finding: Finding) -> dict[str, Any]:
     """Return a finding as a row of claims.csv."""
-    claim, quantities = finding.claim, finding.claim["quantities"]
-    published = [
-        quantity_text(q, q["published"], claim["data_sets"], limit=True) for q in quantities
-    ]
+    claim = finding.claim
+    published = [published_text(quantity, claim.data_sets) for quantity in claim.quantities]
     measured = [
-        quantity_text(quantity, value, len(finding.tasks), limit=False)
-        for quantity, value in zip(quantities, finding.values, strict=True)
+        measured_text(quantity.quantity, estimate, len(finding.tasks))
+        for quantity, estimate in zip(claim.quantities, finding.estimates, strict=True)
         if finding.tasks
     ]
     return {
-        "claim": claim["id"],
-        "statement": claim["statement"],
-        "source": claim["source"],
-        "arm": claim["arm"],
-        "reference_arm": claim["reference"],
+        "claim": claim.id,
+        "statement": claim.statement,
+        "source": claim.source,
+        "arm": claim.arm,
+        "reference_arm": claim.reference,
         "published": "; ".join(published),
         "measured": "; ".join(measured),
         "verdict": finding.verdict,
@@ -76,21 +101,21 @@ def row(finding: Finding) -> dict[str, Any]:
 
 
 def reference_runs(
-    runs: pd.DataFrame, published: pd.DataFrame, content: dict[str, Any]
+    runs: pd.DataFrame, published: pd.DataFrame, content: PublishedClaims
 ) -> pd.DataFrame:
     """Return runs of stock training with the published run of the same task and fold.
 
     The columns are `RUN_COLUMNS`. The difference is given only if the run was trained like the
     published one; otherwise, a note lists what differs.
     """
-    table = runs_of(runs, content["arms"]["constant"]).merge(
+    table = runs_of(runs, content.arms["constant"]).merge(
         published[["task", "fold", "dice_foreground_mean"]],
         on=["task", "fold"],
         suffixes=("", "_published"),
     )
     table = table.rename(columns=lambda name: name.replace("dice_foreground_mean", "dice"))
     notes = [
-        "; ".join(departures(table.iloc[[number]], content["conditions"]))
+        "; ".join(departures(table.iloc[[number]], content.conditions))
         for number in range(len(table))
     ]
     table["note"] = [f"published: {note}" if note else "" for note in notes]
@@ -140,10 +165,12 @@ def to_markdown(table: pd.DataFrame, sentence: str) -> str:
             f"{claim['statement']} {claim['source']}. Evidence: {evidence}.{missing}"
         )
     notes += [
-        "Numbers with × are relative to the other arm. A verdict requires everything that a claim "
-        "covers, under its conditions, and allows the margins of config/published/claims.yaml. It "
-        "is about mean values, as the claims are: significance.csv has the uncertainty of each "
-        "difference.",
+        "Numbers with × are relative to the other arm. In brackets: intervals that hold jointly "
+        "for all numbers of a claim in 95 % of studies, for new seeds and cases of these tasks "
+        "(Dice), new trainings on this machine (costs), or new tasks of this kind (cost to target, "
+        "variance, gain on a subset). A verdict requires everything that a claim covers, under its "
+        "conditions, and allows the margins of config/published/claims.yaml. Supported: every "
+        "interval lies where the claim says. Contradicted: one lies outside. Not decided: neither.",
         sentence,
     ]
     return f"{pipe_table(short)}\n\n{bullets(notes)}\n"
@@ -152,7 +179,7 @@ def to_markdown(table: pd.DataFrame, sentence: str) -> str:
 def check_claims(
     runs: pd.DataFrame,
     published: pd.DataFrame,
-    content: dict[str, Any],
+    content: PublishedClaims,
     own: Mapping[str, str] | None = None,
     epochs: pd.DataFrame | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -164,7 +191,7 @@ def check_claims(
     trainings = (
         None if epochs is None else dict(iter(progress(epochs, runs).groupby(KEYS, sort=False)))
     )
-    rows = [row(find(runs, claim, content, own, trainings)) for claim in content["claims"]]
+    rows = [row(find(runs, claim, content, own, trainings)) for claim in content.claims]
     return pd.DataFrame(rows, columns=COLUMNS), reference_runs(runs, published, content)
 
 

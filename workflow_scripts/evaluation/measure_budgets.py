@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import t
 
 from workflow_scripts.common.console import redirect
 from workflow_scripts.common.errors import UserError
@@ -28,10 +27,17 @@ from workflow_scripts.common.formatting import (
     Choices,
     bullets,
     in_unit,
+    markdown_text,
     repeats,
     titled_table,
 )
-from workflow_scripts.common.paired_statistics import LEVEL
+from workflow_scripts.common.paired_statistics import (
+    LEVEL,
+    half_width,
+    holm,
+    p_value,
+    variance_of_mean,
+)
 from workflow_scripts.records.run_reader import without_length
 
 STEPS: Choices = (("steps", 1.0),)
@@ -48,6 +54,7 @@ ARM, REFERENCE = "arm", "reference"
 DIFFERENCES = [
     *("task", "arm", "reference_arm", "cost", "trained", "epochs", "trainings"),
     *("amount", "relative", "dice", "dice_reference", "difference", "ci_low", "ci_high"),
+    *("p", "tests", "p_holm"),
 ]
 TARGETS = [
     *("task", "arm", "reference_arm", "level", "target", "cost", "trainings", "reached"),
@@ -114,19 +121,19 @@ def paired(runs: pd.DataFrame, cost: str, base: str) -> Iterator[tuple[Any, Curv
             yield key, curve, reference
 
 
-def interval(rows: pd.DataFrame) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the mean `difference` (Student's t).
+def interval(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """Return the 95 % confidence interval of the mean `difference`, and its p-value (Student's t).
 
-    It is NaN for a single value.
-
-    The sample consists of seeds, each averaged over its folds, or of folds if there is one seed.
+    The sample consists of seeds, each averaged over its folds. If there is one seed, it consists of
+    folds, and the result holds for this seed. All are NaN for a single value.
     """
     unit = "seed" if rows["seed"].nunique() > 1 else "fold"
-    values = rows.groupby(unit)["difference"].mean()
+    values = rows.groupby(unit)["difference"].mean().to_numpy()
     if len(values) < 2:
-        return math.nan, math.nan
-    half = t.ppf(1 - LEVEL / 2, len(values) - 1) * values.std() / math.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+        return math.nan, math.nan, math.nan
+    (component,) = variance_of_mean(values[:, np.newaxis])
+    mean, half = float(values.mean()), half_width([component])
+    return mean - half, mean + half, p_value(mean, [component])
 
 
 def _at_equal_cost(
@@ -144,8 +151,9 @@ def measure_differences(runs: pd.DataFrame, reference_arm: str) -> pd.DataFrame:
 
     One row per task, arm, cost, and training length of the arm or of the reference. `trained` is
     the one with this length; the other one is interpolated. Columns `DIFFERENCES`: means over all
-    folds and seeds in which both curves cover that cost, and the 95 % interval of the difference
-    (`interval`).
+    folds and seeds in which both curves cover that cost, the 95 % interval of the difference and
+    its p-value (`interval`). `p_holm` is corrected by Holm's method for all comparisons of the task
+    that have an interval (`tests`): arms, lengths and costs.
     `amount` is in the unit of runs.csv, `relative` its ratio to the reference's longest training.
     Raises UserError if the reference arm has no run.
     """
@@ -168,9 +176,14 @@ def measure_differences(runs: pd.DataFrame, reference_arm: str) -> pd.DataFrame:
         group = every.dropna(subset=["difference"])
         row: dict[str, Any] = dict(zip(keys, key, strict=True))
         row |= group[columns[-5:]].mean().to_dict() | {"trainings": len(group)}
-        row["ci_low"], row["ci_high"] = interval(group)
+        row["ci_low"], row["ci_high"], row["p"] = interval(group)
         result.append(row | {"reference_arm": base})
-    return pd.DataFrame(result, columns=DIFFERENCES)
+    table = pd.DataFrame(result, columns=DIFFERENCES)
+    table["tests"] = table.groupby("task")["p"].transform("count").astype("Int64")
+    table["p_holm"] = table.groupby("task")["p"].transform(
+        lambda values: holm(values.tolist(), int(values.notna().sum()))
+    )
+    return table
 
 
 def measure_final_targets(runs: pd.DataFrame, reference_arm: str) -> pd.DataFrame:
@@ -219,8 +232,9 @@ def _base(runs: pd.DataFrame, reference_arm: str) -> str:
 def crossing(rows: pd.DataFrame, trained: int) -> str:
     """Describe where one arm is ahead of the reference, and where it is behind, for one cost.
 
-    A difference counts if its interval excludes 0 (its sign, if the study has one training per arm
-    and length: `trained` is 1) and if interpolation cannot explain it. Interpolation favours
+    A difference counts if it is significant after correction (`p_holm`), and if interpolation
+    cannot explain it. If the study has one training per arm and length (`trained` is 1), its sign
+    counts, which describes these trainings and decides nothing about others. Interpolation favours
     whichever arm was trained at that cost. So an arm is behind at one of its own lengths, and ahead
     from one of the reference's lengths if it is ahead in all rows from there on. Costs that only
     some of the trainings cover decide nothing.
@@ -232,9 +246,9 @@ def crossing(rows: pd.DataFrame, trained: int) -> str:
         return "no common cost"
     amounts = [in_unit(amount, choices) for amount in known["amount"]]
     of_arm = (known["trained"] == ARM).to_numpy()
-    low, high = ("difference", "difference") if trained == 1 else ("ci_low", "ci_high")
-    behind = (known[high] < 0).to_numpy() & of_arm
-    ahead = (known[low] > 0).to_numpy()
+    counts = ((known["p_holm"] < LEVEL) | (trained == 1)).to_numpy()
+    behind = (known["difference"] < 0).to_numpy() & counts & of_arm
+    ahead = (known["difference"] > 0).to_numpy() & counts
     from_here_on = np.logical_and.accumulate(ahead[::-1])[::-1] & ~of_arm
     last_behind = amounts[np.flatnonzero(behind)[-1]] if behind.any() else None
     parts = [f"behind up to {last_behind}"] if last_behind else []
@@ -255,6 +269,8 @@ def difference_text(row: Mapping[str, Any], trained: int) -> str:
     text = f"{row['difference']:+.3f}"
     if not pd.isna(row["ci_low"]):
         text += f" [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+    if row["p_holm"] < LEVEL:
+        text += " \\*"
     return text if row["trainings"] == trained else f"{text} (n = {row['trainings']})"
 
 
@@ -332,24 +348,38 @@ def to_markdown(differences: pd.DataFrame, targets: pd.DataFrame, runs: pd.DataF
         parts += [titled_table(title, rows) for title, rows in tables.items() if len(rows)]
     trained = repeats(folds, seeds)
     unit = "seeds" if seeds > 1 else "folds"
+    covered = "for one comparison" + ("" if seeds > 1 else ", given this seed")
+    decided = "the difference is significant (\\*)" if trained else "the Dice differs"
+    family = (
+        f"A star marks p < {LEVEL} after Holm's correction for all comparisons of a task that have "
+        f"an interval ({_counts(differences)})."
+        if trained
+        else "With one training each, this describes these trainings and decides nothing."
+    )
     notes = [
         f"Mean ± standard deviation over {trained}." if trained else "One training each.",
         f"Equal cost: Dice minus that of {reference}"
-        + (f", with the 95 % interval over the {unit} (Student's t)" if trained else "")
+        + (f", with the 95 % interval over the {unit} (Student's t) {covered}" if trained else "")
         + ". One of the two arms was trained at exactly this cost (column *trained*); the Dice of "
         "the other is interpolated between its training lengths, over the logarithm of the cost. "
         f"Interpolation underestimates Dice, so rows trained by the arm favour the arm, and rows "
         f"trained by {reference} favour {reference}. A dash means that the other arm has no "
         "training this short or this long.",
-        "An arm is *behind* if the interval excludes 0 at a cost where the arm was trained. It is "
-        f"*ahead* if the interval excludes 0 at a cost where {reference} was trained, and at all "
-        "higher costs. Interpolation cannot explain either. Costs that only some of the trainings "
-        "cover (n) decide nothing.",
+        f"An arm is *behind* if {decided} at a cost where the arm was trained. It is *ahead* if "
+        f"{decided} at a cost where {reference} was trained, and at all higher costs. "
+        "Interpolation cannot explain either. Costs that only some of the trainings cover (n) "
+        f"decide nothing. {family}",
         f"Final Dice: that of {reference}'s longest training. Values are medians over trainings. "
         "*never*: the arm's longest training stays below. ≤: its shortest training is already "
         f"above. A dash: {reference}'s shortest training is already above.",
     ]
     return "\n\n".join([*parts, bullets(notes)]) + "\n"
+
+
+def _counts(differences: pd.DataFrame) -> str:
+    """Return the number of comparisons of each task as text."""
+    tests = differences.groupby("task", sort=False)["tests"].first()
+    return ", ".join(f"{markdown_text(task)}: {number}" for task, number in tests.items())
 
 
 def _spread(dice: pd.Series) -> str:

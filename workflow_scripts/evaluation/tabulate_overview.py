@@ -23,7 +23,8 @@ COSTS = {
 RANK = "rank"
 WIDE = 5
 """Number of columns that fit a page; wider tables are scaled down."""
-COLUMNS = ["measure", "task", "arm", "reference_arm", "value", "std", "best", "significant"]
+COLUMNS = ["measure", "task", "arm", "reference_arm", "seeds", "value", "std", "best"]
+COLUMNS += ["significant"]
 GAIN, LOSS = "gain", "loss"
 
 
@@ -61,6 +62,7 @@ def overview(comparison: pd.DataFrame, significance: pd.DataFrame) -> pd.DataFra
     decided = decided[["measure", "task", "arm"]].assign(significant=signs)
     table = table.merge(decided, on=["measure", "task", "arm"], how="left")
     table["reference_arm"] = comparison["reference_arm"].iloc[0]
+    table["seeds"] = comparison["seeds"].max()
     table["significant"] = table["significant"].astype(object).fillna("")
     return table[COLUMNS]
 
@@ -136,11 +138,16 @@ def captions(table: pd.DataFrame, trained: str) -> tuple[str, str]:
     """Return the captions of the two tables; `trained` comes from `formatting.repeats`."""
     reference = table["reference_arm"].iloc[0]
     spread = f", mean ± standard deviation over {trained}" if trained else ", one training each"
+    test = (
+        "t test over seeds and cases"
+        if table["seeds"].max() > 1
+        else "Wilcoxon signed-rank test over cases, given this seed"
+    )
     ranks = "" if table["task"].nunique() < 2 else " Rank 1 is the best arm of a task."
     return (
         f"Foreground Dice of the final validation{spread}. Bold: the best arm. Arrows: "
-        f"significantly above (↑) or below (↓) {reference} (Wilcoxon signed-rank test over cases, "
-        f"corrected by Holm, p < {LEVEL}).{ranks}",
+        f"significantly above (↑) or below (↓) {reference} ({test}, corrected by Holm, "
+        f"p < {LEVEL}).{ranks}",
         f"Costs of training relative to {reference}, lower is better. FLOP are those of the "
         f"training iterations.{ranks}",
     )
