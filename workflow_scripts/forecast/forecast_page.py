@@ -1,6 +1,6 @@
 """The forecast as a page of one screen: totals, arms, assumptions, error."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -18,6 +18,7 @@ from workflow_scripts.common.formatting import (
     unit,
 )
 from workflow_scripts.forecast.calibration import errors_text
+from workflow_scripts.study.specification import Arm
 
 
 def to_markdown(
@@ -30,11 +31,12 @@ def to_markdown(
     kg_per_kwh: float,
     pue: float,
     workers: int | None = None,
+    arms: Iterable[Arm] = (),
 ) -> str:
     """Return the forecast as Markdown of one screen: totals, arms, assumptions, error.
 
-    `workers` is the number of workers that load batches; None if the measured seconds include
-    loading.
+    `training` is the length in the section `training`, which `arms` may replace. `workers` is the
+    number of workers that load batches; None if the measured seconds include loading.
     """
     unplanned = list(dict.fromkeys(table.loc[table["hours"].isna(), "task"]))
     known = table[table["hours"].notna()]
@@ -49,8 +51,7 @@ def to_markdown(
         if word != "seed" or n > 1
     ]
     lines = [
-        f"**Forecast of the study {study}: {' × '.join(counts)}, "
-        f"{training['epochs']} epochs × {training['iterations_per_epoch']} iterations**"
+        f"**Forecast of the study {study}: {' × '.join(counts)}, {length_text(training, arms)}**"
     ]
     if len(known):
         total = known[["hours", "kwh", "kg_co2eq"]].sum(skipna=False)
@@ -88,6 +89,17 @@ def to_markdown(
     ]
     lines.append(bullets(notes))
     return "\n\n".join(lines) + "\n"
+
+
+def length_text(training: Mapping[str, Any], arms: Iterable[Arm]) -> str:
+    """Return the epochs and iterations per epoch of a study, as ranges if arms differ."""
+    lengths = [{**training, **arm.own_length} for arm in arms] or [training]
+    words = {"epochs": "epochs", "iterations_per_epoch": "iterations"}
+    ranges = {key: sorted({length[key] for length in lengths}) for key in words}
+    return " × ".join(
+        f"{found[0]}{f'–{found[-1]}' if found[1:] else ''} {words[key]}"
+        for key, found in ranges.items()
+    )
 
 
 def loading_note(known: Any, workers: int) -> str:

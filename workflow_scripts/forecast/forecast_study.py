@@ -60,8 +60,7 @@ def forecast_rows(
             rows.append(row | {"plan": "not planned yet"})
             if plan is None:
                 continue
-            length = replace(design.training, epochs=arm.epochs or design.training.epochs)
-            trained = replace(design, training=length)
+            trained = replace(design, training=replace(design.training, **arm.own_length))
             work = count_work(plan, find_trainer(arm.trainer), arm.parameters, trained)
             waiting = (
                 calibration.waiting(task, work.of_stages, loading, workers) if loading else 0.0
@@ -130,9 +129,10 @@ if __name__ == "__main__":
         )
         for task in params.tasks
     }
+    arms = {name: Arm(**arm) for name, arm in params.arms.items()}
     table = forecast_rows(
         found,
-        {name: Arm(**arm) for name, arm in params.arms.items()},
+        arms,
         StudyDesign(
             configuration=params.configuration,
             training=TrainingSettings(**params.training),
@@ -158,6 +158,7 @@ if __name__ == "__main__":
             kg_per_kwh=intensity,
             pue=pue,
             workers=params.workers if loading else None,
+            arms=arms.values(),
         ),
         encoding="utf-8",
     )

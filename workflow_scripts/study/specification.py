@@ -25,6 +25,15 @@ PLANS_OF_PLANNER = {
 }
 
 
+LENGTH = ("epochs", "iterations_per_epoch", "validation_iterations_per_epoch")
+"""Keys of the section `training` that an arm may set for itself."""
+
+
+def own_length(arm: Mapping[str, Any]) -> dict[str, int]:
+    """Return the parts of `LENGTH` that an arm of the configuration sets itself."""
+    return {key: arm[key] for key in LENGTH if arm.get(key) is not None}
+
+
 @dataclass(frozen=True)
 class Arm:
     """A training to compare, as in the configuration.
@@ -32,12 +41,20 @@ class Arm:
     Attributes:
         trainer: class name of the trainer.
         parameters: attributes that are set on the trainer.
-        epochs: number of epochs, if not that of the section `training`.
+        epochs, iterations_per_epoch, validation_iterations_per_epoch: the length, where it is not
+            that of the section `training`.
     """
 
     trainer: str
     parameters: Mapping[str, Any]
     epochs: int | None = None
+    iterations_per_epoch: int | None = None
+    validation_iterations_per_epoch: int | None = None
+
+    @property
+    def own_length(self) -> dict[str, int]:
+        """The parts of the length that this arm sets itself."""
+        return own_length(vars(self))
 
 
 @dataclass(frozen=True)
@@ -189,7 +206,7 @@ class Study:
         if settings.get("memory_format") == "auto":
             del settings["memory_format"]
         settings["seed"] = self.seed_of(seed_suffix)
-        return settings | {"epochs": self.arm(arm)["epochs"] or settings["epochs"]}
+        return settings | own_length(self.arm(arm))
 
     def run(self, task: str, arm: str, fold: int) -> dict[str, Any]:
         """Return the names that identify a training: the first fields of a `RunSpec`."""
