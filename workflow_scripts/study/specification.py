@@ -29,7 +29,7 @@ LENGTH = ("epochs", "iterations_per_epoch", "validation_iterations_per_epoch")
 """Keys of the section `training` that an arm may set for itself."""
 
 
-def own_length(arm: Mapping[str, Any]) -> dict[str, int]:
+def own_length(arm: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts of `LENGTH` that an arm of the configuration sets itself."""
     return {key: arm[key] for key in LENGTH if arm.get(key) is not None}
 
@@ -52,7 +52,7 @@ class Arm:
     validation_iterations_per_epoch: int | None = None
 
     @property
-    def own_length(self) -> dict[str, int]:
+    def own_length(self) -> dict[str, Any]:
         """The parts of the length that this arm sets itself."""
         return own_length(vars(self))
 
