@@ -93,7 +93,7 @@ def to_markdown(
 
 def length_text(training: Mapping[str, Any], arms: Iterable[Arm]) -> str:
     """Return the epochs and iterations per epoch of a study, as ranges if arms differ."""
-    lengths = [{**training, **arm.own_length} for arm in arms] or [training]
+    lengths = [{**training, **arm.own_length} for arm in arms] or [{**training}]
     words = {"epochs": "epochs", "iterations_per_epoch": "iterations"}
     ranges = {key: sorted({length[key] for length in lengths}) for key in words}
     return " × ".join(
