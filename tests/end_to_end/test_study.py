@@ -393,7 +393,7 @@ def test_the_report_builds(study):
         page = archive.read("report/report.html").decode()
     for name, text in (("results", "Open the answer"), ("curricula", "What each arm does")):
         path = f"results/tiny/notebooks/{name}.html"
-        link = rf'<a [^<>]*results\[&#34;{re.escape(path)}&#34;\][^<>]*><b>{text}</b></a>'
+        link = rf"<a [^<>]*results\[&#34;{re.escape(path)}&#34;\][^<>]*><b>{text}</b></a>"
         description = page.partition("var workflow_desc = ")[2].partition("</script>")[0]
         assert re.search(link, json.loads(description.strip().rstrip(";"))), name
     for wanted in ("dice.png", "predictions.png", "results.html", "curricula.html"):

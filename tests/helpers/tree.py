@@ -10,10 +10,12 @@ import tempfile
 from pathlib import Path
 
 import yaml
+from snakemake.utils import update_config
 
 from helpers.processes import PATIENCE, Forked
 
 ROOT = Path(__file__).resolve().parents[2]
+OVERLAYS = {"budget_sweep_acdc": ["budget_sweep"]}
 GREETING = "Using workflow specific profile "
 
 
@@ -31,6 +33,14 @@ def copy_tree(target):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     return target
+
+
+def shipped_config(name):
+    """Return a shipped configuration, merged with the one that it changes, if any."""
+    merged = {}
+    for part in (*OVERLAYS.get(name, ()), name):
+        update_config(merged, yaml.safe_load((ROOT / f"config/{part}.yaml").read_text()))
+    return merged
 
 
 def write_config(folder, name, config, **changes):

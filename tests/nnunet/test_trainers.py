@@ -17,6 +17,8 @@ import yaml
 
 from helpers.folds import kill_group
 from helpers.processes import PATIENCE
+from helpers.tree import shipped_config
+from workflow_scripts.records.run_reader import without_length
 from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
 from workflow_scripts.trainers.curricula.schedules.schedule import Schedule, plan_stages
 from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
@@ -543,21 +545,20 @@ def test_nnunet_finds_the_trainers_by_itself(tmp_path):
 
 
 NAMED_BY_CURRICULUM = {"bench", "budget_sweep", "budget_sweep_acdc", "budget_sweep_folds"}
-NAMED_BY_CURRICULUM |= {"config", "demo", "hippocampus"}
+NAMED_BY_CURRICULUM |= {"config", "demo", "hippocampus", "hippocampus_adamw"}
 
 
 @pytest.mark.parametrize("name", sorted(NAMED_BY_CURRICULUM))
 def test_arms_of_a_config_name_their_curriculum(name):
     from workflow_scripts.trainers.curricula import arms
 
-    config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    config = shipped_config(name)
     for arm, trainer in config["arms"].items():
-        number = f"_{trainer['epochs']}" if "epochs" in trainer else ""
-        curriculum = arm.removesuffix(number).removesuffix("_short")
+        curriculum = without_length(arm).removesuffix("_short")
         assert getattr(arms, trainer["trainer"]).curriculum == curriculum
 
 
-@pytest.mark.parametrize("name", ["config", "hippocampus"])
+@pytest.mark.parametrize("name", ["config", "hippocampus", "hippocampus_adamw"])
 def test_low_frequency_and_the_short_reference_have_two_thirds_of_the_epochs(name):
     config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     epochs = round(2 / 3 * config["training"]["epochs"])

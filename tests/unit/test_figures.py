@@ -420,12 +420,12 @@ def test_a_sweep_joins_the_lengths_of_an_arm():
             "seed": 1,
             "arm": ["constant_4", "constant_8", "constant_8", "progressive_plus_4"],
             "fold": [0, 0, 1, 0],
-            "epochs": [4, 8, 8, 4],
+            "training_steps": [4, 8, 8, 4],
             "dice_foreground_mean": [0.5, 0.6, 0.8, 0.4],
             **{cost: [1.0, 2.0, 4.0, 0.5] for cost in COSTS},
         }
     )
-    table = budgets(runs).set_index(["arm", "epochs"])
+    table = budgets(runs).set_index(["arm", "training_steps"])
     assert list(table.index) == [("constant", 4), ("constant", 8), ("progressive_plus", 4)]
     row = table.loc[("constant", 8)]
     assert (row["dice"], row["low"], row["high"], row["training_kwh"]) == pytest.approx(

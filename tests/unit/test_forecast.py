@@ -22,7 +22,7 @@ from workflow_scripts.common.formatting import COMPUTATION, in_unit
 from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.forecast import calibration
 from workflow_scripts.forecast.check_budget import check_budget
-from workflow_scripts.forecast.forecast_page import to_markdown, total_line
+from workflow_scripts.forecast.forecast_page import length_text, to_markdown, total_line
 from workflow_scripts.forecast.forecast_study import forecast_rows, published_work
 from workflow_scripts.forecast.plot_forecast import plot_forecast
 from workflow_scripts.forecast.workload import (
@@ -470,6 +470,26 @@ def test_a_row_is_a_task_and_arm_and_sums_its_folds(table):
     assert progressive["relative_to_reference"] == pytest.approx(
         progressive["hours"] / constant["hours"]
     )
+
+
+def test_an_arm_s_own_length_is_what_is_forecast(small):
+    fitted = calibration.Calibration("made up", 0.01, 10.0, 1e-4, 0.0)
+    short = replace(ARMS["constant"], iterations_per_epoch=16, validation_iterations_per_epoch=5)
+    arms = {**ARMS, "constant_short": short}
+    rows = forecast_rows(
+        small, arms, DESIGN, fitted, reference_arm="constant", kg_per_kwh=0.4
+    ).set_index("arm")
+    whole, half = rows.loc["constant"], rows.loc["constant_short"]
+    assert (whole["iterations"], half["iterations"]) == (42 * 32, 42 * 16)
+    for cost in ("train_tflop", "val_tflop"):
+        assert half[cost] == pytest.approx(whole[cost] / 2)
+
+
+def test_the_page_gives_the_range_of_lengths():
+    training = asdict(TRAINING)
+    assert length_text(training, ARMS.values()) == "42 epochs × 32 iterations"
+    own = replace(ARMS["constant"], epochs=30, iterations_per_epoch=8)
+    assert length_text(training, [*ARMS.values(), own]) == "30–42 epochs × 8–32 iterations"
 
 
 def test_seeds_multiply_everything_that_a_fold_costs(small):

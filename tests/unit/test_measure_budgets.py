@@ -25,13 +25,14 @@ USUAL = ((8, 0.5, 2.0), (32, 0.85, 8.0))
 
 
 def sweep(progressive=USUAL, seeds=(1, 2, 3), folds=(0,), step=0.01, constant=CONSTANT):
-    """Return runs.csv of (epochs, Dice, cost) per length; `step` is progressive's gain per seed."""
+    """Return runs.csv of (steps, Dice, cost) per length; `step` is progressive's gain per seed."""
     rows = [
-        {"task": "t", "arm": f"{arm}_{epochs}", "fold": fold, "seed": seed, "epochs": epochs}
+        {"task": "t", "arm": f"{arm}_{steps}", "fold": fold, "seed": seed}
         | {"dice_foreground_mean": dice + (step * seed if arm == "progressive" else 0)}
         | dict.fromkeys(COSTS, cost)
+        | {"training_steps": steps}
         for arm, lengths in (("constant", constant), ("progressive", progressive))
-        for epochs, dice, cost in lengths
+        for steps, dice, cost in lengths
         for fold in folds
         for seed in seeds
     ]
@@ -41,7 +42,7 @@ def sweep(progressive=USUAL, seeds=(1, 2, 3), folds=(0,), step=0.01, constant=CO
 def differences(runs, trained="arm", cost="training_kwh"):
     table = measure_differences(runs, "constant_64")
     chosen = (table["trained"] == trained) & (table["cost"] == cost)
-    return table[chosen].set_index("epochs")
+    return table[chosen].set_index("steps")
 
 
 def test_dice_is_linear_in_the_logarithm_of_the_cost_and_never_extrapolated():
@@ -104,7 +105,7 @@ def test_the_interval_is_over_seeds_whose_folds_are_averaged():
 
 def test_a_cost_that_the_reference_was_not_trained_for_has_no_difference():
     table = measure_differences(sweep(((2, 0.5, 0.5), (8, 0.9, 32.0))), "constant_64")
-    of_arm = table[table["trained"] == "arm"]
+    of_arm = table[(table["trained"] == "arm") & (table["cost"] != "training_steps")]
     assert (of_arm["trainings"] == 0).all()
     assert of_arm["difference"].isna().all()
     runs = sweep()
@@ -221,13 +222,21 @@ def printed(runs):
 
 def test_the_tables_are_printed():
     text = printed(sweep())
-    assert "| progressive | 8 " in text
+    assert "| progressive | 0.520 ± 0.010 | 8.00 steps " in " ".join(text.split())
     assert "0.520 ± 0.010" in text
     assert "-0.080 [-0.105, -0.055]" in text
     assert "over the seeds (Student's t)" in text
-    assert "| arm, 8 epochs" in text and "| reference, 16 epochs" in text
+    assert "| arm, 8 steps" in text and "| reference, 16 steps" in text
     assert "One training each" in printed(sweep(seeds=(1,)))
     assert "| ≤ 0.19" in printed(sweep(((8, 0.9, 3.0), (32, 0.95, 8.0))))
+
+
+def test_lengths_with_equal_epochs_are_told_apart():
+    """The authors shorten a training by its iterations per epoch."""
+    runs = sweep().assign(epochs=220)
+    assert differences(runs).index.tolist() == [8, 32]
+    assert differences(runs, "reference").index.tolist() == [4, 16, 64]
+    assert " ".join(printed(runs).split()).count("| progressive | 0.") == 2
 
 
 def test_fewer_trainings_than_there_are_seeds_are_counted():

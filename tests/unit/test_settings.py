@@ -1,17 +1,27 @@
 """Typed settings of the configuration, and the interface required of a trainer."""
 
+from collections import Counter
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
+from helpers.tree import shipped_config
 from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.common.trainer_protocol import CurriculumTrainer, as_curriculum_trainer
 from workflow_scripts.records.energy_meter import EnergySettings
+from workflow_scripts.records.run_reader import without_length
 from workflow_scripts.study.config_model import PARAMETERS
+from workflow_scripts.study.config_validation import check_config
 from workflow_scripts.study.settings import RunSettings, TrainingSettings
-from workflow_scripts.study.specification import RunSpec
+from workflow_scripts.study.specification import RunSpec, Study
 from workflow_scripts.trainers.curricula import arms
-from workflow_scripts.trainers.curricula.schedules.settings import BatchSettings, GrowthSettings
+from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
+from workflow_scripts.trainers.curricula.schedules.planner import plan_schedule
+from workflow_scripts.trainers.curricula.schedules.settings import (
+    BatchSettings,
+    CurriculumSettings,
+    GrowthSettings,
+)
 
 LENGTH = {
     "epochs": 4,
@@ -66,6 +76,31 @@ def test_the_folder_of_a_fold_is_named_as_nnunet_names_it():
     folder = run.fold_folder("results/s/nnunet/a")
     assert str(folder) == "results/s/nnunet/a/Dataset998_Tiny/T__plans__3d_fullres/fold_3"
     assert run.parameters == {}
+
+
+# --- lengths of the shipped sweeps
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "pooling"),
+    [("budget_sweep", (32, 40, 32), (3, 3, 3)), ("budget_sweep_acdc", (8, 80, 80), (1, 4, 4))],
+)
+def test_every_stage_has_equally_many_epochs_at_every_length_of_a_sweep(name, patch, pooling):
+    """As in the papers' budgets, which shorten the epochs and keep their number."""
+    config = shipped_config(name)
+    check_config(config, ROOT / "config/schemas/config.schema.yaml")
+    study = Study(config, {})
+    plan = PatchPlan(patch, pooling, config["planning"]["overrides"]["all"]["batch_size"])
+    assert plan.patch_size == tuple(config["planning"]["overrides"]["all"]["patch_size"])
+    for arm, chosen in config["arms"].items():
+        length = TrainingSettings(**study.training(arm)).length
+        assert arm == f"{without_length(arm)}_{length.epochs * length.iterations_per_epoch}"
+        curriculum = CurriculumSettings.of(getattr(arms, chosen["trainer"]), {})
+        schedule = plan_schedule(plan, length, curriculum)
+        starts = map(schedule.iterations_before, range(schedule.epochs))
+        epochs = Counter(map(schedule.stage_of_iteration, starts))
+        assert set(epochs) == set(range(len(schedule.stages)))
+        assert len(set(epochs.values())) == 1
 
 
 # --- interface required of a trainer

@@ -10,8 +10,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.tree import shipped_config
 from workflow_scripts.study.config_schema import make_schema
 from workflow_scripts.study.config_validation import ConfigError, check_config
+from workflow_scripts.study.specification import Study
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_PATH = ROOT / "config" / "schemas" / "config.schema.yaml"
@@ -72,7 +74,7 @@ def test_the_walk_finds_faults(change):
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_shipped_studies_are_valid(path):
-    config = yaml.safe_load(path.read_text())
+    config = shipped_config(path.stem)
     check_config(config, SCHEMA_PATH)
     assert set(config) == set(SCHEMA["properties"])
 
@@ -84,6 +86,16 @@ def test_the_paper_is_ten_tasks_five_folds_nine_arms():
     assert list(config["arms"])[:3] == ["constant", "progressive", "random"]
     assert len(config["arms"]) == 9
     assert config["training"]["epochs"] * config["training"]["iterations_per_epoch"] == 250_000
+
+
+def test_an_arm_s_own_length_replaces_that_of_the_section_training():
+    config = load("demo")
+    check_config(config, SCHEMA_PATH)
+    own = {"iterations_per_epoch": 7, "validation_iterations_per_epoch": 2}
+    config["arms"]["constant"] |= own
+    check_config(config, SCHEMA_PATH)
+    study = Study(config, {})
+    assert study.training("constant") == study.training("progressive") | own
 
 
 def test_defaults_are_filled_at_every_level_and_not_shared():

@@ -245,18 +245,31 @@ def test_the_bench_prepares_its_tasks_and_trains_no_arm_of_a_study(tree):
     assert "train_fold" not in jobs
 
 
+def test_a_sweep_of_another_task_is_its_sibling_and_what_differs(tree, tmp_path):
+    files = ("config/budget_sweep.yaml", "config/budget_sweep_acdc.yaml")
+    (tmp_path / "dataset.json").write_text("{}")
+    own = f"own_tasks={{Task142_ACDC: {{folder: {tmp_path}}}}}"
+    jobs, text = plan(tree, "budget_sweep", "--configfile", *files, "--config", own)
+    assert jobs["train_fold"] == 3 * 15
+    assert {task for task, *_ in trainings(text)} == {"Task142_ACDC"}
+
+
 def test_an_arm_s_own_length_is_that_of_its_training(tree):
     arguments = ("--configfile", "config/budget_sweep.yaml", "--", "budget_sweep")
     jobs, _ = plan(tree, *arguments)
     assert jobs["train_fold"] == 3 * 15
     assert jobs["plot_budget_sweep"] == jobs["measure_budgets"] == 1
     probe = (
-        "import sys; print([(a, STUDY.training(a)['epochs']) for a in config['arms']]); sys.exit(3)"
+        "import sys\n"
+        "for arm in config['arms']:\n"
+        "    length = STUDY.training(arm)\n"
+        "    print(arm, length['epochs'], length['iterations_per_epoch'])\n"
+        "sys.exit(3)"
     )
     (tree / "probe.smk").write_text(f'include: "{ROOT}/Snakefile"\n{probe}\n')
     run = dry_run(tree, "-s", tree / "probe.smk", "--configfile", "config/budget_sweep.yaml")
-    assert "('constant_22', 22)" in run.stdout
-    assert "('low_frequency_56', 56)" in run.stdout
+    assert "constant_660 220 3\n" in run.stdout
+    assert "low_frequency_1800 150 12\n" in run.stdout
 
 
 def test_without_a_gpu_the_cores_are_the_limit_of_trainings(tree, monkeypatch):

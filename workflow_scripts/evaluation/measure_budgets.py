@@ -1,7 +1,7 @@
 """A sweep of training lengths: Dice at equal cost, crossing points, and the cost to reach a Dice.
 
-The name of an arm ends with its number of epochs: `constant_42`. Between trained lengths, Dice is
-interpolated linearly over the logarithm of the cost; nothing is extrapolated. A saturating curve
+The name of an arm ends with its length in iterations: `constant_660`. Between trained lengths, Dice
+is interpolated linearly over the logarithm of the cost; nothing is extrapolated. A saturating curve
 lies above its chords, so interpolation underestimates Dice. Differences are therefore given where
 the arm was trained (interpolating the reference, which favours the arm) and where the reference was
 trained (interpolating the arm, which favours the reference).
@@ -52,7 +52,7 @@ LEVELS = (0.95, 0.99, 1.00)
 """Shares of the Dice of the reference arm's longest training."""
 ARM, REFERENCE = "arm", "reference"
 DIFFERENCES = [
-    *("task", "arm", "reference_arm", "cost", "trained", "epochs", "trainings"),
+    *("task", "arm", "reference_arm", "cost", "trained", "steps", "trainings"),
     *("amount", "relative", "dice", "dice_reference", "difference", "ci_low", "ci_high"),
     *("p", "tests", "p_holm"),
 ]
@@ -64,11 +64,11 @@ TARGETS = [
 
 @dataclass(frozen=True)
 class Curve:
-    """All lengths of one arm, fold and seed: costs in increasing order, their Dice and epochs."""
+    """All lengths of one arm, fold and seed: costs in increasing order, their Dice and steps."""
 
     costs: NDArray[np.float64]
     dice: NDArray[np.float64]
-    epochs: NDArray[np.int64]
+    steps: NDArray[np.int64]
 
     def dice_at(self, cost: float) -> float:
         """Return the Dice at a cost; NaN outside the range of trained costs."""
@@ -105,7 +105,7 @@ def curves(runs: pd.DataFrame, cost: str) -> Curves:
         key: Curve(
             rows[cost].to_numpy(float),
             rows["dice_foreground_mean"].to_numpy(float),
-            rows["epochs"].to_numpy(int),
+            rows["training_steps"].to_numpy(int),
         )
         for key, rows in table.groupby(["task", "family", "fold", "seed"], sort=False)
         if (rows[cost] > 0).all()
@@ -139,11 +139,11 @@ def interval(rows: pd.DataFrame) -> tuple[float, float, float]:
 def _at_equal_cost(
     arm: Curve, reference: Curve, trained: str
 ) -> Iterator[tuple[int, float, float, float]]:
-    """Yield epochs, cost, Dice of the arm and of the reference at each length of `trained`."""
+    """Yield steps, cost, Dice of the arm and of the reference at each length of `trained`."""
     own, other = (arm, reference) if trained == ARM else (reference, arm)
-    for epochs, cost, dice in zip(own.epochs, own.costs, own.dice, strict=True):
+    for steps, cost, dice in zip(own.steps, own.costs, own.dice, strict=True):
         both = (dice, other.dice_at(cost))
-        yield (epochs, cost, *(both if trained == ARM else both[::-1]))
+        yield (steps, cost, *(both if trained == ARM else both[::-1]))
 
 
 def measure_differences(runs: pd.DataFrame, reference_arm: str) -> pd.DataFrame:
@@ -160,15 +160,15 @@ def measure_differences(runs: pd.DataFrame, reference_arm: str) -> pd.DataFrame:
     base = _base(runs, reference_arm)
     rows = [
         {"task": task, "arm": arm, "fold": fold, "seed": seed, "cost": cost, "trained": trained}
-        | {"epochs": epochs, "amount": amount, "relative": amount / reference.costs[-1]}
+        | {"steps": steps, "amount": amount, "relative": amount / reference.costs[-1]}
         | {"dice": dice, "dice_reference": other, "difference": dice - other}
         for cost in COSTS
         for (task, arm, fold, seed), curve, reference in paired(runs, cost, base)
         if arm != base
         for trained in (ARM, REFERENCE)
-        for epochs, amount, dice, other in _at_equal_cost(curve, reference, trained)
+        for steps, amount, dice, other in _at_equal_cost(curve, reference, trained)
     ]
-    keys = ["task", "arm", "cost", "trained", "epochs"]
+    keys = ["task", "arm", "cost", "trained", "steps"]
     columns = [*keys, "fold", "seed", "amount", "relative", "dice", "dice_reference", "difference"]
     found = pd.DataFrame(rows, columns=columns)
     result = []
@@ -285,21 +285,22 @@ def target_text(row: Mapping[str, Any]) -> str:
 
 def length_rows(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the printed Dice and costs of one task: a row for each arm and length."""
-    groups = runs.assign(arm=runs["arm"].map(without_length)).groupby(["arm", "epochs"], sort=False)
+    table = runs.assign(arm=runs["arm"].map(without_length))
+    groups = table.groupby(["arm", "training_steps"], sort=False)
     return pd.DataFrame(
-        {"arm": arm, "epochs": str(epochs), "Dice": _spread(group["dice_foreground_mean"])}
+        {"arm": arm, "Dice": _spread(group["dice_foreground_mean"])}
         | {name: in_unit(group[cost].mean(), choices) for cost, (name, choices) in COSTS.items()}
-        for (arm, epochs), group in groups
+        for (arm, _), group in groups
     )
 
 
 def difference_rows(differences: pd.DataFrame, trained: int) -> pd.DataFrame:
     """Return one task's printed differences: a row for each arm and length, a column per cost."""
-    groups = differences.groupby(["arm", "trained", "epochs"], sort=False)
+    groups = differences.groupby(["arm", "trained", "steps"], sort=False)
     return pd.DataFrame(
-        {"arm": arm, "trained": f"{side}, {epochs} epochs"}
+        {"arm": arm, "trained": f"{side}, {steps} steps"}
         | {COSTS[row["cost"]][0]: difference_text(row, trained) for row in group.to_dict("records")}
-        for (arm, side, epochs), group in groups
+        for (arm, side, steps), group in groups
     )
 
 

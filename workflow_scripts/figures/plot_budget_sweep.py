@@ -26,13 +26,13 @@ COSTS = {
 
 
 def budgets(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per task, arm (without its number of epochs) and epochs.
+    """Return one row per task, arm (without its length) and number of training steps.
 
     Columns: mean Dice (`dice`), lowest and highest Dice (`low`, `high`), and the mean of each of
     `COSTS` (kWh, GFLOP, seconds), which is NaN if the cost of one training is unknown.
     """
     table = runs.assign(arm=runs["arm"].map(without_length))
-    groups = table.groupby(["task", "arm", "epochs"], as_index=False)
+    groups = table.groupby(["task", "arm", "training_steps"], as_index=False)
     return groups.agg(
         dice=("dice_foreground_mean", "mean"),
         low=("dice_foreground_mean", "min"),
@@ -51,7 +51,7 @@ def plot_budget_sweep(runs: pd.DataFrame, style: Style, outputs: Iterable[Path])
         for axis, (cost, (label, choices)) in zip(row, COSTS.items(), strict=True):
             name, scale = unit(of_task[cost], choices)
             for arm in arms:
-                line = of_task[of_task["arm"] == arm].sort_values("epochs")
+                line = of_task[of_task["arm"] == arm].sort_values("training_steps")
                 x, looks = line[cost] * scale, style.arm(arm)
                 axis.fill_between(
                     x, line["low"], line["high"], color=looks["color"], alpha=0.15, linewidth=0
@@ -67,10 +67,10 @@ def plot_budget_sweep(runs: pd.DataFrame, style: Style, outputs: Iterable[Path])
         text = "foreground Dice"
         row[0].set_ylabel(text if len(tasks) == 1 else f"{style.task(task)}\n{text}")
     trained = repeats(runs["fold"].nunique(), runs["seed"].nunique())
-    lengths = ", ".join(map(str, sorted(runs["epochs"].unique())))
     names = f"{style.task(tasks[0])}, " if len(tasks) == 1 else ""
     figure.suptitle(
-        f"{names}{lengths} epochs; " + (f"mean and range of {trained}" if trained else "one fold")
+        f"{names}a point for each training length: "
+        + (f"mean and range of {trained}" if trained else "one training")
     )
     add_legend(figure, style, arms)
     save(figure, style, outputs)

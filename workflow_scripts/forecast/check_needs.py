@@ -48,8 +48,7 @@ def check_plans(
     sizes, memory, faults = {}, {}, []
     for task, plan in plans.items():
         for name, arm in arms.items():
-            length = replace(design.training, epochs=arm.epochs or design.training.epochs)
-            trained = replace(design, training=length)
+            trained = replace(design, training=replace(design.training, **arm.own_length))
             try:
                 trainer: Any = find_trainer(arm.trainer)
                 _, _, settings = fit_arm(plan, trainer, arm.parameters, trained)

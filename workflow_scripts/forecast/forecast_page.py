@@ -1,6 +1,6 @@
 """The forecast as a page of one screen: totals, arms, assumptions, error."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -19,6 +19,7 @@ from workflow_scripts.common.formatting import (
 )
 from workflow_scripts.forecast.calibration import errors_text
 from workflow_scripts.forecast.forecast_columns import SUMS, UNPLANNED, WORK
+from workflow_scripts.study.specification import Arm
 
 
 def to_markdown(
@@ -31,11 +32,12 @@ def to_markdown(
     kg_per_kwh: float,
     pue: float,
     workers: int | None = None,
+    arms: Iterable[Arm] = (),
 ) -> str:
     """Return the forecast as Markdown of one screen: totals, arms, assumptions, error.
 
-    `workers` is the number of workers that load batches; None if the measured seconds include
-    loading.
+    `training` is the length in the section `training`, which `arms` may replace. `workers` is the
+    number of workers that load batches; None if the measured seconds include loading.
     """
     unplanned = list(dict.fromkeys(table.loc[table["plan"] == UNPLANNED, "task"]))
     known = table[table["plan"] != UNPLANNED]
@@ -50,8 +52,7 @@ def to_markdown(
         if word != "seed" or n > 1
     ]
     lines = [
-        f"**Forecast of the study {study}: {' × '.join(counts)}, "
-        f"{training['epochs']} epochs × {training['iterations_per_epoch']} iterations**"
+        f"**Forecast of the study {study}: {' × '.join(counts)}, {length_text(training, arms)}**"
     ]
     lines.append(total_line(table, calibration))
     if len(known):
@@ -111,6 +112,17 @@ def calibration_notes(calibration: Any) -> list[str]:
         f"{number(calibration.seconds_per_epoch)} s per epoch.",
         f"Relative error of the hours: {'; '.join(errors)}.",
     ]
+
+
+def length_text(training: Mapping[str, Any], arms: Iterable[Arm]) -> str:
+    """Return the epochs and iterations per epoch of a study, as ranges if arms differ."""
+    lengths = [{**training, **arm.own_length} for arm in arms] or [{**training}]
+    words = {"epochs": "epochs", "iterations_per_epoch": "iterations"}
+    ranges = {key: sorted({length[key] for length in lengths}) for key in words}
+    return " × ".join(
+        f"{found[0]}{f'–{found[-1]}' if found[1:] else ''} {words[key]}"
+        for key, found in ranges.items()
+    )
 
 
 def loading_note(known: Any, workers: int) -> str:

@@ -62,8 +62,7 @@ def forecast_rows(
             rows.append(row | {"plan": UNPLANNED})
             if plan is None:
                 continue
-            length = replace(design.training, epochs=arm.epochs or design.training.epochs)
-            trained = replace(design, training=length)
+            trained = replace(design, training=replace(design.training, **arm.own_length))
             trainer = find_trainer(arm.trainer)
             work = count_work(plan, trainer, arm.parameters, trained)
             memory = estimate_memory(plan, trainer, arm.parameters, trained)
@@ -141,9 +140,10 @@ if __name__ == "__main__":
         )
         for task in params.tasks
     }
+    arms = {name: Arm(**arm) for name, arm in params.arms.items()}
     table = forecast_rows(
         found,
-        {name: Arm(**arm) for name, arm in params.arms.items()},
+        arms,
         StudyDesign(
             configuration=params.configuration,
             training=TrainingSettings(**params.training),
@@ -169,6 +169,7 @@ if __name__ == "__main__":
             kg_per_kwh=intensity,
             pue=pue,
             workers=params.workers if loading else None,
+            arms=arms.values(),
         ),
         encoding="utf-8",
     )

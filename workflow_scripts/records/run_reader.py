@@ -78,7 +78,7 @@ def mean_of_all(values: pd.Series) -> float:
 
 
 def without_length(arm: str) -> str:
-    """Return a sweep's arm without its number of epochs: `constant` for `constant_42`."""
+    """Return a sweep's arm without its length: `constant` for `constant_660`."""
     return re.sub(r"_\d+$", "", arm)
 
 

@@ -10,7 +10,7 @@ from workflow_scripts.trainers.curricula.schedules.settings import CLOSED, Keywo
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Length and settings of every training; the same for all arms."""
+    """Length and settings of every training; an arm may set another length."""
 
     __pydantic_config__ = CLOSED
 

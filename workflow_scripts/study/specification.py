@@ -26,6 +26,15 @@ PLANS_OF_PLANNER = {
 }
 
 
+LENGTH = ("epochs", "iterations_per_epoch", "validation_iterations_per_epoch")
+"""Keys of the section `training` that an arm may set for itself."""
+
+
+def own_length(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of `LENGTH` that an arm of the configuration sets itself."""
+    return {key: arm[key] for key in LENGTH if arm.get(key) is not None}
+
+
 @dataclass(frozen=True)
 class Arm:
     """A trainer class and the attributes that are set on it."""
@@ -38,7 +47,20 @@ class Arm:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Attributes set on the trainer before it starts; others keep the class's value."""
     epochs: Annotated[int, Keywords(minimum=1)] | None = None
-    """Epochs of this arm, if they differ from `training.epochs`."""
+    """Epochs of this arm, if they differ from `training.epochs`. Every stage of a curriculum keeps
+    its share if the epochs can be divided by the number of stages."""
+    iterations_per_epoch: Annotated[int, Keywords(minimum=1)] | None = None
+    """Training iterations of an epoch of this arm, if they differ from
+    `training.iterations_per_epoch`. The authors of the patch curricula shorten a training with this
+    key, not with `epochs`."""
+    validation_iterations_per_epoch: Annotated[int, Keywords(minimum=1)] | None = None
+    """Validation iterations of an epoch of this arm, if they differ from
+    `training.validation_iterations_per_epoch`."""
+
+    @property
+    def own_length(self) -> dict[str, Any]:
+        """The parts of the length that this arm sets itself."""
+        return own_length(vars(self))
 
 
 @dataclass(frozen=True)
@@ -190,7 +212,7 @@ class Study:
         if settings.get("memory_format") == "auto":
             del settings["memory_format"]
         settings["seed"] = self.seed_of(seed_suffix)
-        return settings | {"epochs": self.arm(arm)["epochs"] or settings["epochs"]}
+        return settings | own_length(self.arm(arm))
 
     def run(self, task: str, arm: str, fold: int) -> dict[str, Any]:
         """Return the names that identify a training: the first fields of a `RunSpec`."""

@@ -1,0 +1,163 @@
+"""The tables of docs/results agree with the shipped rows: what a reader can compute is what stands
+on the page."""
+
+import re
+from itertools import product
+
+import pandas as pd
+import pytest
+from scipy.stats import ttest_1samp
+
+from helpers.tree import ROOT
+from workflow_scripts.evaluation.measure_budgets import (
+    LEVELS,
+    length_rows,
+    measure_differences,
+    measure_final_targets,
+    target_text,
+)
+from workflow_scripts.records.run_reader import without_length
+from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
+from workflow_scripts.trainers.curricula.schedules.planner import (
+    iterations_of_stages,
+    plan_schedule,
+)
+from workflow_scripts.trainers.curricula.schedules.settings import (
+    CurriculumSettings,
+    TrainingLength,
+)
+
+DATA = ROOT / "docs/results/data"
+SWEEP, NINE = (ROOT / f"docs/results/{name}.md" for name in ("budget_sweep", "task04"))
+TASK04, ACDC = "Task04_Hippocampus", "Task142_ACDC"
+PLANS = {TASK04: PatchPlan((32, 40, 32), (3, 3, 3), 2), ACDC: PatchPlan((8, 80, 80), (1, 4, 4), 2)}
+
+
+def rows(name):
+    return pd.read_csv(DATA / f"{name}.csv")
+
+
+def tables(page):
+    """Return the Markdown tables of a page, in order: header, then rows, cells as plain text."""
+    blocks = re.findall(r"(?:^\|.*\|\n)+", page.read_text(encoding="utf-8"), re.M)
+    parsed = []
+    for block in blocks:
+        lines = [line.strip("|").split("|") for line in block.strip().splitlines()]
+        cells = [[cell.strip().replace("`", "") for cell in line] for line in lines]
+        parsed.append([cells[0], *cells[2:]])
+    return parsed
+
+
+def table_with(page, *header):
+    """Return the tables whose header contains these names."""
+    return [found for found in tables(page) if set(header) <= set(found[0])]
+
+
+@pytest.mark.parametrize(("number", "task"), [(0, TASK04), (1, ACDC)])
+def test_dice_and_costs_of_the_sweep_are_those_of_the_rows(number, task):
+    runs = rows("budget_sweep_runs").query("task == @task")
+    wanted = length_rows(runs).drop(columns="steps")
+    printed = table_with(SWEEP, "arm", "epochs", "FLOP")[number]
+    found = pd.DataFrame(printed[1:], columns=printed[0]).drop(columns=["epochs", "steps"])
+    pd.testing.assert_frame_equal(found, wanted, check_dtype=False)
+
+
+@pytest.mark.parametrize(("number", "task"), [(0, TASK04), (1, ACDC)])
+def test_costs_to_reach_a_dice_are_those_of_the_rows(number, task):
+    measured = measure_final_targets(rows("budget_sweep_runs"), "constant_84")
+    measured = measured.query("task == @task and arm != 'constant'")
+    printed = table_with(SWEEP, "of its Dice", "seeds that reach it")[number]
+    found = {(line[0], line[1]): line[2:] for line in printed[1:]}
+    assert len(found) == 4 * len(LEVELS)
+    for (arm, level), group in measured.groupby(["arm", "level"]):
+        costs = [target_text(row) for row in group.to_dict("records")]
+        assert found[arm, f"{level:.0%}"] == [f"{group['reached'].iloc[0]} of 3", *costs]
+
+
+def test_the_folds_are_those_of_the_rows():
+    runs = rows("budget_sweep_folds_runs")
+    runs["arm"] = runs["arm"].map(without_length)
+    (printed,) = table_with(SWEEP, "fold 0", "fold 4")
+    assert len(printed) == 6
+    for arm, *dice, spread in printed[1:]:
+        values = runs[runs["arm"] == arm].sort_values("fold")["dice_foreground_mean"]
+        assert dice == [f"{value:.3f}" for value in values]
+        assert spread == f"{values.mean():.3f} ± {values.std():.3f}"
+
+
+def test_the_shares_of_the_planned_patch_are_those_of_the_schedules():
+    (printed,) = table_with(SWEEP, "share of the epochs at the planned patch")
+    for arms, *shares in printed[1:]:
+        found = []
+        for task, epochs in [*product((TASK04, ACDC), (22, 84)), (TASK04, 1000), (ACDC, 1000)]:
+            settings = CurriculumSettings(curriculum=arms.split(",")[0])
+            schedule = plan_schedule(PLANS[task], TrainingLength(epochs, 1, 1), settings)
+            found.append(round(100 * iterations_of_stages(schedule)[-1] / epochs))
+        last = sorted({*found[4:]})
+        assert shares[:4] == [f"{share} %" for share in found[:4]]
+        assert shares[4] == " to ".join(map(str, last)) + " %"
+
+
+def printed_difference(differences):
+    if len(differences) < 2:
+        return f"{differences.mean():+.3f}".replace("-", "−")
+    low, high = ttest_1samp(differences, 0).confidence_interval(0.95)
+    return f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f})".replace("-", "−")
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, "task04_runs"), (1, "task04_adamw_runs")])
+def test_the_nine_arms_are_those_of_the_rows(number, name):
+    runs = rows(name).set_index("seed")
+    reference = runs[runs["arm"] == "constant"]
+    printed = table_with(NINE, "arm", "steps", "TFLOP")[number]
+    assert {line[0] for line in printed[1:]} == set(runs["arm"])
+    for line in printed[1:]:
+        row = dict(zip(printed[0], line, strict=True))
+        of_arm = runs[runs["arm"] == row["arm"]]
+        dice = of_arm["dice_foreground_mean"]
+        spread = f" ± {dice.std():.3f}" if len(dice) > 1 else ""
+        assert row["Dice"] == f"{dice.mean():.3f}{spread}"
+        assert row.get("seeds", "3") == str(len(dice))
+        assert row["steps"] == f"{of_arm['training_steps'].iloc[0]:,}"
+        if "merged foreground" in row:
+            merged, confused = (
+                of_arm[name].mean() for name in ("dice_merged_foreground", "confused_share")
+            )
+            assert row["merged foreground"] == f"{merged:.3f}"
+            assert row["confused"] == f"{100 * confused:.1f} %"
+            assert row["TFLOP"] == f"{of_arm['training_gflop'].mean() / 1000:.1f}"
+        if row["arm"] != "constant" and len(reference):
+            difference = (dice - reference["dice_foreground_mean"]).dropna()
+            assert row["difference (95 % interval)"] == printed_difference(difference)
+        for column, cost, scale, digits in (
+            ("train s", "training_seconds", 1, 0),
+            ("Wh", "training_kwh", 1000, 2),
+            ("TFLOP", "training_gflop", 1e-3, 1),
+        ):
+            if column in row and (column != "TFLOP" or "Wh" in row):
+                both = of_arm.index.intersection(reference.index)
+                ratio = of_arm.loc[both, cost].mean() / reference.loc[both, cost].mean()
+                mean = of_arm[cost].mean() * scale
+                assert row[column] == f"{mean:.{digits}f} ({ratio:.2f})"
+
+
+def test_no_difference_of_the_sweep_survives_a_correction_for_their_number():
+    found = measure_differences(rows("budget_sweep_runs"), "constant_84").dropna(subset=["ci_low"])
+    page = SWEEP.read_text(encoding="utf-8")
+    assert f"Bonferroni; the tables have {len(found)}" in page
+    three = found[found["trainings"] == 3]
+    half = (three["ci_high"] - three["ci_low"]) / 2
+    # Student's t with two degrees of freedom: 4.303 at the level 0.05, 38.9 at 0.05 / 76.
+    assert (three["difference"].abs() < half * 38.9 / 4.303).all()
+
+
+def test_means_over_cases_are_those_of_the_trainings():
+    runs, cases = rows("task04_adamw_runs"), rows("task04_adamw_cases")
+    keys = ["arm", "seed"]
+    labels = cases[cases["label"] != "merged"].groupby([*keys, "label"])["dice"].mean()
+    merged = cases[cases["label"] == "merged"].groupby(keys)["dice"].mean()
+    for row in runs.to_dict("records"):
+        key = (row["arm"], row["seed"])
+        assert labels.loc[key].mean() == pytest.approx(row["dice_foreground_mean"], abs=1e-6)
+        assert merged.loc[key] == pytest.approx(row["dice_merged_foreground"], abs=1e-6)
+    assert cases.groupby([*keys, "label"])["case"].nunique().eq(52).all()
