@@ -1,6 +1,7 @@
 """How energies were measured: in the records, in the tables, and when they must not be compared."""
 
 import math
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -17,17 +18,21 @@ from workflow_scripts.records.energy_conditions import (
     conditions,
     sources_of,
 )
+from workflow_scripts.records.energy_meter import EnergySettings
 from workflow_scripts.records.run_tables import energy_table
+from workflow_scripts.training import fold_training
 
+RAPL = "CPU: intel_rapl (85 W TDP)"
 COUNTED = {"cpu_source": "counter", "gpu_source": "", "ram_source": "estimate"}
-NOTHING = pd.DataFrame(columns="measure label task arm significant difference rank_biserial".split())
+TESTED = "measure label task arm significant difference rank_biserial".split()
+NOTHING = pd.DataFrame(columns=TESTED)
 
 
 @pytest.mark.parametrize(
     ("sensors", "sources"),
     [
         ("CPU: cpu_load (8 W TDP); RAM: estimate", ("estimate", "", "estimate")),
-        ("CPU: intel_rapl (85 W TDP); GPU: nvml; RAM: estimate", ("counter", "counter", "estimate")),
+        (f"{RAPL}; GPU: nvml; RAM: estimate", ("counter", "counter", "estimate")),
         ("CPU: constant (85 W TDP); RAM: estimate", ("estimate", "", "estimate")),
         ("", ("", "", "")),
     ],
@@ -39,7 +44,7 @@ def test_sources_of_earlier_versions_follow_from_the_sensors(sensors, sources):
 def study(root, **changes):
     """Write a study of two arms; `changes` of an arm are columns of its energy.csv."""
     made = FakeStudy(root, arms=("constant", "progressive"), folds=(0,)).write()
-    for key in made.keys():
+    for key in made.folders():
         path = made.folder(key) / "energy.csv"
         table = pd.read_csv(path).assign(sensors="CPU: cpu_load (8 W TDP); RAM: estimate")
         table.assign(**changes.get(key[1], {})).to_csv(path, index=False)
@@ -169,10 +174,29 @@ def test_a_shared_gpu_is_noted():
 def test_whole_processors_charged_by_earlier_versions_are_noted():
     """From the ledger, and from the finished files."""
     old = {"cpu_seconds": None, "machine_cpu_seconds": None}
-    table = rows("process", sensors="CPU: intel_rapl (85 W TDP); RAM: estimate", own=1, machine=1, **old)
+    table = rows("process", own=1, machine=1, sensors=f"{RAPL}; RAM: estimate", **old)
     assert conditions(table)["energy_note"] == CHARGED_WHOLE
     added = ["cpu_source", "gpu_source", "ram_source", "note", "cpu_seconds", "machine_cpu_seconds"]
     finished = complete(table.drop(columns=added))
     assert finished["note"].tolist() == [CHARGED_WHOLE]
     assert finished["cpu_source"].tolist() == ["counter"]
     assert math.isnan(conditions(finished)["other_cpu_share"])
+
+
+def test_a_finished_training_says_that_its_energy_stays(monkeypatch):
+    said = []
+    monkeypatch.setattr(fold_training, "announce", said.append)
+    names = ("task", "arm", "fold")
+    run = SimpleNamespace(**dict(zip(names, ("Task98_Fake", "constant", 0), strict=True)))
+    meter = {"tracking_mode": "machine", "country": "DEU", "pue": 1.0}
+    entries = [{"entry": "attempt", "meter": meter}]
+    fold_training._announce_changes(entries, EnergySettings("DEU", "machine", 1), run)
+    assert said == []
+    fold_training._announce_changes(entries, EnergySettings("FRA", "process", 1.0), run)
+    (message,) = said
+    for words in (
+        "Task98_Fake constant fold 0",
+        "FRA instead of DEU",
+        "process instead of machine",
+    ):
+        assert words in message

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from workflow_scripts.records.energy_meter import COUNTER, ESTIMATE
+from workflow_scripts.records.run_columns import COUNTER, ESTIMATE
 
 COMPONENTS = {"cpu": "CPU", "gpu": "GPU", "ram": "RAM"}
 SOURCES = [f"{component}_source" for component in COMPONENTS]

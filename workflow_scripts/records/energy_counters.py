@@ -5,6 +5,7 @@ one that overflows twice meanwhile loses energy; it counts an unreadable counter
 each of several processes with the whole processor.
 """
 
+import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +24,7 @@ MAX_WATTS = 1000.0
 every minute; a reset counter looks like one that wrapped."""
 
 
-class CountedProcessor(CPU):  # type: ignore[misc] # codecarbon is untyped
+class CountedProcessor(CPU):
     """A processor with RAPL counters, which codecarbon's monitor reads every second.
 
     Attributes:
@@ -39,14 +40,15 @@ class CountedProcessor(CPU):  # type: ignore[misc] # codecarbon is untyped
         """
         self.__dict__.update(found.__dict__)
         self._shared, self._kwh, self.fault = shared, 0.0, "not started"
-        self._unusable = _unusable(self._intel_interface._rapl_files, shared)
+        self._counters: Any = found._intel_interface
+        self._unusable = _unusable(found._intel_interface._rapl_files, shared)
 
     def start(self) -> None:
         """Start a piece of work; without a fault it continues where the last one ended."""
         with self._power_history_lock:
             if not self.fault:
                 return
-            self._intel_interface.start()
+            self._counters.start()
             self._kwh, self.fault = 0.0, self._unusable
             self._when, self._processor = time.monotonic(), ProcessorTime.now()
 
@@ -66,11 +68,12 @@ class CountedProcessor(CPU):  # type: ignore[misc] # codecarbon is untyped
     def _count(self) -> None:
         now, processor = time.monotonic(), ProcessorTime.now()
         elapsed, spent = now - self._when, processor.since(self._processor)
-        files = list(self._intel_interface._rapl_files)
+        files = list(self._counters._rapl_files)
         before = [file.last_energy for file in files]
         kwh = self._get_energy_from_cpus(Time(elapsed)).kWh
         self._when, self._processor = now, processor
-        if not self._intel_interface.get_static_cpu_details():
+        if not (self._counters.get_static_cpu_details() and math.isfinite(kwh)):
+            kwh = 0.0
             self.fault = self.fault or "the processor's energy counters could not be read"
         for file, earlier in zip(files, before, strict=True):
             self.fault = self.fault or _fault(file, earlier, elapsed)
@@ -85,7 +88,7 @@ def _fault(file: Any, earlier: Any, elapsed: float) -> str:
         return f"the energy counter {file.path} could not be read, or went backwards"
     full = float(file.max_energy_reading) * JOULES_PER_KWH
     if 0 < full < MAX_WATTS * elapsed:
-        return f"the energy counter {file.path} was not read for {elapsed:.0f} s and may have wrapped"
+        return f"the energy counter {file.path} may have wrapped in {elapsed:.0f} s without reading"
     most = MAX_WATTS * max(elapsed, 1.0)
     if file.last_energy < earlier and float(file.energy_delta) * JOULES_PER_KWH > most:
         return f"the energy counter {file.path} was reset"
@@ -101,7 +104,7 @@ def _unusable(files: Iterable[Any], shared: bool) -> str:
     }
     packages = {name for name in found if "package" in name}
     if not packages or not all("package" in name or "dram" in name for name in used):
-        return f"there is no energy counter of the whole processor, only of {', '.join(sorted(used))}"
+        return f"only parts of the processor have energy counters: {', '.join(sorted(used))}"
     if missing := packages - used:
         return f"the energy counter of {', '.join(sorted(missing))} is not readable"
     if shared and not sees_whole_machine():
@@ -116,7 +119,7 @@ def _name(folder: Path) -> str:
         return folder.name
 
 
-class CountedGpu(GPU):  # type: ignore[misc]
+class CountedGpu(GPU):
     """GPUs with NVML's energy counters, or with power that codecarbon samples every second.
 
     Attributes:
@@ -139,7 +142,7 @@ class CountedGpu(GPU):  # type: ignore[misc]
 
     @property
     def chosen(self) -> list[Any]:
-        """codecarbon's devices that are read."""
+        """The devices of codecarbon that are read."""
         chosen = set(self._get_gpu_ids())
         return [device for device in self.devices.devices if device.gpu_index in chosen]
 

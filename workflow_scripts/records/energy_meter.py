@@ -1,16 +1,13 @@
 """Energy of consecutive pieces of work, read by codecarbon's offline tracker."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.gpus import Gpu
+from workflow_scripts.records.run_columns import COUNTER, ESTIMATE
 from workflow_scripts.trainers.curricula.schedules.settings import CLOSED, Keywords
-from workflow_scripts.records.processor_time import ProcessorTime
-
-COUNTER, ESTIMATE = "counter", "estimate"
-"""Sources of an energy: read from the hardware, or modelled."""
 
 
 @dataclass(frozen=True)
@@ -131,24 +128,22 @@ class EnergyMeter:
             return Reading(error=self.error)
         try:
             data = self._tracker.stop_task(self._name)
-            spent = ProcessorTime.now().since(self._processor)
-            times = {"cpu_seconds": spent.own, "machine_cpu_seconds": spent.machine}
+            spent = _processor_time().since(self._processor)
             fault, note = self._joined("fault"), self._joined("note")
             self._begin()
-            if fault:
-                return Reading(error=fault, **times)
-            if data is None or not data.energy_consumed > 0:
-                error = "codecarbon measured no energy for this piece of work"
-                return Reading(error=error, **times)
-            return Reading(
-                kwh=data.energy_consumed,
-                cpu_kwh=data.cpu_energy,
-                gpu_kwh=data.gpu_energy,
-                ram_kwh=data.ram_energy,
-                kg_co2eq=data.emissions,
-                note=note,
-                **times,
-            )
+            if not fault and not (data and data.energy_consumed > 0):
+                fault = "codecarbon measured no energy for this piece of work"
+            reading = Reading(error=fault)
+            if not fault:
+                reading = Reading(
+                    kwh=data.energy_consumed,
+                    cpu_kwh=data.cpu_energy,
+                    gpu_kwh=data.gpu_energy,
+                    ram_kwh=data.ram_energy,
+                    kg_co2eq=data.emissions,
+                    note=note,
+                )
+            return replace(reading, cpu_seconds=spent.own, machine_cpu_seconds=spent.machine)
         except Exception as error:
             self._fail(error)
             return Reading(error=self.error)
@@ -156,8 +151,9 @@ class EnergyMeter:
     def describe(self) -> dict[str, object]:
         """Return how the energy is measured.
 
-        Sensors, source of each component's energy (`counter`, `estimate`, or empty without the
-        component), mode, country, year of its carbon intensity, PUE, hardware, codecarbon's version.
+        Sensors, source of each component's energy (`counter`, `estimate`, or empty if there is no
+        such component), mode, country, year of its carbon intensity, PUE, hardware, codecarbon's
+        version.
         """
         described: dict[str, object] = {
             "sensors": "",
@@ -193,7 +189,7 @@ class EnergyMeter:
     def _begin(self) -> None:
         self._pieces += 1
         self._name = f"piece_{self._pieces}"
-        self._processor = ProcessorTime.now()
+        self._processor = _processor_time()
         self._tracker.start_task(self._name)
         if self._pieces == 1:
             self._replace_devices()
@@ -202,7 +198,8 @@ class EnergyMeter:
         """Read counters with our own devices, and no GPU in mode `process` if none is used."""
         from workflow_scripts.records.energy_counters import CountedGpu, CountedProcessor
 
-        found, shared = getattr(self._tracker, "_hardware", []), self._settings.tracking_mode == "process"
+        found = getattr(self._tracker, "_hardware", [])
+        shared = self._settings.tracking_mode == "process"
         devices: list[Any] = []
         for device in found:
             if _component(device) == "GPU" and (self._gpu or not shared):
@@ -220,6 +217,13 @@ class EnergyMeter:
 
     def _fail(self, error: Exception) -> None:
         self.error = f"{type(error).__name__}: {error}".replace("\n", " ")
+
+
+def _processor_time() -> Any:
+    # Tables and figures import this module, but not psutil.
+    from workflow_scripts.records.processor_time import ProcessorTime
+
+    return ProcessorTime.now()
 
 
 def _component(device: object) -> str:

@@ -37,25 +37,24 @@ class ProcessorTime:
 
 
 def _own_seconds() -> float:
+    process = psutil.Process()
     for _ in range(TRIES):
         with contextlib.suppress(psutil.NoSuchProcess):
-            return sum(map(_seconds, [psutil.Process(), *psutil.Process().children(recursive=True)]))
-    return _seconds(psutil.Process())
+            return sum(map(_seconds, [process, *process.children(recursive=True)]))
+    return _seconds(process)
 
 
 def _seconds(process: psutil.Process) -> float:
     """Return the time of a process and of its former children; raise NoSuchProcess if it ended."""
     times = process.cpu_times()
-    seconds = times.user + times.system
+    seconds: float = times.user + times.system
     return seconds + getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
 
 
 def _machine_seconds() -> float:
     """Return busy time without idle, waiting and stolen time; guests are part of `user`."""
     times = psutil.cpu_times()
-    return sum(
-        getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq")
-    )
+    return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
 
 
 def sees_whole_machine() -> bool:

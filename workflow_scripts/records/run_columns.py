@@ -34,3 +34,5 @@ TEXTS = {
     "cpu_source", "gpu_source", "ram_source", "note",
 }  # fmt: skip
 """Text columns; all others are numeric."""
+COUNTER, ESTIMATE = "counter", "estimate"
+"""Sources of an energy: read from the hardware, or modelled."""

@@ -117,8 +117,8 @@ def energy_table(entries: list[Entry]) -> pd.DataFrame:
     """Return one row per attempt, phase and stage (columns `ENERGY`).
 
     `*_kept` is the part behind the result: kept epochs and the successful final validation. If the
-    meter failed for a piece of work, the energies of its row are empty, with the reason. `note` says
-    what else a reading includes.
+    meter failed for a piece of work, the energies of its row are empty, with the reason. `note`
+    says what else a reading includes.
     """
     meters = {e["attempt"]: _complete(e["meter"]) for e in entries if e["entry"] == "attempt"}
     kept = {id(entry) for parts in kept_work(entries).values() for entry in parts}
