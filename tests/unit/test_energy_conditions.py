@@ -10,12 +10,15 @@ from helpers.fake_study import FakeStudy
 from workflow_scripts.common.files import read_csv
 from workflow_scripts.evaluation.collect_results import collect_results
 from workflow_scripts.evaluation.compare_arms import compare, to_markdown
+from workflow_scripts.evaluation.measure_targets import measure_targets
+from workflow_scripts.evaluation.measure_targets import to_markdown as targets_markdown
 from workflow_scripts.evaluation.tabulate_overview import overview
 from workflow_scripts.evaluation.tabulate_overview import to_markdown as overview_markdown
 from workflow_scripts.records.energy_conditions import (
     CHARGED_WHOLE,
     complete,
     conditions,
+    source_notes,
     sources_of,
 )
 from workflow_scripts.records.energy_meter import EnergySettings
@@ -52,7 +55,7 @@ def study(root, **changes):
 
 
 def tables_of(made, energy=None):
-    outputs = {name: made.root / f"{name}.csv" for name in ("runs", "cases", "energy")}
+    outputs = {name: made.root / f"{name}.csv" for name in ("runs", "cases", "epochs")}
     collect_results(made.folders(), outputs)
     runs = pd.read_csv(outputs["runs"])
     cases = pd.read_csv(outputs["cases"], dtype={"label": str, "case": str})
@@ -200,3 +203,19 @@ def test_a_finished_training_says_that_its_energy_stays(monkeypatch):
         "process instead of machine",
     ):
         assert words in message
+
+
+def test_targets_compare_no_unlike_energies(tmp_path):
+    made = study(tmp_path, progressive={"pue": 1.5})
+    runs, _ = tables_of(made)
+    epochs = pd.read_csv(tmp_path / "epochs.csv")
+    table = measure_targets(epochs, runs, "constant", list(made.tasks), list(made.arms))
+    found = table[(table["arm"] == "progressive") & (table["level"] == 0.9)].iloc[0]
+    assert math.isnan(found["kwh_relative"])
+    assert found["kwh"] > 0 < found["seconds_relative"]
+    text = " ".join(targets_markdown(table, runs).split())
+    assert "(nan)" not in text
+    assert "Energy was not measured alike" in text
+    assert source_notes(runs[runs["arm"] == "constant"]) == [
+        "Energy: CPU estimate, RAM estimate, mode machine, PUE 1."
+    ]

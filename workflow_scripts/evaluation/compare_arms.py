@@ -25,8 +25,8 @@ from workflow_scripts.evaluation.latex import latex_text
 from workflow_scripts.records.energy_conditions import (
     CONDITIONS,
     changed_settings,
-    describe,
     describe_carbon,
+    measured_as,
 )
 from workflow_scripts.records.run_reader import KEYS, OVERALL, label_values, mean_of_all
 
@@ -163,11 +163,11 @@ def measured(runs: pd.DataFrame, energy: Mapping[str, Any] | None) -> pd.DataFra
     known = [*KEYS, "training_kwh", *CONDITIONS]
     table = runs.reindex(columns=known).astype(object).fillna("")
     rows = table.to_dict("records")
-    table["energy_measured"] = [describe(row) for row in rows]
+    table["energy_measured"] = measured_as(runs)
     table["electricity"] = [describe_carbon(row) if row["country"] else "" for row in rows]
     changed = [changed_settings(row, energy) if energy else "" for row in rows]
     table["changed"] = [f"the configuration now has {text}" if text else "" for text in changed]
-    table.loc[table["training_kwh"] == "", ["energy_measured", "electricity"]] = ""
+    table.loc[table["training_kwh"] == "", "electricity"] = ""
     table["energy_note"] = [
         "; ".join(filter(None, row)) for row in table[["energy_note", "changed"]].to_numpy()
     ]

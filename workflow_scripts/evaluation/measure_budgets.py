@@ -32,6 +32,7 @@ from workflow_scripts.common.formatting import (
     titled_table,
 )
 from workflow_scripts.common.paired_statistics import LEVEL
+from workflow_scripts.records.energy_conditions import source_notes
 from workflow_scripts.records.run_reader import without_length
 
 STEPS: Choices = (("steps", 1.0),)
@@ -348,6 +349,7 @@ def to_markdown(differences: pd.DataFrame, targets: pd.DataFrame, runs: pd.DataF
         f"Final Dice: that of {reference}'s longest training. Values are medians over trainings. "
         "*never*: the arm's longest training stays below. ≤: its shortest training is already "
         f"above. A dash: {reference}'s shortest training is already above.",
+        *source_notes(runs),
     ]
     return "\n\n".join([*parts, bullets(notes)]) + "\n"
 

@@ -110,6 +110,21 @@ def describe_carbon(run: Mapping[str, Any]) -> str:
     return f"{run['country']}" + ("" if pd.isna(grams) else f" ({grams:.3g} g CO2eq/kWh)")
 
 
+def measured_as(runs: pd.DataFrame) -> pd.Series:
+    """Return how the energy of each row of runs.csv was measured; empty if nothing is known."""
+    known = runs.reindex(columns=[*CONDITIONS, "training_kwh"]).astype(object).fillna("")
+    texts = [describe(row) if row["training_kwh"] != "" else "" for row in known.to_dict("records")]
+    return pd.Series(texts, index=runs.index, dtype=object)
+
+
+def source_notes(runs: pd.DataFrame) -> list[str]:
+    """Return a note on the sources of the energies in runs.csv, and whether they differ."""
+    texts = sorted(set(measured_as(runs)) - {""})
+    if len(texts) < 2:
+        return [f"Energy: {text}." for text in texts]
+    return [f"Energy was not measured alike, so do not compare it: {'; '.join(texts)}."]
+
+
 def changed_settings(run: Mapping[str, Any], energy: Mapping[str, Any]) -> str:
     """Return which settings of the config's section `energy` differ from a run's, or ""."""
     pairs = {name: (_joined([energy[name]]), _joined([run[name]])) for name in SETTINGS}
