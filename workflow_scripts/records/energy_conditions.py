@@ -127,7 +127,7 @@ def source_notes(runs: pd.DataFrame) -> list[str]:
 
 def changed_settings(run: Mapping[str, Any], energy: Mapping[str, Any]) -> str:
     """Return which settings of the config's section `energy` differ from a run's, or ""."""
-    pairs = {name: (_joined([energy[name]]), _joined([run[name]])) for name in SETTINGS}
+    pairs = {name: (_joined([energy[name]]), _joined([run.get(name)])) for name in SETTINGS}
     return ", ".join(
         f"{name}: {now} instead of {then}"
         for name, (now, then) in pairs.items()

@@ -197,7 +197,7 @@ class CountedGpu(GPU):
             except Exception:  # not every GPU and driver tells
                 continue
             # In a container, even our own process may be listed by a number of another namespace.
-            if len(users) > max(1, len(users & _own_processes())):
+            if len(users) > 1 and len(users) > len(users & _own_processes()):
                 self.note = f"another process used GPU {device.gpu_index}"
 
 

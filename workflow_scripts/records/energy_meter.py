@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.gpus import Gpu
+from workflow_scripts.records.energy_settings import EnergySettings
 from workflow_scripts.records.run_columns import COUNTER, ESTIMATE
-from workflow_scripts.trainers.curricula.schedules.settings import CLOSED, Keywords
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,6 @@ class Reading:
     cpu_seconds: float = math.nan
     machine_cpu_seconds: float = math.nan
     note: str = ""
-
-
-@dataclass(frozen=True)
-class EnergySettings:
-    """How energy and emissions are measured (codecarbon's offline tracker)."""
-
-    __pydantic_config__ = CLOSED
-
-    country: Annotated[str, Keywords(pattern="^[A-Z]{3}$")] = "DEU"
-    """ISO 3166 alpha-3 code of the country, for the carbon intensity of its electricity."""
-    tracking_mode: Literal["machine", "process"] = "machine"
-    """`machine` measures processor and memory of the whole machine, `process` only this training's
-    share. Both measure only the training's own GPU."""
-    pue: Annotated[float, Keywords(minimum=1)] = 1.0
-    """Power usage effectiveness of the data centre; every energy is multiplied by it."""
 
 
 def energy_mix(country: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from workflow_scripts.common import hardware, nnunet_setup
 from workflow_scripts.common.console import announce
 from workflow_scripts.common.files import json_hash, read_json, write_csv, write_json
 from workflow_scripts.records.energy_conditions import changed_settings
-from workflow_scripts.records.energy_meter import EnergySettings
+from workflow_scripts.records.energy_settings import EnergySettings
 from workflow_scripts.study.settings import RunSettings, TrainingSettings
 from workflow_scripts.study.specification import RunSpec
 from workflow_scripts.training import lease
