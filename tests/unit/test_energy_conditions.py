@@ -169,6 +169,13 @@ def test_a_machine_shared_with_others_is_noted(mode, own, note):
     assert found["other_cpu_share"] == pytest.approx(1 - own / 100)
 
 
+def test_the_comparison_says_beside_how_much_other_work_an_arm_was_metered(tmp_path):
+    made = study(tmp_path, progressive={"cpu_seconds": 60.0, "machine_cpu_seconds": 100.0})
+    text = words(tables_of(made)[1])
+    assert "other work used up to 40 % of the processor time beside 1 of 1 training" in text
+    assert "Energy of progressive: other work" in text
+
+
 def test_a_shared_gpu_is_noted():
     table = rows("machine", 95.0, 100.0, note="another process used GPU 0")
     assert conditions(table)["energy_note"] == "another process used GPU 0"

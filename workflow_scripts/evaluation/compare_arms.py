@@ -24,6 +24,7 @@ from workflow_scripts.common.formatting import (
 from workflow_scripts.evaluation.latex import latex_text
 from workflow_scripts.records.energy_conditions import (
     CONDITIONS,
+    OTHER_WORK,
     changed_settings,
     describe_carbon,
     measured_as,
@@ -168,14 +169,25 @@ def measured(runs: pd.DataFrame, energy: Mapping[str, Any] | None) -> pd.DataFra
     changed = [changed_settings(row, energy) if energy else "" for row in rows]
     table["changed"] = [f"the configuration now has {text}" if text else "" for text in changed]
     table.loc[table["training_kwh"] == "", "electricity"] = ""
-    table["energy_note"] = [
-        "; ".join(filter(None, row)) for row in table[["energy_note", "changed"]].to_numpy()
-    ]
-    columns = ["energy_source", "energy_measured", "electricity", "energy_note"]
+    columns = ["energy_source", "energy_measured", "electricity"]
     both = pd.concat([table, table.assign(task=OVERALL)], ignore_index=True)
-    return both.groupby(["task", "arm"], as_index=False)[columns].agg(
-        lambda texts: " / ".join(sorted(set(texts) - {""}))
-    )
+    arms = both.groupby(["task", "arm"])
+    found = arms[columns].agg(lambda texts: " / ".join(sorted(set(texts) - {""})))
+    found["energy_note"] = [_arm_note(rows) for _, rows in arms]
+    return found.reset_index()
+
+
+def _arm_note(runs: pd.DataFrame) -> str:
+    """Return the notes of an arm's trainings; work of others as its largest share."""
+    notes = {note for text in runs["energy_note"] for note in text.split("; ")}
+    shared = runs.loc[runs["energy_note"].str.contains(OTHER_WORK), "other_cpu_share"]
+    texts = {note for note in notes if not note.startswith(OTHER_WORK)} | set(runs["changed"])
+    if len(shared):
+        texts.add(
+            f"{OTHER_WORK} up to {100 * max(shared):.0f} % of the processor time beside "
+            f"{len(shared)} of {counted(len(runs), 'training')}"
+        )
+    return "; ".join(sorted(texts - {""}))
 
 
 def without_unlike(table: pd.DataFrame) -> pd.DataFrame:

@@ -21,6 +21,8 @@ CONDITIONS = [
 """Keys of `conditions`, which run.json and runs.csv contain."""
 SHARED = 0.1
 """Share of the processor time that others may use before a reading of the machine is marked."""
+OTHER_WORK = "other work used"
+"""Beginning of the note on a reading of the machine that includes much work of others."""
 CHARGED_WHOLE = "an earlier version charged each process with the whole processor"
 
 
@@ -49,7 +51,7 @@ def shared_note(tracking_mode: str, share: float) -> str:
     """Return a note if a reading of the whole machine includes much work of others, or ""."""
     if tracking_mode != "machine" or not share > SHARED:
         return ""
-    return f"other work used {100 * share:.0f} % of the processor time"
+    return f"{OTHER_WORK} {100 * share:.0f} % of the processor time"
 
 
 def complete(energy: pd.DataFrame) -> pd.DataFrame:
@@ -79,7 +81,7 @@ def conditions(energy: pd.DataFrame) -> dict[str, Any]:
     share = other_share(table["cpu_seconds"].sum(skipna=False), table["machine_cpu_seconds"].sum())
     shared = shared_note(found["tracking_mode"], share)
     notes = {note for text in table["note"] for note in text.split("; ")}
-    notes = {note for note in notes if note and not note.startswith("other work used")}
+    notes = {note for note in notes if note and not note.startswith(OTHER_WORK)}
     kwh, kg = (table[name].sum(skipna=False) for name in ("kwh", "kg_co2eq"))
     return {
         "energy_source": MIXED if len(words) > 1 else "".join(words),
