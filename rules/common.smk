@@ -68,6 +68,11 @@ GPUS = 0 if config["training"]["device"] == "cpu" else count_gpus()
 if GPUS and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", GPUS)
 
+# Jobs whose energy meter reads the whole machine run one at a time, also if other resources are
+# given on the command line, or in a workflow that uses this one as a module.
+if "power_meter" not in workflow.global_resources:
+    workflow.register_resource("power_meter", 1)
+
 HAS_BUDGET = set(config["budget"].values()) != {None}
 RESULTS = f"results/{STUDY.name}"
 # The suffix is empty for `training.seed`, and for example `_seed_2` for another seed.
@@ -90,6 +95,12 @@ NOTEBOOKS = expand(
     notebook=["results", "curricula"],
     kind=["ipynb", "html"],
 )
+
+
+# Both belong to one machine, so they limit each job of a cluster, not all jobs together.
+resource_scopes:
+    gpu="local",
+    power_meter="local",
 
 
 wildcard_constraints:

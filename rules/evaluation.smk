@@ -110,6 +110,7 @@ rule compare_arms:
         reference_arm=config["reference_arm"],
         tasks=STUDY.tasks,
         arms=list(config["arms"]),
+        energy=config["energy"],
     message:
         f"Comparing the arms of the study {STUDY.name}"
     script:

@@ -16,7 +16,7 @@ from workflow_scripts.benchmark.bench_trainers import (
     variants,
 )
 from workflow_scripts.benchmark.variants import by_stage, steady
-from workflow_scripts.records.energy_meter import EnergySettings
+from workflow_scripts.records.energy_settings import EnergySettings
 from workflow_scripts.study.settings import RunSettings, TrainingSettings
 from workflow_scripts.study.specification import RunSpec
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from workflow_scripts.common.files import write_csv
+from workflow_scripts.records.energy_conditions import CONDITIONS
 from workflow_scripts.records.ledger import Ledger
 from workflow_scripts.records.run_columns import ENERGY, EPOCHS, STAGES
 from workflow_scripts.records.run_reader import COUNTED_LATER, FLAT, NESTED, NUMBERS, OTHER
@@ -424,7 +425,7 @@ def test_describe_run_adds_up(tmp_path):
 
 def test_describe_run_writes_what_is_read(tmp_path):
     read = {*FLAT, *NESTED, *NUMBERS, *OTHER}
-    assert set(describe(three_attempts(), tmp_path)) == read | {
+    assert set(describe(three_attempts(), tmp_path)) == read | set(CONDITIONS) | {
         "validation_mirroring",
         "file_ending",
         "gpu",

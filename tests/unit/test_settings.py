@@ -8,10 +8,11 @@ import pytest
 from helpers.tree import shipped_config
 from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.common.trainer_protocol import CurriculumTrainer, as_curriculum_trainer
-from workflow_scripts.records.energy_meter import EnergySettings
+from workflow_scripts.records.energy_settings import EnergySettings
 from workflow_scripts.records.run_reader import without_length
 from workflow_scripts.study.config_model import PARAMETERS
 from workflow_scripts.study.config_validation import check_config
+from workflow_scripts.study.document_config import SCHEMA
 from workflow_scripts.study.settings import RunSettings, TrainingSettings
 from workflow_scripts.study.specification import RunSpec, Study
 from workflow_scripts.trainers.curricula import arms
@@ -88,7 +89,7 @@ def test_the_folder_of_a_fold_is_named_as_nnunet_names_it():
 def test_every_stage_has_equally_many_epochs_at_every_length_of_a_sweep(name, patch, pooling):
     """As in the papers' budgets, which shorten the epochs and keep their number."""
     config = shipped_config(name)
-    check_config(config, ROOT / "config/schemas/config.schema.yaml")
+    check_config(config, SCHEMA)
     study = Study(config, {})
     plan = PatchPlan(patch, pooling, config["planning"]["overrides"]["all"]["batch_size"])
     assert plan.patch_size == tuple(config["planning"]["overrides"]["all"]["patch_size"])

@@ -164,7 +164,7 @@ MISTAKES = {
     "empty section": (
         {"training": None},
         "config: training: null (nothing) is not a section with keys. "
-        "Length and settings of every training; the same for all arms.",
+        "Length and settings of every training; an arm may set another length.",
     ),
     "name of an arm": (
         {"arms": {"My arm": {"trainer": "x"}}},

@@ -1,4 +1,4 @@
-"""The command of docs/explanation/evidence.md that computes shipped tables again from their rows."""
+"""The command of docs/explanation/evidence.md that recomputes shipped tables from their rows."""
 
 import re
 import shlex

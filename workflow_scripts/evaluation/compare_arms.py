@@ -1,7 +1,8 @@
 """Compare a study's arms with the reference arm, per task and overall: CSV, Markdown, LaTeX."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -21,6 +22,13 @@ from workflow_scripts.common.formatting import (
     unit,
 )
 from workflow_scripts.evaluation.latex import latex_text
+from workflow_scripts.records.energy_conditions import (
+    CONDITIONS,
+    OTHER_WORK,
+    changed_settings,
+    describe_carbon,
+    measured_as,
+)
 from workflow_scripts.records.run_reader import KEYS, OVERALL, label_values, mean_of_all
 
 COSTS = (
@@ -36,6 +44,7 @@ COLUMNS = [
     *("dice_mean", "dice_std", "dice_relative", "dice_difference"),
     *(column for cost in COSTS for column in (cost, f"{cost}_relative")),
     *("tasks", "at_least_as_good"),
+    *("energy_source", "energy_measured", "electricity", "energy_note"),
 ]
 PRINTED = {
     "training_seconds": ("train {}", TIME, True),
@@ -75,6 +84,7 @@ def compare(
     reference_arm: str,
     tasks: Iterable[str],
     arms: Iterable[str],
+    energy: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Return one row per task (or overall), arm and label, with the columns `COLUMNS`.
 
@@ -83,7 +93,17 @@ def compare(
     averaged over tasks for each fold and seed, and its std is that of these means. `*_relative` is
     the value divided by the reference arm's. `cases` counts the cases of one seed.
     `at_least_as_good` counts the tasks (out of `tasks`) whose mean Dice is not below the reference
-    arm's.
+    arm's. Energies that were measured in different ways have no ratio, nor have emissions of
+    different electricity.
+
+    Args:
+        runs: runs.csv.
+        cases: cases.csv.
+        reference_arm: the arm that the others are compared with.
+        tasks: all tasks, in the order of the table.
+        arms: all arms, in the order of the table.
+        energy: the config's section `energy`, to note where it differs from that of a run.
+
     Raises UserError if the reference arm has no run.
     """
     if reference_arm not in set(runs["arm"]):
@@ -117,6 +137,8 @@ def compare(
         table[relative] = table[value] / table[f"{value}_reference"]
     table["dice_difference"] = table["dice_mean"] - table["dice_mean_reference"]
     table["reference_arm"] = reference_arm
+    table = table.merge(measured(runs, energy), on=["task", "arm"], how="left")
+    table = without_unlike(table)
 
     per_task = table[(table["task"] != OVERALL) & (table["label"] == "")]
     per_task = per_task.dropna(subset=["dice_difference"])
@@ -132,6 +154,76 @@ def compare(
         table[column] = pd.Categorical(table[column], names)
     table["value"] = table["label"].map(label_values)
     return table.sort_values(["task", "arm", "value"])[COLUMNS].reset_index(drop=True)
+
+
+def measured(runs: pd.DataFrame, energy: Mapping[str, Any] | None) -> pd.DataFrame:
+    """Return how the energy of each arm was measured, by task and overall.
+
+    Values that differ between trainings are joined by ` / `.
+    """
+    known = [*KEYS, "training_kwh", *CONDITIONS]
+    table = runs.reindex(columns=known).astype(object).fillna("")
+    rows = table.to_dict("records")
+    table["energy_measured"] = measured_as(runs)
+    table["electricity"] = [describe_carbon(row) if row["country"] else "" for row in rows]
+    changed = [changed_settings(row, energy) if energy else "" for row in rows]
+    table["changed"] = [f"the configuration now has {text}" if text else "" for text in changed]
+    table.loc[table["training_kwh"] == "", "electricity"] = ""
+    columns = ["energy_source", "energy_measured", "electricity"]
+    both = pd.concat([table, table.assign(task=OVERALL)], ignore_index=True)
+    arms = both.groupby(["task", "arm"])
+    found = arms[columns].agg(lambda texts: " / ".join(sorted(set(texts) - {""})))
+    found["energy_note"] = [_arm_note(rows) for _, rows in arms]
+    return found.reset_index()
+
+
+def _arm_note(runs: pd.DataFrame) -> str:
+    """Return the notes of an arm's trainings; work of others as its largest share."""
+    notes = {note for text in runs["energy_note"] for note in text.split("; ")}
+    shared = runs.loc[runs["energy_note"].str.contains(OTHER_WORK), "other_cpu_share"]
+    texts = {note for note in notes if not note.startswith(OTHER_WORK)} | set(runs["changed"])
+    if len(shared):
+        texts.add(
+            f"{OTHER_WORK} up to {100 * max(shared):.0f} % of the processor time beside "
+            f"{len(shared)} of {counted(len(runs), 'training')}"
+        )
+    return "; ".join(sorted(texts - {""}))
+
+
+def without_unlike(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table without ratios of energies or emissions that cannot be compared."""
+    columns = ["energy_measured", "electricity"]
+    reference = table[table["arm"] == table["reference_arm"]]
+    reference = reference.drop_duplicates("task").set_index("task")[columns]
+    theirs = reference.reindex(table["task"]).set_axis(table.index)
+    others = table["arm"] != table["reference_arm"]
+    unlike = others & (table["energy_measured"] != theirs["energy_measured"])
+    table.loc[unlike, "training_kwh_relative"] = float("nan")
+    unlike |= others & (table["electricity"] != theirs["electricity"])
+    table.loc[unlike, "training_kg_co2eq_relative"] = float("nan")
+    return table
+
+
+def energy_notes(table: pd.DataFrame) -> list[str]:
+    """Return how energies were measured, and which arms cannot be compared because of it."""
+    rows = table[(table["task"] == OVERALL) & (table["label"] == "")]
+    rows = rows[rows["energy_measured"] != ""]
+    if rows.empty:
+        return []
+    notes = []
+    for column, title, unlike in (
+        ("energy_measured", "Energy", "no ratio to arms that were measured in another way"),
+        ("electricity", "CO2eq", "no ratio to arms with other electricity"),
+    ):
+        texts = rows.groupby(column, sort=False)["arm"].agg(", ".join)
+        if len(texts) == 1:
+            notes.append(f"{title}: {texts.index[0]}.")
+        else:
+            listed = "; ".join(f"{arms}: {text}" for text, arms in texts.items())
+            notes.append(f"{title} was not measured alike, so there is {unlike}. {listed}.")
+    noted = rows[rows["energy_note"] != ""].groupby("energy_note", sort=False)["arm"]
+    notes += [f"Energy of {arms}: {text}." for text, arms in noted.agg(", ".join).items()]
+    return notes
 
 
 def cost(row: pd.Series, column: str, scale: float) -> str:
@@ -227,6 +319,7 @@ def notes(table: pd.DataFrame) -> list[str]:
             if overall["dice_mean"].isna().any()
             else []
         ),
+        *energy_notes(table),
     ]
 
 
@@ -263,10 +356,11 @@ def compare_arms(
     reference_arm: str,
     tasks: list[str],
     arms: list[str],
+    energy: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the comparison to `outputs`: one path each for csv, md and tex."""
     runs, cases = read_csv(runs_csv), read_csv(cases_csv)
-    table = compare(runs, cases, reference_arm, tasks, arms)
+    table = compare(runs, cases, reference_arm, tasks, arms, energy)
     table.to_csv(outputs["csv"], index=False)
     outputs["md"].write_text(to_markdown(table), encoding="utf-8")
     outputs["tex"].write_text(to_latex(table), encoding="utf-8")
@@ -281,4 +375,5 @@ if __name__ == "__main__":
         reference_arm=snakemake.params.reference_arm,
         tasks=list(snakemake.params.tasks),
         arms=list(snakemake.params.arms),
+        energy=snakemake.params.energy,
     )

@@ -38,6 +38,7 @@ from workflow_scripts.common.paired_statistics import (
     p_value,
     variance_of_mean,
 )
+from workflow_scripts.records.energy_conditions import source_notes
 from workflow_scripts.records.run_reader import without_length
 
 STEPS: Choices = (("steps", 1.0),)
@@ -373,6 +374,7 @@ def to_markdown(differences: pd.DataFrame, targets: pd.DataFrame, runs: pd.DataF
         f"Final Dice: that of {reference}'s longest training. Values are medians over trainings. "
         "*never*: the arm's longest training stays below. ≤: its shortest training is already "
         f"above. A dash: {reference}'s shortest training is already above.",
+        *source_notes(runs),
     ]
     return "\n\n".join([*parts, bullets(notes)]) + "\n"
 

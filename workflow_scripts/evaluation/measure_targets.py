@@ -21,6 +21,7 @@ from workflow_scripts.common.formatting import (
     titled_table,
 )
 from workflow_scripts.evaluation.time_to_target import COSTS, cost_until, progress
+from workflow_scripts.records.energy_conditions import measured_as, source_notes
 from workflow_scripts.records.run_reader import KEYS
 
 LEVELS = (0.90, 0.95, 0.99, 1.00)
@@ -54,6 +55,7 @@ def measure_targets(
     if reference_arm not in set(runs["arm"]):
         raise UserError(f"reference_arm is {reference_arm}, which has no run in this study")
     table = progress(epochs, runs)
+    ways = dict(zip(runs[KEYS].itertuples(index=False, name=None), measured_as(runs), strict=True))
     trainings = dict(iter(table.groupby(KEYS)))
     rows = []
     for (task, arm, fold, seed), training in trainings.items():
@@ -61,6 +63,8 @@ def measure_targets(
         for level in LEVELS:
             target = level * reference["dice"].iloc[-1]
             cost, base = cost_until(training, target), cost_until(reference, target)
+            if ways[task, arm, fold, seed] != ways[task, reference_arm, fold, seed]:
+                base["kwh"] = np.nan  # energies that cannot be compared
             row: dict[str, Any] = {"task": task, "arm": arm, "fold": fold, "seed": seed}
             row |= {"level": level, "target": target, "reached": np.isfinite(cost["steps"])}
             rows.append(row | cost | {f"{name}_relative": cost[name] / base[name] for name in cost})
@@ -89,11 +93,15 @@ def cost_text(row: pd.Series, cost: str, choices: Choices) -> str:
     if pd.isna(row[cost]):
         return "–"
     number, name = in_unit(row[cost], choices).split(" ", 1)
-    return f"{number} {name} ({row[f'{cost}_relative']:.2f})"
+    relative = row[f"{cost}_relative"]
+    return f"{number} {name}" + ("" if pd.isna(relative) else f" ({relative:.2f})")
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """Return targets.csv as Markdown: one table per task and cost, arms by levels."""
+def to_markdown(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> str:
+    """Return targets.csv as Markdown: one table per task and cost, arms by levels.
+
+    `runs` is runs.csv, for a note on how energy was measured.
+    """
     reference = table["reference_arm"].iloc[0]
     parts = []
     for task, of_task in table.groupby("task", sort=False):
@@ -115,18 +123,20 @@ def to_markdown(table: pd.DataFrame) -> str:
         "target" + (f", as do at least half of the {trained}." if trained else "."),
         "Pseudo Dice comes from validation patches and is noisier than the final Dice. An arm that "
         "is equally good here may be better or worse in the final validation.",
+        *([] if runs is None else source_notes(runs)),
     ]
     return "\n\n".join([*parts, bullets(notes)]) + "\n"
 
 
 if __name__ == "__main__":
     redirect(snakemake.log[0])
+    trained_runs = read_csv(snakemake.input.runs)
     measured = measure_targets(
         epochs=read_csv(snakemake.input.epochs),
-        runs=read_csv(snakemake.input.runs),
+        runs=trained_runs,
         reference_arm=snakemake.params.reference_arm,
         tasks=list(snakemake.params.tasks),
         arms=list(snakemake.params.arms),
     )
     measured.to_csv(snakemake.output.csv, index=False)
-    Path(snakemake.output.md).write_text(to_markdown(measured), encoding="utf-8")
+    Path(snakemake.output.md).write_text(to_markdown(measured, trained_runs), encoding="utf-8")

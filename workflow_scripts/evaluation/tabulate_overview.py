@@ -23,8 +23,12 @@ COSTS = {
 RANK = "rank"
 WIDE = 5
 """Number of columns that fit a page; wider tables are scaled down."""
-COLUMNS = ["measure", "task", "arm", "reference_arm", "seeds", "value", "std", "best"]
-COLUMNS += ["significant"]
+COLUMNS = [
+    *("measure", "task", "arm", "reference_arm", "seeds", "value", "std", "best", "significant"),
+    *("energy_source", "energy_measured"),
+]
+METERED = ("energy", "CO2eq")
+"""Measures that rest on the energy meter."""
 GAIN, LOSS = "gain", "loss"
 
 
@@ -36,7 +40,7 @@ def overview(comparison: pd.DataFrame, significance: pd.DataFrame) -> pd.DataFra
     `rank`, the mean of an arm's ranks on the tasks (1 is the highest Dice or the lowest cost; ties
     share their mean rank). `best` marks the best arm of a row. `significant` is `gain` or `loss`
     if significance.csv has a significant difference from the reference arm, and mean and ranks
-    differ in the same direction.
+    differ in the same direction. `energy_source` and `energy_measured` are those of comparison.csv.
 
     Args:
         comparison: comparison.csv.
@@ -64,6 +68,11 @@ def overview(comparison: pd.DataFrame, significance: pd.DataFrame) -> pd.DataFra
     table["reference_arm"] = comparison["reference_arm"].iloc[0]
     table["seeds"] = comparison["seeds"].max()
     table["significant"] = table["significant"].astype(object).fillna("")
+    columns = ["energy_source", "energy_measured"]
+    sources = foreground[foreground["task"] == OVERALL].set_index("arm").reindex(columns=columns)
+    metered = table["measure"].isin(METERED)
+    for column in columns:
+        table[column] = table["arm"].map(sources[column]).where(metered, "").fillna("")
     return table[COLUMNS]
 
 
@@ -144,12 +153,14 @@ def captions(table: pd.DataFrame, trained: str) -> tuple[str, str]:
         else "Wilcoxon signed-rank test over cases, given this seed"
     )
     ranks = "" if table["task"].nunique() < 2 else " Rank 1 is the best arm of a task."
+    measured = " / ".join(sorted(set(table["energy_measured"]) - {""}))
+    measured = f" Energy and CO2eq: {measured}." if measured else ""
     return (
         f"Foreground Dice of the final validation{spread}. Bold: the best arm. Arrows: "
         f"significantly above (↑) or below (↓) {reference} ({test}, corrected by Holm, "
         f"p < {LEVEL}).{ranks}",
         f"Costs of training relative to {reference}, lower is better. FLOP are those of the "
-        f"training iterations.{ranks}",
+        f"training iterations.{measured}{ranks}",
     )
 
 

@@ -1,12 +1,13 @@
 """Energy of consecutive pieces of work, read by codecarbon's offline tracker."""
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.gpus import Gpu
-from workflow_scripts.trainers.curricula.schedules.settings import CLOSED, Keywords
+from workflow_scripts.records.energy_settings import EnergySettings
+from workflow_scripts.records.run_columns import COUNTER, ESTIMATE
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,9 @@ class Reading:
     Attributes:
         kwh, cpu_kwh, gpu_kwh, ram_kwh: energy, times the power usage effectiveness.
         kg_co2eq: emissions at the carbon intensity of the country.
+        cpu_seconds, machine_cpu_seconds: processor time of this training with its children, and of
+            everything on the machine.
+        note: what else used the GPU whose energy was read.
     """
 
     kwh: float = math.nan
@@ -24,21 +28,9 @@ class Reading:
     ram_kwh: float = math.nan
     kg_co2eq: float = math.nan
     error: str = ""
-
-
-@dataclass(frozen=True)
-class EnergySettings:
-    """How energy and emissions are measured (codecarbon's offline tracker)."""
-
-    __pydantic_config__ = CLOSED
-
-    country: Annotated[str, Keywords(pattern="^[A-Z]{3}$")] = "DEU"
-    """ISO 3166 alpha-3 code of the country, for the carbon intensity of its electricity."""
-    tracking_mode: Literal["machine", "process"] = "machine"
-    """`machine` measures processor and memory of the whole machine, `process` only this training's
-    share. Both measure only the training's own GPU."""
-    pue: Annotated[float, Keywords(minimum=1)] = 1.0
-    """Power usage effectiveness of the data centre; every energy is multiplied by it."""
+    cpu_seconds: float = math.nan
+    machine_cpu_seconds: float = math.nan
+    note: str = ""
 
 
 def energy_mix(country: str) -> dict[str, Any]:
@@ -76,17 +68,24 @@ class EnergyMeter:
     def __init__(self, settings: EnergySettings, gpu: Gpu | None = None) -> None:
         """Find the sensors; a failure is kept in `error` and in every reading, never as zero.
 
+        It never ends a training.
+
         Of several GPUs, only `gpu` is read. None reads all GPUs that codecarbon finds.
 
         Raises UserError for a country whose carbon intensity codecarbon does not know.
         """
-        self._settings, self.error = settings, ""
+        self._settings, self._gpu, self.error = settings, gpu, ""
         self._pieces = 0
         self._tracker: Any = None
         self._intensity_year: int | None = None
         try:
             from codecarbon import OfflineEmissionsTracker, emissions_tracker
+            from codecarbon.core import util
+            from codecarbon.external import ram
 
+            # In a Slurm job, codecarbon needs `scontrol`, waits for it without a limit, and divides
+            # the processor's power by the cores of the job instead of those of the machine.
+            util.SLURM_JOB_ID = ram.SLURM_JOB_ID = None
             # codecarbon also reads ~/.codecarbon.config and ./.codecarbon.config. A region or
             # intensity set there would be recorded as the study country's.
             emissions_tracker.get_hierarchical_config = dict
@@ -114,16 +113,22 @@ class EnergyMeter:
             return Reading(error=self.error)
         try:
             data = self._tracker.stop_task(self._name)
+            spent = _processor_time().since(self._processor)
+            fault, note = self._joined("fault"), self._joined("note")
             self._begin()
-            if data is None or not data.energy_consumed > 0:
-                return Reading(error="codecarbon measured no energy for this piece of work")
-            return Reading(
-                kwh=data.energy_consumed,
-                cpu_kwh=data.cpu_energy,
-                gpu_kwh=data.gpu_energy,
-                ram_kwh=data.ram_energy,
-                kg_co2eq=data.emissions,
-            )
+            if not fault and not (data and data.energy_consumed > 0):
+                fault = "codecarbon measured no energy for this piece of work"
+            reading = Reading(error=fault)
+            if not fault:
+                reading = Reading(
+                    kwh=data.energy_consumed,
+                    cpu_kwh=data.cpu_energy,
+                    gpu_kwh=data.gpu_energy,
+                    ram_kwh=data.ram_energy,
+                    kg_co2eq=data.emissions,
+                    note=note,
+                )
+            return replace(reading, cpu_seconds=spent.own, machine_cpu_seconds=spent.machine)
         except Exception as error:
             self._fail(error)
             return Reading(error=self.error)
@@ -131,10 +136,15 @@ class EnergyMeter:
     def describe(self) -> dict[str, object]:
         """Return how the energy is measured.
 
-        Sensors, mode, country, year of its carbon intensity, PUE, hardware, codecarbon's version.
+        Sensors, source of each component's energy (`counter`, `estimate`, or empty if there is no
+        such component), mode, country, year of its carbon intensity, PUE, hardware, codecarbon's
+        version.
         """
         described: dict[str, object] = {
             "sensors": "",
+            "cpu_source": "",
+            "gpu_source": "",
+            "ram_source": "",
             "tracking_mode": self._settings.tracking_mode,
             "country": self._settings.country,
             "intensity_year": self._intensity_year,
@@ -143,31 +153,85 @@ class EnergyMeter:
             "gpu_model": "",
             "codecarbon": "",
         }
-        if self._tracker is None:
+        if self.error:
             return described
-        import codecarbon
+        try:
+            import codecarbon
 
-        hardware = self._tracker.get_detected_hardware()
-        described |= {
-            "sensors": "; ".join(sorted(_sensor(device) for device in self._tracker._hardware)),
-            "cpu_model": hardware["cpu_model"],
-            "gpu_model": hardware["gpu_model"],
-            "codecarbon": codecarbon.__version__,
-        }
+            hardware = self._tracker.get_detected_hardware()
+            devices = self._tracker._hardware
+            described |= {
+                "sensors": "; ".join(sorted(map(_sensor, devices))),
+                **{f"{_component(device).lower()}_source": _source(device) for device in devices},
+                "cpu_model": hardware["cpu_model"],
+                "gpu_model": hardware["gpu_model"],
+                "codecarbon": codecarbon.__version__,
+            }
+        except Exception as error:
+            self._fail(error)
         return described
 
     def _begin(self) -> None:
         self._pieces += 1
         self._name = f"piece_{self._pieces}"
+        self._processor = _processor_time()
         self._tracker.start_task(self._name)
+        if self._pieces == 1:
+            self._replace_devices()
+
+    def _replace_devices(self) -> None:
+        """Read counters with our own devices, and no GPU in mode `process` if none is used."""
+        from workflow_scripts.records.energy_counters import CountedGpu, CountedProcessor
+
+        found = getattr(self._tracker, "_hardware", [])
+        shared = self._settings.tracking_mode == "process"
+        devices: list[Any] = []
+        for device in found:
+            if _component(device) == "GPU" and (self._gpu or not shared):
+                devices.append(CountedGpu(device, shared, self._gpu))
+            elif _component(device) != "GPU":
+                counted = getattr(device, "_mode", "") == "intel_rapl"
+                devices.append(CountedProcessor(device, shared) if counted else device)
+        for device in devices:
+            device.start()
+        found[:] = devices
+
+    def _joined(self, name: str) -> str:
+        texts = [getattr(device, name, "") for device in getattr(self._tracker, "_hardware", [])]
+        return "; ".join(sorted(filter(None, texts)))
 
     def _fail(self, error: Exception) -> None:
         self.error = f"{type(error).__name__}: {error}".replace("\n", " ")
 
 
-def _sensor(device: object) -> str:
-    """Return a codecarbon device's name and the source of its power, such as `CPU: cpu_load`."""
+def _processor_time() -> Any:
+    # Tables and figures import this module, but not psutil.
+    from workflow_scripts.records.processor_time import ProcessorTime
+
+    return ProcessorTime.now()
+
+
+def _component(device: object) -> str:
+    """Return `CPU`, `GPU` or `RAM` for a device of codecarbon or one of ours."""
+    names = {"CountedProcessor": "CPU", "CountedGpu": "GPU"}
     kind = type(device).__name__
-    if kind == "CPU":
+    return str(getattr(device, "chip_part", names.get(kind, kind)))
+
+
+def _source(device: object) -> str:
+    """Return whether a device's energy is read from a counter or estimated."""
+    counted = type(device).__name__ == "CountedProcessor" or getattr(device, "counts", False)
+    return COUNTER if counted else ESTIMATE
+
+
+def _sensor(device: object) -> str:
+    """Return a device's name and the source of its energy, such as `CPU: cpu_load (8 W TDP)`."""
+    component = _component(device)
+    if component == "CPU" and _source(device) == ESTIMATE:
         return f"CPU: {getattr(device, '_mode', 'unknown')} ({getattr(device, '_tdp', '?')} W TDP)"
-    return {"GPU": "GPU: nvml", "RAM": "RAM: estimate"}.get(kind, kind)
+    sensors = {
+        "CPU": "CPU: RAPL",
+        "GPU": f"GPU: nvml {'energy' if _source(device) == COUNTER else 'power'}",
+        "RAM": "RAM: estimate",
+    }
+    return sensors.get(component, component)

@@ -16,6 +16,7 @@ ENERGY = [
     "attempt", "phase", "stage", "epochs", "seconds", "kwh", "kg_co2eq", "kwh_kept",
     "kg_co2eq_kept", "cpu_kwh", "gpu_kwh", "ram_kwh", "sensors", "tracking_mode", "country",
     "g_co2eq_per_kwh", "intensity_year", "pue", "cpu_model", "gpu_model", "codecarbon", "error",
+    "cpu_source", "gpu_source", "ram_source", "cpu_seconds", "machine_cpu_seconds", "note",
 ]  # fmt: skip
 SURFACE = ["case", "label", "nsd", "tolerance_mm"]
 TABLES = {
@@ -26,11 +27,15 @@ TABLES = {
 }
 ADDED_LATER = {
     "iterations", "field_of_view", "augmentation", "intensity_year", "compile_seconds",
-    "skipped_steps", "loss_scale",
+    "skipped_steps", "loss_scale", "cpu_source", "gpu_source",
+    "ram_source", "cpu_seconds", "machine_cpu_seconds", "note",
 }  # fmt: skip
 """Columns missing in runs of earlier versions."""
 TEXTS = {
     "patch_size", "field_of_view", "phase", "sensors", "tracking_mode", "country", "cpu_model",
     "gpu_model", "codecarbon", "error", "case", "label",
+    "cpu_source", "gpu_source", "ram_source", "note",
 }  # fmt: skip
 """Text columns; all others are numeric."""
+COUNTER, ESTIMATE = "counter", "estimate"
+"""Sources of an energy: read from the hardware, or modelled."""

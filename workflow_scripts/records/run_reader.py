@@ -19,6 +19,7 @@ import pandas as pd
 
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import read_csv, read_json
+from workflow_scripts.records.energy_conditions import complete, conditions
 from workflow_scripts.records.run_columns import ADDED_LATER, TABLES, TEXTS
 
 RunKey = tuple[str, str, int, int]
@@ -225,7 +226,7 @@ def read_run(folder: Path, key: RunKey) -> Run:
     cases = read_cases(folder / "summary.json", record["label_names"], ending_of(record))
     _check_summary(folder / "summary.json", record, cases)
     cases = add_surface(cases, tables["surface.csv"], folder / "surface.csv")
-    return Run(key, record, epochs, tables["stages.csv"], tables["energy.csv"], cases)
+    return Run(key, record, epochs, tables["stages.csv"], complete(tables["energy.csv"]), cases)
 
 
 def _check_summary(path: Path, record: Mapping[str, Any], cases: pd.DataFrame) -> None:
@@ -318,6 +319,13 @@ def tidy_tables(runs: list[Run]) -> dict[str, pd.DataFrame]:
             frames.append(frame)
         return pd.concat(frames, ignore_index=True)
 
-    rows = [{**flat_record(run.record), "training_steps": count_steps(run)} for run in runs]
+    rows = [
+        {
+            **flat_record(run.record),
+            "training_steps": count_steps(run),
+            **conditions(run.energy),
+        }
+        for run in runs
+    ]
     tables = {"runs": pd.DataFrame(rows)}
     return tables | {name: stacked(name) for name in ("cases", "epochs", "stages", "energy")}

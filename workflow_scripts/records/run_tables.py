@@ -8,6 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workflow_scripts.records.energy_conditions import (
+    conditions,
+    meter_note,
+    other_share,
+    shared_note,
+    sources_of,
+)
 from workflow_scripts.records.ledger import Entry
 from workflow_scripts.records.run_columns import ENERGY, EPOCHS, STAGES
 from workflow_scripts.records.run_reader import name_labels
@@ -24,6 +31,11 @@ SUMMED = ["seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds",
 COUNTED_LATER = ["compile_seconds", "skipped_steps"]
 """Sums that ledgers of earlier versions lack."""
 ENERGIES = ["kwh", "kg_co2eq", "cpu_kwh", "gpu_kwh", "ram_kwh"]
+DEFAULTS = {
+    "stage": None, "error": "", "partial": False, "note": "", "cpu_seconds": math.nan,
+    "machine_cpu_seconds": math.nan,
+}  # fmt: skip
+"""Fields that not every entry of the ledger has."""
 
 
 def kept_work(entries: Iterable[Entry]) -> dict[int, list[Entry]]:
@@ -119,27 +131,39 @@ def energy_table(entries: list[Entry]) -> pd.DataFrame:
     """Return one row per attempt, phase and stage (columns `ENERGY`).
 
     `*_kept` is the part behind the result: kept epochs and the successful final validation. If the
-    meter failed for a piece of work, the energies of its row are empty, with the reason.
+    meter failed for a piece of work, the energies of its row are empty, with the reason. `note`
+    says what else a reading includes.
     """
-    meters = {e["attempt"]: e["meter"] for e in entries if e["entry"] == "attempt"}
+    meters = {e["attempt"]: _complete(e["meter"]) for e in entries if e["entry"] == "attempt"}
     kept = {id(entry) for parts in kept_work(entries).values() for entry in parts}
     kept |= {id(entry) for entry in kept_validation(entries)}
     work = pd.DataFrame(
-        [{"stage": None, "error": "", "partial": False, **e, "kept": id(e) in kept}
+        [{**DEFAULTS, **e, "kept": id(e) in kept}
          for e in entries if e["entry"] == "work"]
     )  # fmt: skip
     rows = []
     for key, group in work.groupby(["attempt", "phase", "stage"], sort=False, dropna=False):
         row = dict(zip(["attempt", "phase", "stage"], key, strict=True))
         row["epochs"] = sum(~group["partial"]) if row["phase"] == "training" else None
-        row |= {name: group[name].sum(skipna=False) for name in ["seconds", *ENERGIES]}
+        summed = ["seconds", *ENERGIES, "cpu_seconds", "machine_cpu_seconds"]
+        row |= {name: group[name].sum(skipna=False) for name in summed}
         part = group[group["kept"]]
         row |= {f"{name}_kept": part[name].sum(skipna=False) for name in ENERGIES[:2]}
         row["g_co2eq_per_kwh"] = 1000 * row["kg_co2eq"] / row["kwh"] if row["kwh"] else None
         row["error"] = "; ".join(sorted({error for error in group["error"] if error}))
-        rows.append(row | meters[row["attempt"]])
+        meter = meters[row["attempt"]]
+        share = other_share(row["cpu_seconds"], row["machine_cpu_seconds"])
+        notes = {*group["note"], meter["note"], shared_note(meter["tracking_mode"], share)}
+        rows.append(row | meter | {"note": "; ".join(sorted(notes - {""}))})
     table = pd.DataFrame(rows, columns=ENERGY)
     return table.astype({"stage": "Int64", "epochs": "Int64"})
+
+
+def _complete(meter: dict[str, Any]) -> dict[str, Any]:
+    """Return a ledger's description of a meter with what earlier versions did not write."""
+    if "cpu_source" in meter:
+        return {**meter, "note": ""}
+    return {**meter, **sources_of(meter["sensors"]), "note": meter_note(meter)}
 
 
 def describe_run(
@@ -184,6 +208,7 @@ def describe_run(
         **{f"validation_{name}": sum(part[name] for part in validation) for name in measures},
         "validation_mirroring": validation[-1]["mirroring"],
         **{f"total_{name}": energy[name].sum(skipna=False) for name in measures},
+        **conditions(energy),
         "training_gflop": epochs["train_gflop"].sum(),
         **{name: epochs[name].sum(skipna=False) for name in COUNTED_LATER},
         "dice_foreground_mean": summary["foreground_mean"]["Dice"],

@@ -18,7 +18,8 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 
 from workflow_scripts.common import hardware, nnunet_setup
 from workflow_scripts.common.nnunet_setup import TRAINERS
-from workflow_scripts.records.energy_meter import EnergyMeter, EnergySettings
+from workflow_scripts.records.energy_meter import EnergyMeter
+from workflow_scripts.records.energy_settings import EnergySettings
 from workflow_scripts.records.flop_counter import FlopTable
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from workflow_scripts.records.energy_meter import EnergySettings
+from workflow_scripts.records.energy_settings import EnergySettings
 from workflow_scripts.trainers.curricula.schedules.settings import CLOSED, Keywords, TrainingLength
 
 

@@ -14,8 +14,11 @@ import pandas as pd
 import torch
 
 from workflow_scripts.common import hardware, nnunet_setup
+from workflow_scripts.common.console import announce
 from workflow_scripts.common.files import read_json, write_csv, write_json
 from workflow_scripts.common.hashing import json_hash
+from workflow_scripts.records.energy_conditions import changed_settings
+from workflow_scripts.records.energy_settings import EnergySettings
 from workflow_scripts.study.settings import RunSettings, TrainingSettings
 from workflow_scripts.study.specification import RunSpec
 from workflow_scripts.training import lease
@@ -88,7 +91,9 @@ def train_fold(
         return epochs
 
     fold.check_identity()
-    if not fold.is_done():
+    if fold.is_done():
+        _announce_changes(fold.ledger.read(), settings.energy, run)
+    else:
         training = settings.training
         wait_minutes = min(training.wait_minutes, deadline.seconds_left / 60)
         with lease.hold(folder, training.lease_minutes, wait_minutes) as held:
@@ -102,6 +107,16 @@ def train_fold(
     scores = read_json(fold.summary)
     record = describe_run({**asdict(run), **identity}, plan, dataset, entries, scores, folder)
     write_json(record, outputs["run"])
+
+
+def _announce_changes(entries: list[dict], energy: EnergySettings, run: RunSpec) -> None:
+    """Say that changed settings of the meter do not change what a finished training has used."""
+    meter = [entry for entry in entries if entry["entry"] == "attempt"][-1]["meter"]
+    if changed := changed_settings(meter, asdict(energy)):
+        announce(
+            f"{run.task} {run.arm} fold {run.fold} is finished: its energy stays as it was metered "
+            f"({changed}). To meter it anew, choose another `study` name"
+        )
 
 
 def _identify(
