@@ -21,7 +21,7 @@ import torch
 import yaml
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-from helpers.processes import Forked
+from helpers.processes import PATIENCE, Forked
 from workflow_scripts.common import nnunet_setup
 from workflow_scripts.trainers.curricula.batches.loading import ScheduledDataLoader, start_loading
 
@@ -194,7 +194,7 @@ def runs(pid):
 def test_workers_end_with_a_training_that_is_killed(tmp_path, method):
     path = tmp_path / "workers"
     training = Forked(load_forever, method, path, output=tmp_path / "log")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not path.exists() or not path.read_text():
         assert training.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < deadline
