@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from typing_extensions import TypedDict
 
-from workflow_scripts.records.energy_meter import EnergySettings
+from workflow_scripts.records.energy_settings import EnergySettings
 from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.study.specification import Arm
 from workflow_scripts.trainers.curricula.schedules.scale_factors import ScaleSpaceSettings
