@@ -18,7 +18,7 @@ SHARED = ["trainers", "common", "records", "study"]
 """Each may import those before it, and every stage may import all of them."""
 ALSO = {"benchmark": {"training", "forecast"}, "forecast": {"planning"}}
 """Stages that a stage may import besides itself."""
-PARSING = {"yaml", "jsonschema", "snakemake"}
+PARSING = {"yaml", "jsonschema", "snakemake", "pydantic", "typing_extensions"}
 """Packages that the Snakefile's modules may import, because Snakemake installs them."""
 SCRIPTS = {rule.script for rule in rules().values()}
 
