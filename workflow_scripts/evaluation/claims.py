@@ -118,11 +118,11 @@ def read_claims(path: Path, schema_path: Path) -> PublishedClaims:
 
 
 def _claim(fields: Mapping[str, Any]) -> Claim:
-    values = {
+    values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
     }
     return Claim(
-        **values | {"quantities": tuple(Quantity(**each) for each in fields["quantities"])}
+        **{**values, "quantities": tuple(Quantity(**each) for each in fields["quantities"])}
     )
 
 
@@ -226,13 +226,13 @@ def shortcomings(
     for side, wanted in zip(sides, (own, conditions), strict=True):
         missing += departures(side[keys], wanted)
     missing = list(dict.fromkeys(missing))
-    names = [quantity.quantity for quantity in claim.quantities]
+    asked = [quantity.quantity for quantity in claim.quantities]
     machines = [side[HARDWARE].astype(object).fillna("") for side in sides]  # NaN: no GPU
-    if set(names) & MEASURED_COSTS and not machines[0].equals(machines[1]):
+    if set(asked) & MEASURED_COSTS and not machines[0].equals(machines[1]):
         missing.append("both arms on the same hardware")
-    unknown = {name for name, each in zip(names, estimates, strict=True) if math.isnan(each.value)}
+    unknown = {name for name, each in zip(asked, estimates, strict=True) if math.isnan(each.value)}
     seeds = pairs.groupby(["task", "fold"])["seed"].agg(frozenset)
-    if set(names) & OVER_SEEDS and (few := seeds.map(len).min()) < 2:
+    if set(asked) & OVER_SEEDS and (few := seeds.map(len).min()) < 2:
         missing.append(f"several seeds of each fold (here {few})")
         unknown.discard("variance_ratio")
     elif seeds.nunique() > 1:
@@ -283,8 +283,10 @@ def find(
     in at most 5 % of studies. `own` maps data sets outside MSD to the study's own tasks. Without
     `trainings`, quantities of `TARGET_RATIOS` are unknown.
     """
-    elsewhere = {name: (own or {}).get(name) for name in claim.own}
-    names = {name: task for name, task in elsewhere.items() if task in set(runs["task"])}
+    trained = set(runs["task"])
+    names = {
+        name: task for name, task in (own or {}).items() if name in claim.own and task in trained
+    }
     absent = [name for name in claim.own if name not in names]
     claim = replace(
         claim,
