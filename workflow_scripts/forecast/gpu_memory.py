@@ -1,13 +1,16 @@
 """GPU memory that a training needs, estimated from its plan. A GB is 2**30 bytes, as in nnU-Net."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from workflow_scripts.forecast.workload import Plan, StudyDesign, build_network, fit_arm
@@ -99,14 +102,23 @@ def estimate_memory(
         (s.batch_size * math.prod(s.patch_size) for s in schedule.stages if s.replay > 1), default=0
     )
     return GpuMemory(
-        plan=_planned_memory(chosen, channels, labels.num_segmentation_heads),
+        plan=_planned_memory(json.dumps([plan.plans, plan.dataset]), design.configuration),
         replay=kept * voxels * bytes_per_voxel / GB,
         hypernetwork=hypernetwork,
     )
 
 
-def _planned_memory(chosen: Any, channels: int, outputs: int) -> float:
-    """Return nnU-Net's estimate for a plan (`static_estimate_VRAM_usage` of its planners)."""
+@lru_cache
+def _planned_memory(content: str, configuration: str) -> float:
+    """Return nnU-Net's estimate for a plan (`static_estimate_VRAM_usage` of its planners).
+
+    `content` contains plans and dataset as JSON.
+    """
+    plans, dataset = json.loads(content)
+    manager = PlansManager(plans)
+    chosen = manager.get_configuration(configuration)
+    channels = determine_num_input_channels(manager, chosen, dataset)
+    outputs = manager.get_label_manager(dataset).num_segmentation_heads
     kind = chosen.network_arch_class_name
     with torch.device("meta"):
         network = get_network_from_plans(
