@@ -12,6 +12,7 @@ from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import read_json, write_json
 from workflow_scripts.common.formatting import DISK, in_unit
 from workflow_scripts.common.hashing import json_hash
+from workflow_scripts.common.worker_pools import watched_pools
 
 FILES = (".b2nd", "_seg.b2nd", ".pkl")
 """Endings of the files that nnU-Net 2.8.1 keeps per case (`nnUNetDatasetBlosc2`)."""
@@ -42,7 +43,7 @@ def preprocess_task(dataset: str, plans: str, configuration: str, processes: int
         )
     check_memory(read_json(nnunet_setup.PREPROCESSED / dataset / "dataset_fingerprint.json"))
     number = nnunet_setup.dataset_number(dataset)
-    with nnunet_setup.pools_on(processes):
+    with nnunet_setup.pools_on(processes), watched_pools("preprocesses the cases"):
         preprocess_dataset(number, plans, (configuration,), num_processes=(processes,))
     identifier = content["configurations"][configuration]["data_identifier"]
     return describe_preprocessed(

@@ -22,6 +22,7 @@ from workflow_scripts.common.trainer_protocol import (
     mirrors,
 )
 from workflow_scripts.common.version import workflow_version
+from workflow_scripts.common.worker_pools import watched_pools
 from workflow_scripts.records.energy_meter import EnergyMeter
 from workflow_scripts.records.flop_counter import FlopTable
 from workflow_scripts.records.ledger import Ledger
@@ -256,7 +257,8 @@ def _validate(
         recorder.finish("validation", partial=True, case=case)
         progress.show(number)
 
-    with interruption.watch_validation(), pools_on(fold.hardware.threads):
+    watched = watched_pools("writes or evaluates predictions")
+    with interruption.watch_validation(), pools_on(fold.hardware.threads), watched:
         validate(trainer, fold.folder, made_with, before_case, after_case)
     recorder.finish("validation", **made_with, ended=now())
 
