@@ -5,6 +5,7 @@ looks at its workers only while it has work left to hand out, and at their error
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -59,7 +60,7 @@ def watched_pools(what: str) -> Iterator[None]:
             if errors and main is not None:
                 signal.pthread_kill(main, signal.SIGUSR2)
                 if not over.wait(UNWIND_SECONDS):
-                    _leave(errors[0], pools)
+                    _leave(errors[0])
                 return
 
     Pool.__init__, Pool.starmap_async = started, submitted  # type: ignore[method-assign]
@@ -93,12 +94,10 @@ def _explain(code: int, what: str) -> UserError:
     )
 
 
-def _leave(error: BaseException, pools: list[tuple[Pool, list[BaseProcess]]]) -> None:
+def _leave(error: BaseException) -> None:
     """Exit at once: waiting for a lock that a dead worker holds would never end."""
     traceback.print_exception(error)
     announce(f"Error: {error}")
-    for _, workers in pools:
-        for worker in workers:
-            with contextlib.suppress(OSError, ValueError):
-                worker.kill()
+    for worker in multiprocessing.active_children():  # those that replace dead ones, too
+        worker.kill()
     os._exit(1)

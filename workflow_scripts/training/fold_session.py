@@ -43,6 +43,7 @@ from workflow_scripts.training.exit_causes import (
 )
 from workflow_scripts.training.final_validation import is_whole, validate
 from workflow_scripts.training.lease import Lease, LeaseLostError, describe_process
+from workflow_scripts.training.packages import imported_from, inherited_settings
 from workflow_scripts.training.preemption import Deadline, Interruption
 from workflow_scripts.training.provenance import (
     check_identity,
@@ -183,7 +184,9 @@ def resume(
     started |= {"precision": hardware.precision, "memory_format": memory_format}
     started["gpu"] = hardware.gpu and str(hardware.gpu)
     started |= {"meter": meter.describe(), "memory_kills": kills}
-    ledger.append(started | _describe_circumstances(hardware.device, identity["trainer_code"]))
+    ledger.append(started | _describe_circumstances(
+        hardware.device, identity["trainer_code"], identity["nnunet_code"]
+    ))
 
     def after_epoch(entries: list[dict]) -> None:
         epochs = write_tables(entries)
@@ -276,7 +279,7 @@ def _describe_progress(fold: Fold, trainer: Any) -> str:
     return f"all {epochs} epochs done, {cases} of {fold.cases} validation cases predicted"
 
 
-def _describe_circumstances(device: str, trainer_code: str) -> dict[str, Any]:
+def _describe_circumstances(device: str, trainer_code: str, nnunet_code: str) -> dict[str, Any]:
     """Return software, machine and start of an attempt for the ledger."""
     process = describe_process()
     return {
@@ -285,6 +288,9 @@ def _describe_circumstances(device: str, trainer_code: str) -> dict[str, Any]:
         "job": process["job"],
         "git_commit": git_commit(),
         "trainer_code": trainer_code,
+        "nnunet_code": nnunet_code,
+        "imported_from": imported_from(),
+        "environment": inherited_settings(),
         "versions": {"workflow": workflow_version(), **versions()},
         "gpu_model": torch.cuda.get_device_name() if device == "cuda" else None,
     }

@@ -22,6 +22,7 @@ from workflow_scripts.records.energy_settings import EnergySettings
 from workflow_scripts.study.settings import RunSettings, TrainingSettings
 from workflow_scripts.study.specification import RunSpec
 from workflow_scripts.training import lease
+from workflow_scripts.training.packages import check_origins, code_hash
 from workflow_scripts.training.preemption import Deadline
 from workflow_scripts.training.provenance import trainer_code_hash, versions
 
@@ -59,6 +60,7 @@ def train_fold(
             device cannot be used, or the time limit is reached (the next run resumes).
     """
     deadline = Deadline(stop_after_minutes)
+    check_origins()
     found = hardware.prepare(settings.training, settings.training.threads)
     nnunet_setup.configure(found.processes, found.augmentation_workers, files.results)
     from workflow_scripts.records.run_tables import (
@@ -136,6 +138,7 @@ def _identify(
         **{key: getattr(training, key) for key in (*length, "seed")},
         "precision": found.precision,
         "trainer_code": trainer_code_hash(),
+        "nnunet_code": code_hash(nnunet_setup.find_trainer(run.trainer)),
         **versions(),
     }
     del identity["codecarbon"]

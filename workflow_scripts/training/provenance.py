@@ -19,7 +19,7 @@ from workflow_scripts.trainers.curricula.schedules.schedule import Schedule
 DISTRIBUTIONS = ("torch", "nnunetv2", "batchgeneratorsv2", "codecarbon")
 
 
-VERSIONS = {"trainer_code", "python", *DISTRIBUTIONS}
+VERSIONS = {"trainer_code", "nnunet_code", "python", *DISTRIBUTIONS}
 """Fields of an identity that describe the software of a training, not the training itself."""
 
 
