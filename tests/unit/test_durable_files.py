@@ -15,13 +15,15 @@ from workflow_scripts.trainers.curricula.resumable import ResumableTrainer
 
 
 @pytest.fixture
-def disk(monkeypatch):
+def disk(monkeypatch, tmp_path):
     """The names of the files that were written out or renamed, in order."""
     calls = []
     fsync, replace = os.fsync, Path.replace
 
     def recorded_fsync(descriptor):
-        calls.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        number = os.fstat(descriptor).st_ino
+        (path,) = [p for p in (tmp_path, *tmp_path.iterdir()) if p.stat().st_ino == number]
+        calls.append(("sync", path.name))
         fsync(descriptor)
 
     def recorded_replace(path, target):

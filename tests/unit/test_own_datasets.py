@@ -629,10 +629,14 @@ def test_names_of_two_unicode_forms_are_the_same_case_and_group(tmp_path):
     assert find_folds(tmp_path, None, [decomposed, "b"]) == [{"train": ["b"], "val": [decomposed]}]
 
 
-@pytest.mark.parametrize("other", ["Patient 7", "patient7", "patient07", "patient7.0", "ｐatient 7"])
+@pytest.mark.parametrize(
+    "other", ["Patient 7", "patient7", "patient07", "patient7.0", "ｐatient 7"]
+)
 def test_groups_that_are_probably_one_are_refused_with_both_lines(tmp_path, other):
     table = grouped(tmp_path, f"case,group\na,patient 7\nb,patient 8\nc,{other}\n")
-    with pytest.raises(UserError, match="line 4: the group .* is probably the 'patient 7' of line 2"):
+    with pytest.raises(
+        UserError, match=r"line 4: the group .* is probably the 'patient 7' of line 2"
+    ):
         read_groups(table, list("abc"))
 
 

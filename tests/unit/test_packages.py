@@ -77,4 +77,6 @@ def test_this_environment_s_packages_are_its_own():
 
 def test_settings_that_affect_arithmetic_or_speed_are_recorded():
     kept = {"OMP_NUM_THREADS": "1", "LD_PRELOAD": "x.so", "nnUNet_compile": "f", "MKL_CBWR": "AVX2"}
-    assert inherited_settings({**kept, "HOME": "/root", "PATH": "/bin"}) == dict(sorted(kept.items()))
+    assert inherited_settings({**kept, "HOME": "/root", "PATH": "/bin"}) == dict(
+        sorted(kept.items())
+    )

@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from workflow_scripts.common.console import announce
 from workflow_scripts.common.errors import UserError
-from workflow_scripts.common.files import digest, read_json
+from workflow_scripts.common.files import digest, read_json, write_json
 from workflow_scripts.common.hardware import Hardware, autocast_network, set_memory_format
 from workflow_scripts.common.nnunet_setup import find_trainer, pools_on
 from workflow_scripts.common.progress import Progress
@@ -28,6 +28,7 @@ from workflow_scripts.records.flop_counter import FlopTable
 from workflow_scripts.records.ledger import Ledger
 from workflow_scripts.records.recorder import Recorder
 from workflow_scripts.records.run_tables import epochs_table, kept_validation
+from workflow_scripts.study.data_changes import TRAINED_ON
 from workflow_scripts.study.settings import RunSettings
 from workflow_scripts.study.specification import RunSpec
 from workflow_scripts.trainers.curricula.resumable import TrainingStopped
@@ -64,6 +65,7 @@ class Fold:
         settings: how it is trained and validated.
         plans_file: nnU-Net's plans.
         identity: everything that determines the weights.
+        data: digest of the data of each case, if known.
         cases: number of cases of the final validation.
         folder: nnU-Net's fold folder.
         hardware: device, precision and threads.
@@ -73,6 +75,7 @@ class Fold:
     settings: RunSettings
     plans_file: Path
     identity: dict[str, Any]
+    data: dict[str, str]
     cases: int
     folder: Path
     hardware: Hardware
@@ -157,6 +160,8 @@ def resume(
     began = time.monotonic()
     if not fold.check_identity():
         check_identity(identity, fold.folder / "identity.json", False, False)
+        if fold.data:
+            write_json(fold.data, fold.folder / TRAINED_ON)
     checkpoint = next((path for path in (fold.final, fold.latest) if path.exists()), None)
     trainer = make_trainer(
         run, training, fold.plans_file, hardware.device, resume=fold.latest.exists()
@@ -184,9 +189,12 @@ def resume(
     started |= {"precision": hardware.precision, "memory_format": memory_format}
     started["gpu"] = hardware.gpu and str(hardware.gpu)
     started |= {"meter": meter.describe(), "memory_kills": kills}
-    ledger.append(started | _describe_circumstances(
-        hardware.device, identity["trainer_code"], identity["nnunet_code"]
-    ))
+    ledger.append(
+        started
+        | _describe_circumstances(
+            hardware.device, identity["trainer_code"], identity["nnunet_code"]
+        )
+    )
 
     def after_epoch(entries: list[dict]) -> None:
         epochs = write_tables(entries)
