@@ -1,7 +1,9 @@
 """A user's own datasets: which are accepted, which are refused in one line, and the outputs."""
 
+import gzip
 import json
 import re
+import struct
 from pathlib import Path
 
 import nibabel
@@ -244,9 +246,47 @@ def too_many_channels(folder):
         save(folder / f"imagesTr/cube_002_{channel:04d}.nii.gz", values)
 
 
+def nan_in_the_affine(folder):
+    patch_headers(folder, 280, float("nan"))
+
+
+def axis_without_length(folder):
+    patch_headers(folder, 88, 0)
+    patch_headers(folder, 312, 0, 0, 0, 0)
+
+
+def patch_headers(folder, offset, *values):
+    """Write float32 numbers into the NIfTI headers of a case; nibabel would not save them."""
+    for path in folder.glob("*/cube_002*"):
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        struct.pack_into(f"<{len(values)}f", content, offset, *values)
+        path.write_bytes(gzip.compress(bytes(content)))
+
+
+def complex_numbers(folder):
+    save(folder / "imagesTr/cube_002_0000.nii.gz", np.ones(SHAPE, np.complex64))
+
+
+def copy_case(folder, name):
+    for path in folder.glob("*/cube_002*"):
+        path.with_name(path.name.replace("cube_002", name)).write_bytes(path.read_bytes())
+    edit(folder, numTraining=4)
+
+
+def name_in_capitals(folder):
+    copy_case(folder, "CUBE_002")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (
+            nan_in_the_affine,
+            "cube_002: labelsTr/cube_002.nii.gz has an axis without length, or NaN",
+        ),
+        (axis_without_length, "cube_002: labelsTr/cube_002.nii.gz has an axis without length"),
+        (complex_numbers, "cube_002: imagesTr/cube_002_0000.nii.gz cannot be read by nnU-Net's"),
+        (name_in_capitals, "cube_002: the name differs from CUBE_002 only in case"),
         (remove_label, "cube_002: labelsTr/cube_002.nii.gz is missing"),
         (remove_channel, "cube_002: imagesTr/cube_002_0001.nii.gz is missing"),
         (label_without_image, "cube_004: imagesTr/cube_004_0001.nii.gz is missing"),

@@ -63,7 +63,7 @@ def watched_pools(what: str) -> Iterator[None]:
                     _leave(errors[0])
                 return
 
-    Pool.__init__, Pool.starmap_async = started, submitted  # type: ignore[method-assign]
+    Pool.__init__, Pool.starmap_async = started, submitted  # type: ignore[method-assign,assignment]
     former = signal.signal(signal.SIGUSR2, fail)
     watcher = threading.Thread(target=watch, args=(threading.main_thread().ident,), daemon=True)
     watcher.start()

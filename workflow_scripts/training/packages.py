@@ -68,8 +68,8 @@ def code_hash(trainer: type, packages: Iterable[str] = NNUNET) -> str:
             path = Path(spec.origin)
             files.append((Path(path.name), path))
     total = hashlib.sha256()
-    for name, path in files:
-        total.update(f"{name.as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    for relative, path in files:
+        total.update(f"{relative.as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return total.hexdigest()[:16]
 
 
