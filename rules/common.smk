@@ -23,6 +23,7 @@ from workflow_scripts.common.gpus import count_gpus
 from workflow_scripts.common.nnunet_setup import PREPROCESSED, RAW
 from workflow_scripts.study.config_validation import check_config
 from workflow_scripts.study.curriculum_search import TRIAL
+from workflow_scripts.study.data_changes import check_data
 from workflow_scripts.study.job_resources import JobResources
 from workflow_scripts.study.isolation import check_python, isolate
 from workflow_scripts.study.script_inputs import imported_modules
@@ -33,6 +34,8 @@ from workflow_scripts.study.tasks import (
     DEMO_TOLERANCE_MM,
     check_folds,
     check_own_tasks,
+    not_converted,
+    not_imported,
     read_register,
 )
 
@@ -54,6 +57,8 @@ try:
     check_config(config, BASE / "config/schemas/config.schema.yaml")
     check_own_tasks(config, RAW)
     check_folds(config, PREPROCESSED)
+    if workflow.is_main_process:
+        check_data(config["study"], config["tasks"])
 except ConfigError as error:
     sys.exit(str(error))
 

@@ -8,6 +8,9 @@ REQUIRED INPUTS:
     for an own task, its folder in the configuration. It is only read and deliberately not an input:
     an imported task no longer needs it (except for the images, if they are links)
 
+The data of a task are converted or imported only once. The rules for that do not apply to imported tasks, so
+that no change of their code deletes a dataset.json whose source may be gone (`not_converted`, `not_imported`).
+
 OUTPUTS:
 
     resources/archives/{task}.tar                 checksum verified; a link if found in `archives`
@@ -87,7 +90,7 @@ rule convert_task:
     log:
         "logs/convert_task/{dataset}.log",
     wildcard_constraints:
-        dataset="|".join(STUDY.dataset_of[task] for task in [*MSD, DEMO_TASK]),
+        dataset="|".join(not_converted([*MSD, DEMO_TASK], RAW, config["archives"])) or "(?!)",
     conda:
         "../envs/nnunet.yaml"
     threads: cores_for_data(4)
@@ -105,7 +108,7 @@ rule import_own_task:
     log:
         "logs/import_own_task/{dataset}.log",
     wildcard_constraints:
-        dataset="|".join(STUDY.dataset_of[task] for task in config["own_tasks"]) or "(?!)",
+        dataset="|".join(not_imported(config["own_tasks"], RAW)) or "(?!)",
     conda:
         "../envs/nnunet.yaml"
     threads: 4

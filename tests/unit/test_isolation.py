@@ -14,7 +14,13 @@ from helpers.tree import ROOT
 from workflow_scripts.common.errors import ConfigError
 from workflow_scripts.common.figure_style import load_style
 from workflow_scripts.records.energy_meter import EnergyMeter, EnergySettings
-from workflow_scripts.study.isolation import check_python, hide_user_site, isolate, name_user
+from workflow_scripts.study.isolation import (
+    check_python,
+    hide_python_path,
+    hide_user_site,
+    isolate,
+    name_user,
+)
 
 DROPPED = [
     "CODECARBON_CLOUD_REGION",
@@ -32,11 +38,15 @@ DROPPED = [
     "PYTHONWARNINGS",
     "PYTHONOPTIMIZE",
     "PYTHONIOENCODING",
+    "PYTHONHOME",
+    "PYTHONVERBOSE",
+    "ITK_AUTOLOAD_PATH",
+    "BLOSC_NTHREADS",
     "LANGUAGE",
     "LC_NUMERIC",
 ]
 KEPT = ["nnUNet_extTrainer", "nnUNet_compile", "PYTORCH_CUDA_ALLOC_CONF", "CUDA_VISIBLE_DEVICES"]
-KEPT += ["PYTHONPATH", "HTTPS_PROXY", "TMPDIR", "SLURM_JOB_ID", "OMP_NUM_THREADS"]
+KEPT += ["HTTPS_PROXY", "TMPDIR", "SLURM_JOB_ID", "OMP_NUM_THREADS"]
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +94,15 @@ def test_user_packages_are_hidden_unless_snakemake_is_one(monkeypatch, tmp_path,
     os.environ["PYTHONNOUSERSITE"] = ""
     hide_user_site()
     assert os.environ["PYTHONNOUSERSITE"] == ("" if at_home else "1")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_copy_on_the_python_path_is_not_imported_unless_snakemake_is_there(tmp_path, there):
+    """It would train, and the version of the installed package would be recorded."""
+    path = str(Path(snakemake.__file__).parents[1]) if there else ""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(tmp_path), path])
+    hide_python_path()
+    assert ("PYTHONPATH" in os.environ) is there
 
 
 REGION = "[codecarbon]\ncloud_provider = aws\ncloud_region = us-east-1\nforce_cpu_power = 9000\n"

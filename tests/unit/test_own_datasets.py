@@ -1,7 +1,9 @@
 """A user's own datasets: which are accepted, which are refused in one line, and the outputs."""
 
+import gzip
 import json
 import re
+import struct
 from pathlib import Path
 
 import nibabel
@@ -13,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.images import Image
 from workflow_scripts.data.conversion import import_own_task
+from workflow_scripts.data.dataset_checks import _orientation
 from workflow_scripts.data.own_datasets import check_raw, is_raw
 from workflow_scripts.data.own_folds import draw_folds, find_folds, read_groups
 from workflow_scripts.planning.write_splits import find_splits
@@ -244,9 +248,48 @@ def too_many_channels(folder):
         save(folder / f"imagesTr/cube_002_{channel:04d}.nii.gz", values)
 
 
+def nan_in_the_affine(folder):
+    patch_headers(folder, 280, float("nan"))
+
+
+def patch_headers(folder, offset, *values):
+    """Write float32 numbers into the NIfTI headers of a case; nibabel would not save them."""
+    for path in folder.glob("*/cube_002*"):
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        struct.pack_into(f"<{len(values)}f", content, offset, *values)
+        path.write_bytes(gzip.compress(bytes(content)))
+
+
+def complex_numbers(folder):
+    save(folder / "imagesTr/cube_002_0000.nii.gz", np.ones(SHAPE, np.complex64))
+
+
+def copy_case(folder, name):
+    for path in folder.glob("*/cube_002*"):
+        path.with_name(path.name.replace("cube_002", name)).write_bytes(path.read_bytes())
+    edit(folder, numTraining=4)
+
+
+def name_in_capitals(folder):
+    copy_case(folder, "CUBE_002")
+
+
+def test_an_axis_without_length_is_no_orientation():
+    values = np.zeros((1, *SHAPE), np.float32)
+    for affine, faulty in ((np.eye(4), False), (np.diag([1.0, 1, 0, 1]), True), (None, False)):
+        image = Image(values, (1.0, 1.0, 1.0), affine)
+        assert bool(_orientation(image, Path("imagesTr/a.nii.gz"))) is faulty
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (
+            nan_in_the_affine,
+            "cube_002: labelsTr/cube_002.nii.gz has an axis without length, or NaN",
+        ),
+        (complex_numbers, "cube_002: imagesTr/cube_002_0000.nii.gz cannot be read by nnU-Net's"),
+        (name_in_capitals, "cube_002: the name differs from CUBE_002 only in case"),
         (remove_label, "cube_002: labelsTr/cube_002.nii.gz is missing"),
         (remove_channel, "cube_002: imagesTr/cube_002_0001.nii.gz is missing"),
         (label_without_image, "cube_004: imagesTr/cube_004_0001.nii.gz is missing"),
@@ -582,15 +625,75 @@ def test_groups_are_read_as_text(tmp_path):
     [
         ("case,patient\na,1\n", "no table with the columns `case` and `group`"),
         ("", "no table with the columns `case` and `group`"),
-        ("case,group\na,1\na,2\n", "a twice in the column `case`"),
+        ("case,group\na,1\na,2\n", "line 3: a is twice in the column `case`.*line 2"),
         ("case,group\na,1\n", "no group for b, c, d and 1 more"),
-        ("case,group\na,\nb,1\nc,1\nd,1\ne,1\n", "no group for a"),
+        ("case,group\na,\nb,1\nc,1\nd,1\ne,1\n", "line 2: no group for a"),
+        ("case,group,group\na,1,1\n", "once each"),
+        ("case,group\na,1\nb,1,2\n", "line 3: 3 cells, but the header has 2"),
+        ("case,group\na\n", "line 2: 1 cells, but the header has 2"),
     ],
 )
 def test_a_table_of_groups_that_cannot_be_used_is_refused(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
         read_groups(grouped(tmp_path, text), list("abcde"))
     assert str(tmp_path / "patients.csv") in str(error.value)
+
+
+SAME = {
+    "a space behind": ("patient_1 ", "\ufeffcase,group\n"),
+    "a space in front, quoted": ('" patient_1"', "case,group\n"),
+    "a non-breaking space": ("patient_1\xa0", "case,group\n"),
+    "no width": ("patient_1\u200b", "case,group\n"),
+    "tabs": ("patient_1 ", "case\tgroup\n"),
+    "semicolons and Excel's first line": ("patient_1 ", "sep=;\ncase;group\n"),
+    "a comment and an empty line": ("patient_1", "# scans\n\nCase , Group\n"),
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+@pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_what_nobody_sees_makes_no_other_patient(tmp_path, kind, ending):
+    """Scans of one patient would lie in training and validation."""
+    group, header = SAME[kind]
+    mark = next(mark for mark in "\t;," if mark in header.splitlines()[-1])
+    text = f"{header}a{mark}patient_1\n b {mark}{group}\n"
+    table = tmp_path / "patients.csv"
+    table.write_bytes(text.replace("\n", ending).encode())
+    assert read_groups(table, ["a", "b"]) == {"a": "patient_1", "b": "patient_1"}
+
+
+def test_names_of_two_unicode_forms_are_the_same_case_and_group(tmp_path):
+    composed, decomposed = "Zo\xeb", "Zoe\u0308"
+    table = tmp_path / "patients.csv"
+    table.write_text(f"case,group\n{composed},{decomposed}\nb,{composed}\n", encoding="utf-16")
+    assert read_groups(table, [decomposed, "b"]) == {decomposed: composed, "b": composed}
+    splits = tmp_path / "splits_final.json"
+    splits.write_text(json.dumps([{"train": ["b "], "val": [composed]}]))
+    assert find_folds(tmp_path, None, [decomposed, "b"]) == [{"train": ["b"], "val": [decomposed]}]
+
+
+@pytest.mark.parametrize(
+    "other", ["Patient 7", "patient7", "patient07", "patient7.0", "ｐatient 7"]
+)
+def test_groups_that_are_probably_one_are_refused_with_both_lines(tmp_path, other):
+    table = grouped(tmp_path, f"case,group\na,patient 7\nb,patient 8\nc,{other}\n")
+    with pytest.raises(
+        UserError, match=r"line 4: the group .* is probably the 'patient 7' of line 2"
+    ):
+        read_groups(table, list("abc"))
+
+
+def test_groups_that_differ_stay_apart(tmp_path):
+    groups = dict(zip("abcdef", ["1", "10", "100", "1.5", "1.05", "p1"], strict=True))
+    rows = "\n".join(f"{case},{group}" for case, group in groups.items())
+    assert read_groups(grouped(tmp_path, f"case,group\n{rows}"), list(groups)) == groups
+
+
+def test_a_table_in_another_encoding_is_refused_with_its_line(tmp_path):
+    table = tmp_path / "patients.csv"
+    table.write_bytes("case,group\na,Müller\n".encode("cp1252"))
+    with pytest.raises(UserError, match=r"patients\.csv, line 2: not UTF-8 text"):
+        read_groups(table, ["a"])
 
 
 def test_fewer_groups_than_folds_and_both_kinds_of_folds_are_refused(dataset, tmp_path):

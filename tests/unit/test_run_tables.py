@@ -430,6 +430,9 @@ def test_describe_run_writes_what_is_read(tmp_path):
         "file_ending",
         "gpu",
         *COUNTED_LATER,
+        "nnunet_code",
+        "imported_from",
+        "environment",
     }
 
 

@@ -11,21 +11,23 @@ from typing import Any
 import pandas as pd
 
 from workflow_scripts.common.errors import UserError
+from workflow_scripts.trainers.curricula.durable_files import replace_durably
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path next to `path` for a file or folder, which then replaces `path`.
 
-    Readers thus never see incomplete output. Incomplete output is removed, including that of an
-    earlier process that was killed. If `path` is a folder, the caller must remove it first.
+    Readers thus never see incomplete output, nor an incomplete file after a power cut. Incomplete
+    output is removed, including that of an earlier process that was killed. If `path` is a folder,
+    the caller must remove it first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     _remove(partial)
     try:
         yield partial
-        partial.replace(path)
+        replace_durably(partial, path)
     finally:
         _remove(partial)
 

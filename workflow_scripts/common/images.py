@@ -171,6 +171,8 @@ def check_whole(path: Path) -> None:
     if name.endswith((".nii.gz", ".nii")):
         image: Any = nibabel.load(path)
         voxels, item = math.prod(image.shape), image.get_data_dtype().itemsize
+        if image.get_data_dtype().kind == "c":
+            raise RuntimeError("complex numbers, of which nnU-Net would keep the real part")
         wanted = int(image.dataobj.offset) + voxels * item
     elif name.endswith(".gipl"):
         header = SimpleITK.ImageFileReader()

@@ -3,8 +3,10 @@
 import importlib
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Listener
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,11 @@ SPLITS = "splits_final.json"
 
 
 def configure(processes: int, augmentation_workers: int = 1, results: Path | None = None) -> None:
-    """Set nnU-Net's folders and worker counts, which it reads when it is first imported."""
+    """Set nnU-Net's folders and worker counts, which it reads when it is first imported.
+
+    Raises UserError if its workers could not hand over their data.
+    """
+    check_sockets()
     os.environ["nnUNet_raw"] = str(RAW.absolute())
     os.environ["nnUNet_preprocessed"] = str(PREPROCESSED.absolute())
     os.environ.pop("nnUNet_results", None)
@@ -53,6 +59,22 @@ def pools_on(cores: int) -> Iterator[None]:
         yield
     finally:
         multiprocessing.get_context = given
+
+
+def check_sockets() -> None:
+    """Check that processes can exchange data through sockets in the folder for temporary files.
+
+    Raises UserError if they cannot: torch hands over every batch through such a socket. Its path
+    has at most 107 bytes on Linux and 103 on macOS, and some network file systems have no sockets.
+    """
+    try:
+        Listener(None, "AF_UNIX").close()
+    except OSError as error:
+        raise UserError(
+            f"TMPDIR is {tempfile.gettempdir()}, where processes cannot exchange data through "
+            f"sockets ({error}). Set TMPDIR to a folder with a short path on a local disk, such as "
+            "/tmp"
+        ) from error
 
 
 def dataset_number(dataset: str) -> int:

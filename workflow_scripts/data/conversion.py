@@ -12,6 +12,7 @@ from workflow_scripts.common.nnunet_setup import SPLITS, pools_on
 from workflow_scripts.data.dataset_checks import case_name, check_dataset, read_description
 from workflow_scripts.data.own_datasets import SPACING_FILES, check_raw, is_raw
 from workflow_scripts.data.own_folds import find_folds
+from workflow_scripts.study.data_changes import RECORD, write_record
 from workflow_scripts.study.tasks import GROUPS, SOURCE, absolute
 
 
@@ -104,6 +105,7 @@ def import_own_task(
             cases = link_raw(source, made, threads)
         else:
             cases = convert_msd(source, staging / task, made, threads)
+            write_record(source, made / RECORD, threads)
         table = absolute(groups)
         folds = find_folds(source, Path(table) if table else None, cases)
         if folds is not None:

@@ -3,7 +3,8 @@
 `check_dataset` is for the Medical Segmentation Decathlon's format (MSD), `check_cases` for any.
 """
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -138,6 +139,7 @@ def check_cases(
     if not cases:
         return []
     faults = [f"{case}: {fault}" for case in cases if (fault := check_name(case))]
+    faults += _same_names(cases)
     reader = find_reader(description, cases[min(cases)][0][0])
     pool = ThreadPoolExecutor(max_workers=max(1, threads))
     with pool, progress_bar(len(cases), "case", f"check {name}") as bar:
@@ -152,6 +154,20 @@ def check_cases(
     if not faults and values <= {0}:
         faults.append("no case has foreground, so nnU-Net cannot plan from these labels")
     return [*faults, FLAT] if flat else faults
+
+
+def _same_names(cases: Iterable[str]) -> list[str]:
+    """Return the cases whose files would replace those of another case on some file systems."""
+    first: dict[str, str] = {}
+    faults = []
+    for case in sorted(cases):
+        other = first.setdefault(unicodedata.normalize("NFC", case).casefold(), case)
+        if other != case:
+            faults.append(
+                f"{case}: the name differs from {other} only in case or in the form of its "
+                "accents: rename one, or remove it if it is the same case"
+            )
+    return faults
 
 
 def check_case(
@@ -169,7 +185,7 @@ def check_case(
     """
     try:
         reference = _read(label, reader, is_label=True)
-        faults = []
+        faults = _orientation(reference, label)
         values = set(pd.unique(reference.values.ravel()).tolist())
         if alien := sorted(values - labels):
             shown = ", ".join(f"{value:.9g}" for value in alien[:5])
@@ -177,6 +193,7 @@ def check_case(
         found = 0
         for path in images:
             image = _read(path, reader, is_label=False)
+            faults += _orientation(image, path) if not faults else []
             faults += _differences(image, reference)
             found += len(image.values)
     except _UnreadableError as error:
@@ -204,6 +221,19 @@ def _read(path: Path, reader: BaseReaderWriter, is_label: bool) -> Image:
             f"{path.parent.name}/{path.name} contains values that are not finite"
         )
     return image
+
+
+def _orientation(image: Image, path: Path) -> list[str]:
+    """Return a fault if an image has no orientation that can be used.
+
+    Readers accept it, and a comparison with NaN finds no difference.
+    """
+    if image.affine is None or abs(np.linalg.det(image.affine)) > 0:  # False for NaN
+        return []
+    return [
+        f"{path.parent.name}/{path.name} has an axis without length, or NaN, in its orientation "
+        "(affine)"
+    ]
 
 
 def _differences(image: Image, reference: Image) -> list[str]:

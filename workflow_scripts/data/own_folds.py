@@ -3,13 +3,14 @@
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-import pandas as pd
 from sklearn.model_selection import GroupKFold
 
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import read_json
 from workflow_scripts.common.nnunet_setup import FOLDS, SPLITS
+from workflow_scripts.data.typed_tables import clean, likeness, read_table
 
+PARTS = ("train", "val")
 Folds = list[dict[str, list[str]]]
 """In nnU-Net's format: the cases of `train` and `val` of each fold."""
 
@@ -44,16 +45,19 @@ def read_folds(path: Path, cases: Collection[str]) -> Folds:
     """Read and check a `splits_final.json`.
 
     Every fold needs training cases and different validation cases, all from the dataset. No case
-    may be validated in two folds, because the statistics treat cases as independent.
+    may be validated in two folds, because the statistics treat cases as independent. Names may
+    differ from the dataset's as described in `typed_tables.clean`.
 
     Raises:
         UserError: the message names the first fault of each fold.
     """
     folds = read_json(path, "it must list the folds in nnU-Net's format", kind=list)
+    named = {clean(case): case for case in cases}
+    read: Folds = []
     faults, seen = [], dict[str, int]()
     for number, fold in enumerate(folds):
         try:
-            train, val = set(fold["train"]), set(fold["val"])
+            train, val = ({named.get(clean(c), c) for c in fold[part]} for part in PARTS)
         except (KeyError, TypeError):
             faults.append(f"fold {number}: it needs the lists `train` and `val`")
             continue
@@ -67,35 +71,48 @@ def read_folds(path: Path, cases: Collection[str]) -> Folds:
         elif again:
             faults.append(f"fold {number}: {_few(again)} in `val` of fold {seen[min(again)]} too")
         seen |= dict.fromkeys(val, number)
+        read.append({"train": sorted(map(str, train)), "val": sorted(map(str, val))})
     if faults or not folds:
         raise UserError(f"{path}: " + ("; ".join(faults) or "no folds"))
-    return [{part: sorted(set(fold[part])) for part in ("train", "val")} for fold in folds]
+    return read
 
 
-def read_groups(path: Path, cases: Iterable[str]) -> dict[str, str]:
+def read_groups(path: Path, cases: Collection[str]) -> dict[str, str]:
     """Read a table: case -> its group, as text.
 
-    The table has the columns `case` and `group` (the patient, for example). Columns are separated
-    by commas, semicolons (as Excel does in many countries) or tabs. Other cases are ignored.
+    The table has the columns `case` and `group` (the patient, for example), in any form that
+    `typed_tables.read_table` accepts. Other cases are ignored.
 
     Raises:
-        UserError: the table or a column is missing, or a case is missing, duplicated or ungrouped.
+        UserError: the table or a column is missing; a case is missing, duplicated or ungrouped; or
+            two groups are so alike that they are probably one.
     """
-    try:
-        header = path.read_text(encoding="utf-8-sig").partition("\n")[0]
-        separator = next((mark for mark in "\t;" if mark in header), ",")
-        table = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
-        table = table[["case", "group"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: no table with the columns `case` and `group` ({error})") from None
-    group_of = dict(zip(table["case"], table["group"], strict=True))
-    if doubled := set(table.loc[table["case"].duplicated(), "case"]):
-        raise UserError(f"{path}: {_few(doubled)} twice in the column `case`")
-    if missing := {case for case in cases if not group_of.get(case)}:
+    rows = read_table(path, ("case", "group"))
+    known = {clean(case): case for case in cases}
+    group_of, lines = dict[str, str](), dict[str, int]()
+    groups = dict[str, tuple[str, int]]()
+    for line, (case, group) in rows:
+        if case in lines:
+            raise UserError(
+                f"{path}, line {line}: {case} is twice in the column `case`; the first time in "
+                f"line {lines[case]}"
+            )
+        lines[case] = line
+        if case not in known:
+            continue
+        if not group:
+            raise UserError(f"{path}, line {line}: no group for {case}")
+        alike, before = groups.setdefault(likeness(group), (group, line))
+        if alike != group:
+            raise UserError(
+                f"{path}, line {line}: the group {group!r} is probably the {alike!r} of line "
+                f"{before}. If so, write both alike; if not, give them names that differ in more "
+                "than case, spaces, leading zeros or decimals"
+            )
+        group_of[known[case]] = group
+    if missing := set(cases) - set(group_of):
         raise UserError(f"{path}: no group for {_few(missing)}")
-    return {case: group_of[case] for case in sorted(cases)}
+    return dict(sorted(group_of.items()))
 
 
 def draw_folds(group_of: dict[str, str]) -> Folds:

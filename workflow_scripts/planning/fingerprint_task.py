@@ -2,6 +2,7 @@
 
 from workflow_scripts.common import nnunet_setup
 from workflow_scripts.common.console import redirect
+from workflow_scripts.common.worker_pools import watched_pools
 
 
 def fingerprint_task(dataset: str, processes: int) -> None:
@@ -10,7 +11,7 @@ def fingerprint_task(dataset: str, processes: int) -> None:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
 
     number = nnunet_setup.dataset_number(dataset)
-    with nnunet_setup.pools_on(processes):
+    with nnunet_setup.pools_on(processes), watched_pools("reads the cases"):
         extract_fingerprint_dataset(number, num_processes=processes, check_dataset_integrity=True)
 
 

@@ -12,6 +12,8 @@ from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import read_json, write_json
 from workflow_scripts.common.formatting import DISK, in_unit
 from workflow_scripts.common.hashing import json_hash
+from workflow_scripts.common.worker_pools import watched_pools
+from workflow_scripts.study.data_changes import RECORD, changed_cases, folds_of, write_record
 
 FILES = (".b2nd", "_seg.b2nd", ".pkl")
 """Endings of the files that nnU-Net 2.8.1 keeps per case (`nnUNetDatasetBlosc2`)."""
@@ -42,7 +44,7 @@ def preprocess_task(dataset: str, plans: str, configuration: str, processes: int
         )
     check_memory(read_json(nnunet_setup.PREPROCESSED / dataset / "dataset_fingerprint.json"))
     number = nnunet_setup.dataset_number(dataset)
-    with nnunet_setup.pools_on(processes):
+    with nnunet_setup.pools_on(processes), watched_pools("preprocesses the cases"):
         preprocess_dataset(number, plans, (configuration,), num_processes=(processes,))
     identifier = content["configurations"][configuration]["data_identifier"]
     return describe_preprocessed(
@@ -90,9 +92,27 @@ def describe_preprocessed(folder: Path, raw: Path, plans_hash: str) -> dict[str,
     return {"data_identifier": folder.name, "plans_hash": plans_hash, "cases": cases}
 
 
+def record_data(dataset: str, study: str, threads: int) -> None:
+    """Record the data that will be preprocessed.
+
+    Raises:
+        UserError: the study has trainings on other data; nothing of it has been touched.
+    """
+    raw, folder = nnunet_setup.RAW / dataset, nnunet_setup.PREPROCESSED / dataset
+    write_record(raw, folder / RECORD, threads)
+    for fold in folds_of(study, dataset):
+        if cases := changed_cases(fold, folder):
+            raise UserError(
+                f"{fold} was trained on other data: {cases[0]} and {len(cases) - 1} more cases "
+                "differ. Choose another `study` name, or remove the task's results "
+                "(docs/how-to/own_dataset.md#when-the-data-change)"
+            )
+
+
 if __name__ == "__main__":
     redirect(snakemake.log[0])
 
+    record_data(snakemake.wildcards.dataset, snakemake.config["study"], snakemake.threads)
     manifest = preprocess_task(
         dataset=snakemake.wildcards.dataset,
         plans=snakemake.params.plans,

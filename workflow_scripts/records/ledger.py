@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from workflow_scripts.trainers.curricula.durable_files import sync
+
 Entry = dict[str, Any]
 """A line of the ledger, identified by its keys `entry` and `phase`."""
 
@@ -44,6 +46,7 @@ class Ledger:
         """Write one entry and flush it to the disk."""
         self._before_append()
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self.path.exists()
         with self.path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
@@ -52,3 +55,5 @@ class Ledger:
             file.write(json.dumps(entry).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            sync(self.path.parent)

@@ -27,6 +27,8 @@ RUN_KEYS = [
 TRAINED_KEYS = [
     "device", "precision", "threads", "gpu_model", "versions", "git_commit", "trainer_code",
 ]  # fmt: skip
+ADDED_LATER = ["nnunet_code", "imported_from", "environment"]
+"""Keys missing in the ledgers of earlier versions."""
 SUMMED = ["seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds", "train_gflop"]
 COUNTED_LATER = ["compile_seconds", "skipped_steps"]
 """Sums that ledgers of earlier versions lack."""
@@ -200,6 +202,7 @@ def describe_run(
         "stages": int(epochs["stage"].nunique(dropna=False)),
         **{key: trained[key] for key in TRAINED_KEYS},
         "gpu": trained.get("gpu"),
+        **{key: trained.get(key) for key in ADDED_LATER},
         "cpu_model": trained["meter"]["cpu_model"],
         "attempts": len(attempts),
         "started": attempts[0]["started"],

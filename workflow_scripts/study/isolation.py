@@ -22,7 +22,9 @@ DROPPED = re.compile(
     "(codecarbon|nnUNet|torch|pytorch|torchdynamo|torchinductor|dnnl|onednn|jupyter|ipython|tqdm)_.*"
     "|NVIDIA_TF32_OVERRIDE|IPYTHONDIR"
     # Python reads these: warnings become errors, assertions vanish, encodings change.
-    "|PYTHON(WARNINGS|OPTIMIZE|STARTUP|IOENCODING|INSPECT|DEVMODE|TRACEMALLOC)"
+    "|PYTHON(WARNINGS|OPTIMIZE|STARTUP|IOENCODING|INSPECT|DEVMODE|TRACEMALLOC|VERBOSE|DEBUG|HOME)"
+    # nibabel, SimpleITK and blosc2 read these: threads, compression and loaded plugins.
+    "|ITK_AUTOLOAD_PATH|BLOSC_.*|NIBABEL_.*"
     "|LANG|LANGUAGE|LC_.*",
     re.IGNORECASE,
 )
@@ -54,6 +56,7 @@ def isolate() -> None:
     }
     name_user()
     hide_user_site()
+    hide_python_path()
 
 
 def name_user() -> None:
@@ -72,3 +75,16 @@ def hide_user_site() -> None:
     folder = Path(str(distribution("snakemake").locate_file("")))
     if not folder.is_relative_to(site.getusersitepackages()):
         os.environ["PYTHONNOUSERSITE"] = "1"
+
+
+def hide_python_path() -> None:
+    """Let no folder of PYTHONPATH precede the packages of the environment in any job.
+
+    Snakemake hands its own search path to scripts, behind their site-packages: what only PYTHONPATH
+    provides can still be imported. Nothing changes if Snakemake itself comes from there, as in the
+    modules of some clusters; `training.packages` then refuses packages of another origin.
+    """
+    folder = Path(str(distribution("snakemake").locate_file(""))).resolve()
+    listed = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if folder not in {Path(entry).resolve() for entry in filter(None, listed)}:
+        os.environ.pop("PYTHONPATH", None)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,40 @@ def check_own_tasks(config: dict[str, Any], raw: Path) -> None:
         if own.get("groups") and not Path(str(absolute(own["groups"]))).is_file():
             problems.append(f"own_tasks.{task}.groups: {own['groups']} is not a file")
     _refuse(problems)
+
+
+ARCHIVES = Path("resources/archives")
+
+
+def not_imported(own_tasks: Iterable[str], raw: Path) -> list[str]:
+    """Return the datasets of own tasks that have not been imported to `raw` yet.
+
+    An imported task is never imported again by itself: its folder may be gone or changed, and
+    Snakemake deletes `dataset.json` before a job that makes it again.
+    """
+    datasets = map(dataset_of, own_tasks)
+    return [dataset for dataset in datasets if not (raw / dataset / "dataset.json").is_file()]
+
+
+def not_converted(tasks: Iterable[str], raw: Path, archives: str | None) -> list[str]:
+    """Return the datasets of MSD tasks that are not in `raw`, or whose archive is at hand.
+
+    The others were converted and their archive was removed: an update of the code does not download
+    it again. The demo's archive can always be made again.
+
+    Args:
+        tasks: MSD's tasks and the demo.
+        raw: nnU-Net's folder of raw datasets.
+        archives: the folder `archives` of the configuration.
+    """
+    places = [ARCHIVES, *([Path(str(absolute(archives)))] if archives else [])]
+    return [
+        dataset_of(task)
+        for task in tasks
+        if task == DEMO_TASK
+        or not (raw / dataset_of(task) / "dataset.json").is_file()
+        or any((place / f"{task}.tar").is_file() for place in places)
+    ]
 
 
 def check_folds(config: dict[str, Any], preprocessed: Path) -> None:

@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from workflow_scripts.common.console import announce
 from workflow_scripts.common.errors import UserError
-from workflow_scripts.common.files import digest, read_json
+from workflow_scripts.common.files import digest, read_json, write_json
 from workflow_scripts.common.hardware import Hardware, autocast_network, set_memory_format
 from workflow_scripts.common.nnunet_setup import find_trainer, pools_on
 from workflow_scripts.common.progress import Progress
@@ -22,11 +22,13 @@ from workflow_scripts.common.trainer_protocol import (
     mirrors,
 )
 from workflow_scripts.common.version import workflow_version
+from workflow_scripts.common.worker_pools import watched_pools
 from workflow_scripts.records.energy_meter import EnergyMeter
 from workflow_scripts.records.flop_counter import FlopTable
 from workflow_scripts.records.ledger import Ledger
 from workflow_scripts.records.recorder import Recorder
 from workflow_scripts.records.run_tables import epochs_table, kept_validation
+from workflow_scripts.study.data_changes import TRAINED_ON
 from workflow_scripts.study.settings import RunSettings
 from workflow_scripts.study.specification import RunSpec
 from workflow_scripts.trainers.curricula.resumable import TrainingStopped
@@ -42,6 +44,7 @@ from workflow_scripts.training.exit_causes import (
 )
 from workflow_scripts.training.final_validation import is_whole, validate
 from workflow_scripts.training.lease import Lease, LeaseLostError, describe_process
+from workflow_scripts.training.packages import imported_from, inherited_settings
 from workflow_scripts.training.preemption import Deadline, Interruption
 from workflow_scripts.training.provenance import (
     check_identity,
@@ -62,6 +65,7 @@ class Fold:
         settings: how it is trained and validated.
         plans_file: nnU-Net's plans.
         identity: everything that determines the weights.
+        data: digest of the data of each case, if known.
         cases: number of cases of the final validation.
         folder: nnU-Net's fold folder.
         hardware: device, precision and threads.
@@ -71,6 +75,7 @@ class Fold:
     settings: RunSettings
     plans_file: Path
     identity: dict[str, Any]
+    data: dict[str, str]
     cases: int
     folder: Path
     hardware: Hardware
@@ -155,6 +160,8 @@ def resume(
     began = time.monotonic()
     if not fold.check_identity():
         check_identity(identity, fold.folder / "identity.json", False, False)
+        if fold.data:
+            write_json(fold.data, fold.folder / TRAINED_ON)
     checkpoint = next((path for path in (fold.final, fold.latest) if path.exists()), None)
     trainer = make_trainer(
         run, training, fold.plans_file, hardware.device, resume=fold.latest.exists()
@@ -182,7 +189,12 @@ def resume(
     started |= {"precision": hardware.precision, "memory_format": memory_format}
     started["gpu"] = hardware.gpu and str(hardware.gpu)
     started |= {"meter": meter.describe(), "memory_kills": kills}
-    ledger.append(started | _describe_circumstances(hardware.device, identity["trainer_code"]))
+    ledger.append(
+        started
+        | _describe_circumstances(
+            hardware.device, identity["trainer_code"], identity["nnunet_code"]
+        )
+    )
 
     def after_epoch(entries: list[dict]) -> None:
         epochs = write_tables(entries)
@@ -256,7 +268,8 @@ def _validate(
         recorder.finish("validation", partial=True, case=case)
         progress.show(number)
 
-    with interruption.watch_validation(), pools_on(fold.hardware.threads):
+    watched = watched_pools("writes or evaluates predictions")
+    with interruption.watch_validation(), pools_on(fold.hardware.threads), watched:
         validate(trainer, fold.folder, made_with, before_case, after_case)
     recorder.finish("validation", **made_with, ended=now())
 
@@ -274,7 +287,7 @@ def _describe_progress(fold: Fold, trainer: Any) -> str:
     return f"all {epochs} epochs done, {cases} of {fold.cases} validation cases predicted"
 
 
-def _describe_circumstances(device: str, trainer_code: str) -> dict[str, Any]:
+def _describe_circumstances(device: str, trainer_code: str, nnunet_code: str) -> dict[str, Any]:
     """Return software, machine and start of an attempt for the ledger."""
     process = describe_process()
     return {
@@ -283,6 +296,9 @@ def _describe_circumstances(device: str, trainer_code: str) -> dict[str, Any]:
         "job": process["job"],
         "git_commit": git_commit(),
         "trainer_code": trainer_code,
+        "nnunet_code": nnunet_code,
+        "imported_from": imported_from(),
+        "environment": inherited_settings(),
         "versions": {"workflow": workflow_version(), **versions()},
         "gpu_model": torch.cuda.get_device_name() if device == "cuda" else None,
     }

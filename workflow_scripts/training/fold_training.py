@@ -19,9 +19,11 @@ from workflow_scripts.common.files import read_json, write_csv, write_json
 from workflow_scripts.common.hashing import json_hash
 from workflow_scripts.records.energy_conditions import changed_settings
 from workflow_scripts.records.energy_settings import EnergySettings
+from workflow_scripts.study.data_changes import RECORD, digests_of_cases
 from workflow_scripts.study.settings import RunSettings, TrainingSettings
 from workflow_scripts.study.specification import RunSpec
 from workflow_scripts.training import lease
+from workflow_scripts.training.packages import check_origins, code_hash
 from workflow_scripts.training.preemption import Deadline
 from workflow_scripts.training.provenance import trainer_code_hash, versions
 
@@ -59,6 +61,7 @@ def train_fold(
             device cannot be used, or the time limit is reached (the next run resumes).
     """
     deadline = Deadline(stop_after_minutes)
+    check_origins()
     found = hardware.prepare(settings.training, settings.training.threads)
     nnunet_setup.configure(found.processes, found.augmentation_workers, files.results)
     from workflow_scripts.records.run_tables import (
@@ -71,13 +74,17 @@ def train_fold(
 
     plans, outputs = read_json(files.plans), files.outputs
     split = read_json(files.splits, kind=list)[run.fold]
+    data = _data_of(files.plans.parent, [*split["train"], *split["val"]])
     identity = _identify(run, settings.training, plans, split, found)
+    if data:
+        identity["data_hash"] = json_hash(data)
     folder = run.fold_folder(files.results)
     fold = Fold(
         run=run,
         settings=settings,
         plans_file=files.plans,
         identity=identity,
+        data=data,
         cases=len(split["val"]),
         folder=folder,
         hardware=found,
@@ -136,6 +143,7 @@ def _identify(
         **{key: getattr(training, key) for key in (*length, "seed")},
         "precision": found.precision,
         "trainer_code": trainer_code_hash(),
+        "nnunet_code": code_hash(nnunet_setup.find_trainer(run.trainer)),
         **versions(),
     }
     del identity["codecarbon"]
@@ -143,6 +151,15 @@ def _identify(
         identity |= {"deterministic": True, "threads": found.threads}
         identity["device"] = _device_name(found.device)
     return identity
+
+
+def _data_of(preprocessed: Path, cases: list[str]) -> dict[str, str]:
+    """Return the digest of each case; nothing if they were preprocessed by an earlier version."""
+    if not (preprocessed / RECORD).is_file():
+        return {}
+    ending = read_json(preprocessed / "dataset.json")["file_ending"]
+    digests = digests_of_cases(read_json(preprocessed / RECORD), ending)
+    return {case: digests[case] for case in sorted(cases) if case in digests}
 
 
 def _device_name(device: str) -> str:

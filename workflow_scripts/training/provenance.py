@@ -19,7 +19,7 @@ from workflow_scripts.trainers.curricula.schedules.schedule import Schedule
 DISTRIBUTIONS = ("torch", "nnunetv2", "batchgeneratorsv2", "codecarbon")
 
 
-VERSIONS = {"trainer_code", "python", *DISTRIBUTIONS}
+VERSIONS = {"trainer_code", "nnunet_code", "python", *DISTRIBUTIONS}
 """Fields of an identity that describe the software of a training, not the training itself."""
 
 
@@ -63,7 +63,12 @@ def check_identity(identity: dict[str, Any], path: Path, started: bool, finished
 def compare_identity(
     identity: dict[str, Any], found: dict[str, Any], path: Path, skipped: set[str]
 ) -> None:
-    """Raise UserError naming the fields in which two identities differ, except `skipped` ones."""
+    """Raise UserError naming the fields in which two identities differ, except `skipped` ones.
+
+    A data hash that either lacks is skipped too: earlier versions did not record it.
+    """
+    if "data_hash" not in found.keys() & identity.keys():
+        skipped = skipped | {"data_hash"}
     differing = [
         f"{key} was {found.get(key)!r} and is now {identity.get(key)!r}"
         for key in sorted({*found, *identity} - skipped)

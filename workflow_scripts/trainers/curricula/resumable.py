@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from .durable_files import replace_durably
+
 LOSSES = "losses_within_epoch"
 """Key in a checkpoint's `init_args`, the part that nnU-Net leaves to the trainer."""
 
@@ -105,13 +107,13 @@ class ResumableTrainer(nnUNetTrainer):
         self.save_every = stock
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write nnU-Net's checkpoint atomically: a killed job leaves the previous one intact."""
+        """Write nnU-Net's checkpoint: a kill or power cut leaves the previous one intact."""
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
         partial = Path(f"{filename}.partial")
         super().save_checkpoint(str(partial))
-        partial.replace(filename)
+        replace_durably(partial, Path(filename))
         if Path(filename).name == "checkpoint_latest.pth":
             self._last_checkpoint = time.monotonic()
 

@@ -4,11 +4,15 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from multiprocessing.queues import Queue
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -25,6 +29,9 @@ from .batched_augmentation import BatchedAugmentation, Draws, Placement
 
 LARGEST_WHOLE = 2**26
 """Maximum voxels, over all channels, of a volume that is decompressed as a whole (256 MB)."""
+
+CHECK_SECONDS = 1.0
+"""Time without a batch after which the workers are looked at."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +257,7 @@ class ScheduledDataLoader(nnUNetDataLoader):
         torch.use_deterministic_algorithms(self._deterministic, warn_only=self._warn_only)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, _leave_later)
+        Queue._on_queue_feeder_error = staticmethod(_leave_with_error)  # type: ignore[method-assign]
         threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
 
     def generate_train_batch(self) -> dict:
@@ -337,6 +345,16 @@ def _leave_later(number: int, frame: object) -> None:
     timer.start()
 
 
+def _leave_with_error(error: Exception, batch: object) -> None:
+    """End this worker if a batch cannot be handed over; the queue would drop it without a word.
+
+    Causes are a full `/dev/shm`, too many open files, and a TMPDIR that has no sockets.
+    """
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def _leave_with_parent(parent: int) -> None:
     """End this worker if the training was killed; nothing else would stop it.
 
@@ -346,6 +364,39 @@ def _leave_with_parent(parent: int) -> None:
     while os.getppid() == parent and (training is None or training.is_alive()):
         time.sleep(1)
     os._exit(1)
+
+
+class WatchedAugmenter(MultiThreadedAugmenter):
+    """batchgenerators' loader, for which a process or thread that fails is always an error.
+
+    Its own thread, which receives the batches, looks at the workers only in between. It ends if it
+    cannot open a batch, and waits forever for the rest of one whose worker was killed.
+    """
+
+    def __next__(self) -> dict:
+        """Return the next batch; raise RuntimeError if none can come any more."""
+        if not self.was_initialized:
+            self._start()
+        while True:
+            try:
+                return self.pin_memory_queue.get(timeout=CHECK_SECONDS)
+            except Empty:
+                pass
+            if not all(one.is_alive() for one in (self.pin_memory_thread, *self._processes)):
+                codes = [process.exitcode for process in self._processes]
+                self._abandon()
+                raise RuntimeError(
+                    "One or more background workers are no longer alive. Exiting. Their exit codes "
+                    f"are {codes}; -9 is nearly always lack of memory, and for others the error "
+                    "stands above in the log"
+                )
+
+    def _abandon(self) -> None:
+        """Kill all workers, without waiting for a lock that a dead one may hold."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes, self._queues, self.was_initialized = [], [], False
 
 
 def start_loading(
@@ -358,7 +409,7 @@ def start_loading(
     """
     if workers == 0:
         return SingleThreadedAugmenter(loader, None)
-    augmenter = MultiThreadedAugmenter(
+    augmenter = WatchedAugmenter(
         loader, None, workers, num_cached_per_queue=2, pin_memory=pin_memory, wait_time=0.002
     )
     augmenter._start()
