@@ -326,7 +326,8 @@ class Checks:
         found = self._measure(name, arm, self._settings(epochs), COMPILED)
         wanted = self.device == "cuda" or self.backend is not None
         # A trainer with its own rule, such as `scale_space`, never compiles.
-        wanted &= find_trainer(arm.trainer)._do_i_compile is nnUNetTrainer._do_i_compile
+        trainer: Any = find_trainer(arm.trainer)
+        wanted &= trainer._do_i_compile is nnUNetTrainer._do_i_compile
         if found["compiled"] != wanted:
             raise FailedError(
                 f"the network was {'not ' * wanted}compiled, unlike nnU-Net's default"

@@ -50,7 +50,7 @@ def run_variant(
     plans_file: Path,
     folder: Path,
     environment: Mapping[str, str] | None = None,
-    **options: bool,
+    **options: bool | str | None,
 ) -> dict[str, Any]:
     """Measure one training in a fresh process.
 

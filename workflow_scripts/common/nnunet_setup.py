@@ -54,7 +54,7 @@ def pools_on(cores: int) -> Iterator[None]:
     def get_context(method: str | None = None) -> Any:
         return SimpleNamespace(Pool=ThreadPool) if method == "spawn" else given(method)
 
-    multiprocessing.get_context = get_context  # type: ignore[assignment]
+    multiprocessing.get_context = get_context
     try:
         yield
     finally:

@@ -257,7 +257,7 @@ class ScheduledDataLoader(nnUNetDataLoader):
         torch.use_deterministic_algorithms(self._deterministic, warn_only=self._warn_only)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, _leave_later)
-        Queue._on_queue_feeder_error = staticmethod(_leave_with_error)  # type: ignore[method-assign]
+        setattr(Queue, "_on_queue_feeder_error", staticmethod(_leave_with_error))  # noqa: B010
         threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
 
     def generate_train_batch(self) -> dict:
@@ -372,6 +372,9 @@ class WatchedAugmenter(MultiThreadedAugmenter):
     Its own thread, which receives the batches, looks at the workers only in between. It ends if it
     cannot open a batch, and waits forever for the rest of one whose worker was killed.
     """
+
+    _processes: list[Any]
+    _queues: list[Any]
 
     def __next__(self) -> dict:
         """Return the next batch; raise RuntimeError if none can come any more."""
