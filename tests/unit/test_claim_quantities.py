@@ -110,6 +110,18 @@ def test_folds_with_different_seeds_have_no_interval():
         assert not math.isnan(estimate(name, ragged).value)
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("name", CLAIMED)
+def test_a_single_fold_or_task_has_a_value_and_no_interval(name, seeds):
+    pairs = study(np.random.default_rng(0), seeds=seeds, gain=0.1)
+    for few in (pairs[pairs["fold"] == 0], pairs[pairs["task"] == "t0"].query("fold == 0")):
+        value, low, high = estimate(name, few, SUBSET)
+        if name in ("dice_ratio", "tasks_better", "time_ratio"):
+            assert not math.isnan(value)
+            assert np.isnan([low, high]).all()
+    assert math.isnan(estimate(name, pairs[:0], SUBSET).value)
+
+
 def test_the_median_needs_six_tasks_and_no_finite_costs():
     pairs = study(np.random.default_rng(0))
     place = pairs["task"].str[1:].astype(int)

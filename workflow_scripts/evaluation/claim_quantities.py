@@ -110,6 +110,8 @@ def _components(parts: pd.DataFrame) -> list[Component]:
     """
     of_task = _of_task(parts)
     of_folds = [variance_of_mean(values)[0] for values in of_task]
+    if not all(component.freedom for component in of_folds):  # a task with a single fold
+        return [Component(math.nan, 0)]
     total = sum(component.variance for component in of_folds)
     weights = sum(c.variance**2 / c.freedom for c in of_folds if c.variance)
     components = [Component(total, total**2 / weights if weights else len(of_folds))]
