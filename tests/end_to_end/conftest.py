@@ -1,4 +1,4 @@
-"""A study so small that its complete run takes a minute or two, in its own folder."""
+"""A study so small that its complete run takes less than a minute, in its own folder."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from helpers.quick_study import quick_snakemake
 from helpers.tiny_study import CONFIG, TASK, TRAINERS
 from helpers.tree import copy_tree, snakemake, start, write_config
 
@@ -24,7 +25,7 @@ def study(tmp_path_factory):
     workflow = ["-s", clone / "Snakefile"]
     config = write_config(clone, "tiny", CONFIG)
     arguments = [*workflow, "--cores", "2", "--configfile", config]
-    run = snakemake(folder, *arguments)
+    run = quick_snakemake(folder, *arguments)
     assert run.returncode == 0, run.stdout + run.stderr
     return SimpleNamespace(
         clone=clone,

@@ -9,7 +9,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from helpers.tree import said, snakemake
+from helpers.quick_study import quick_snakemake
+from helpers.tree import said
 
 TASK = "Task02_Heart"
 CASES = ["la_003", "la_004"]
@@ -129,7 +130,7 @@ def prepare(tree, archive=None, accepted=True, env=None):
         if accepted:
             md5 = hashlib.md5(archive).hexdigest()
             config.append(f"checksums={{{TASK}: '{md5}'}}")
-    run = snakemake(
+    run = quick_snakemake(
         tree,
         *("--cores", 1, "--configfile", "config/config.yaml", "--config", *config),
         *("--", f"resources/msd/{TASK}"),
@@ -191,7 +192,7 @@ def test_no_network_and_no_archive(tree):
 
 
 def test_a_download_is_tried_again(tree):
-    run = snakemake(
+    run = quick_snakemake(
         tree,
         *("--cores", 1, "--configfile", "config/config.yaml", "--config", f"tasks=[{TASK}]"),
         *("--", f"resources/msd/{TASK}"),
@@ -205,7 +206,7 @@ def test_a_download_is_tried_again(tree):
 
 
 def test_a_folder_of_archives_that_is_not_there(tree):
-    run = snakemake(
+    run = quick_snakemake(
         tree,
         *("--cores", 1, "--configfile", "config/config.yaml"),
         *("--config", f"tasks=[{TASK}]", "archives=nowhere", "--", f"resources/msd/{TASK}"),

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from helpers.formats import write_ignored, write_regions
+from helpers.quick_study import quick_snakemake
 from helpers.tiny_study import CONFIG
-from helpers.tree import snakemake, write_config
+from helpers.tree import write_config
 
 pytestmark = pytest.mark.ci
 
@@ -45,7 +46,7 @@ def study(tmp_path_factory):
         | {"scale_space": {"trainer": "nnUNetTrainerScaleSpace"}},
     }
     arguments = ["--configfile", write_config(folder, "formats", config)]
-    run = snakemake(folder, "--cores", 2, *arguments, env={"HOME": str(data)})
+    run = quick_snakemake(folder, "--cores", 2, *arguments, env={"HOME": str(data)})
     assert run.returncode == 0, run.stdout + run.stderr
     return SimpleNamespace(folder=folder, arguments=arguments, home=data)
 
@@ -99,6 +100,6 @@ def test_pages_and_figures_are_made(study):
 
 def test_a_fold_that_the_data_do_not_have_is_told_in_one_line(study):
     arguments = [*study.arguments, "--config", "folds=[2]"]
-    run = snakemake(study.folder, "-n", *arguments, env={"HOME": str(study.home)})
+    run = quick_snakemake(study.folder, "-n", *arguments, env={"HOME": str(study.home)})
     assert run.returncode != 0
     assert f"config: folds: {REGIONS} has the folds 0 to 1, not 2" in run.stderr

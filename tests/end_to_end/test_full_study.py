@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from helpers.fake_study import FakeStudy
-from helpers.tree import ROOT, plan, snakemake, write_config
+from helpers.quick_study import quick_snakemake
+from helpers.tree import ROOT, plan, write_config
 from workflow_scripts.common.figure_style import load_style
 from workflow_scripts.evaluation.claims import CONTRADICTED, SUPPORTED
 from workflow_scripts.evaluation.collect_results import collect_results
@@ -121,7 +122,7 @@ def full(tmp_path_factory):
     write_patches(results / "figures")
     arguments = ["--cores", "2", "--configfile", write_config(root, "full", CONFIG, study="fake")]
     arguments += ["--allowed-rules", *AFTER_TRAINING]
-    run = snakemake(root, *arguments)
+    run = quick_snakemake(root, *arguments)
     assert run.returncode == 0, run.stdout + run.stderr
     return root, arguments, results
 
@@ -148,7 +149,7 @@ def test_tables_hold_every_run_case_and_comparison(full):
 
 def test_the_report_gathers_it(full):
     root, arguments, _ = full
-    run = snakemake(root, "--report", "report.zip", *arguments)
+    run = quick_snakemake(root, "--report", "report.zip", *arguments)
     assert run.returncode == 0, run.stderr
     with zipfile.ZipFile(root / "report.zip") as archive:
         names = {Path(name).name for name in archive.namelist()}

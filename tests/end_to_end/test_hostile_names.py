@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers.quick_study import quick_snakemake
 from helpers.tiny_study import CONFIG
-from helpers.tree import snakemake, write_config
+from helpers.tree import write_config
 
 pytestmark = pytest.mark.ci
 
@@ -70,7 +71,7 @@ def hostile(tmp_path_factory):
         "folds": [0, 1],
     }
     config = write_config(folder, "hostile", config)
-    run = snakemake(folder, "--cores", "2", "--configfile", config)
+    run = quick_snakemake(folder, "--cores", "2", "--configfile", config)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder / "results/hostile"
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.tree import ROOT, plan, said, snakemake, trainings, write_config
+from helpers.quick_study import quick_snakemake
+from helpers.tree import ROOT, plan, said, trainings, write_config
 from workflow_scripts.data.archives import extract_archive
 from workflow_scripts.data.make_demo_task import write_archive
 from workflow_scripts.study.tasks import DEMO_TASK as DEMO
@@ -109,7 +110,7 @@ def run(own, *targets, **changes):
     arguments = own.arguments
     if changes:
         arguments = ["--configfile", write_config(own.tree, "changed", own.config, **changes)]
-    return snakemake(own.tree, "--cores", "2", *targets, *arguments)
+    return quick_snakemake(own.tree, "--cores", "2", *targets, *arguments)
 
 
 def forecast(own):
@@ -188,7 +189,7 @@ def test_the_documented_trial_without_a_gpu_runs_to_the_end(own):
     block = re.search(r"^```yaml\n(# trial\.yaml\n.*?)^```", page, re.M | re.S)[1]
     block = block.replace("Task501_Mine", RAW).replace("/data/Dataset501_Mine", "{folder}")
     (own.tree / "trial.yaml").write_text(block.replace("{folder}", str(own.folders[RAW])))
-    done = snakemake(own.tree, "--cores", "2", "--configfile", own.tree / "trial.yaml")
+    done = quick_snakemake(own.tree, "--cores", "2", "--configfile", own.tree / "trial.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     results = own.tree / "results/trial"
     assert (results / "notebooks/results.html").is_file()
@@ -250,7 +251,7 @@ def test_another_clone_trains_on_linked_data_and_writes_nothing_there(own, tmp_p
     read_only(resources)
     try:
         triggers = ("--rerun-triggers", "mtime", "params", "input", "software-env")
-        done = snakemake(clone, "tables", "--cores", "2", *arguments, *triggers)
+        done = quick_snakemake(clone, "tables", "--cores", "2", *arguments, *triggers)
     finally:
         read_only(resources, writable=True)
     assert done.returncode == 0, done.stdout + done.stderr

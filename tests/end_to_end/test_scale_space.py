@@ -5,8 +5,9 @@ import json
 import pandas as pd
 import pytest
 
+from helpers.quick_study import quick_snakemake
 from helpers.tiny_study import CONFIG, TASK
-from helpers.tree import snakemake, write_config
+from helpers.tree import write_config
 
 TRAINER = "nnUNetTrainerScaleSpace"
 CHANGES = {
@@ -39,7 +40,7 @@ def scales(tmp_path_factory):
         "--configfile",
         write_config(folder, "scales", {**CONFIG, **CHANGES}),
     ]
-    run = snakemake(folder, "scale_space", *arguments)
+    run = quick_snakemake(folder, "scale_space", *arguments)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder, arguments
 
@@ -74,16 +75,16 @@ def test_tables_figures_and_page_are_made(scales):
 
 def test_a_second_run_has_nothing_to_do_and_the_report_has_the_page(scales):
     folder, arguments = scales
-    run = snakemake(folder, "scale_space", "-n", *arguments)
+    run = quick_snakemake(folder, "scale_space", "-n", *arguments)
     assert "Nothing to be done" in run.stdout + run.stderr
-    run = snakemake(folder, "scale_space", *arguments, "--report", "report.zip")
+    run = quick_snakemake(folder, "scale_space", *arguments, "--report", "report.zip")
     assert run.returncode == 0, run.stderr
     assert (folder / "report.zip").stat().st_size > 50_000
 
 
 def test_the_chosen_model_is_baked(scales):
     folder, arguments = scales
-    run = snakemake(folder, "bake", *arguments)
+    run = quick_snakemake(folder, "bake", *arguments)
     assert run.returncode == 0, run.stdout + run.stderr
     (model,) = (folder / "results/scales/baked/scale_space/scale_chosen").glob("*/*")
     assert (model / "fold_0/checkpoint_final.pth").is_file()

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from helpers.quick_study import quick_snakemake
 from helpers.tiny_study import CONFIG, TASK
-from helpers.tree import snakemake, write_config
+from helpers.tree import write_config
 
 pytestmark = pytest.mark.ci
 
@@ -29,10 +30,10 @@ def search(tmp_path_factory):
     config = write_config(folder, "searched", {**CONFIG, **CHANGES})
     arguments = ["--cores", "2", "--configfile", config]
     one = f"results/searched/runs/{TASK}/{TRIAL}/fold_0/run.json"
-    first = snakemake(folder, one, *arguments)
+    first = quick_snakemake(folder, one, *arguments)
     assert first.returncode == 0, first.stdout + first.stderr
     assert trained(first) == [TRIAL]
-    run = snakemake(folder, "search_curriculum", *arguments)
+    run = quick_snakemake(folder, "search_curriculum", *arguments)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder, arguments, run
 
@@ -43,7 +44,7 @@ def test_what_was_trained_before_an_interruption_is_not_trained_again(search):
     assert TRIAL not in done
     assert "search_1_1_1" in done
     assert len(done) == len(set(done)) in (1, 2), "one more if the low-pass was better"
-    again = snakemake(folder, "search_curriculum", "-n", *arguments)
+    again = quick_snakemake(folder, "search_curriculum", "-n", *arguments)
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
@@ -68,7 +69,7 @@ def test_it_forecasts_tabulates_and_finds(search):
 
 def test_trials_are_no_runs_of_the_study(search):
     folder, arguments, _ = search
-    run = snakemake(folder, "-n", *arguments)
+    run = quick_snakemake(folder, "-n", *arguments)
     assert run.returncode == 0, run.stderr
     assert not trained(run)
     assert "collect_results" in run.stdout + run.stderr

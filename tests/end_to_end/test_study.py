@@ -1,4 +1,4 @@
-"""A tiny study with the real command: its outputs, what reruns, and what survives a kill."""
+"""A tiny study: its outputs, what reruns, what survives a kill, and its use as a module."""
 
 import csv
 import json
@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from helpers.processes import PATIENCE
+from helpers.quick_study import quick_snakemake
 from helpers.tiny_study import ARMS, CONFIG, TASK, TRAINERS
-from helpers.tree import plan, snakemake, trainings, write_config
+from helpers.tree import dry_run, plan, snakemake, trainings, write_config
 
 RUN_FILES = ["run.json", "epochs.csv", "stages.csv", "energy.csv", "summary.json", "surface.csv"]
 TABLES = [
@@ -63,7 +64,8 @@ use rule * from patch_curricula as pgps_*
 rule summary:
     default_target: True
     input:
-        rules.pgps_all.input,
+        forecast="results/tiny/forecast/within_budget.json",
+        figure="results/tiny/figures/dice.png",
         table="results/tiny/tables/comparison.md",
     output:
         "summary.md",
@@ -182,9 +184,7 @@ def test_progress_is_on_the_terminal(study):
 
 
 def test_a_second_run_has_nothing_to_do(study):
-    run = snakemake(study.folder, *study.arguments)
-    assert run.returncode == 0
-    assert "Nothing to be done" in run.stdout + run.stderr
+    assert plan(study.folder, *study.arguments)[0] == {}
 
 
 def test_other_looks_redraw_figures_and_their_pages_only(study):
@@ -262,13 +262,15 @@ def test_a_second_seed_is_trained_beside_the_first(study):
     short = {**study.config, "arms": {arm: study.config["arms"][arm] for arm in ARMS[:2]}}
     short["training"] = {**study.config["training"], "epochs": 1, "seed": 3}
     alone = write_config(study.folder, "seeds", short, study="seeds")
-    run = snakemake(study.folder, *study.workflow, "tables", "--cores", 2, "--configfile", alone)
+    run = quick_snakemake(
+        study.folder, *study.workflow, "tables", "--cores", 2, "--configfile", alone
+    )
     assert run.returncode == 0, run.stderr
     seeds = {"seeds": [3, 7]}
     both = write_config(study.folder, "seeds", short, study="seeds", **seeds)
     arguments = [*study.workflow, "--cores", 2, "--configfile", both]
     assert plan(study.folder, *arguments)[0]["train_fold"] == 2
-    run = snakemake(study.folder, *arguments)
+    run = quick_snakemake(study.folder, *arguments)
     assert run.returncode == 0, run.stderr
     assert plan(study.folder, *arguments)[0] == {}
     results = study.folder / "results/seeds"
@@ -386,7 +388,7 @@ def test_stock_nnunet_predicts_with_the_model(study, tmp_path):
 
 
 def test_the_report_builds(study):
-    run = snakemake(study.folder, *study.arguments, "--report", "report.zip")
+    run = quick_snakemake(study.folder, *study.arguments, "--report", "report.zip")
     assert run.returncode == 0, run.stderr
     with zipfile.ZipFile(study.folder / "report.zip") as archive:
         names = archive.namelist()
@@ -402,23 +404,26 @@ def test_the_report_builds(study):
 
 @pytest.fixture(scope="module")
 def other(study, tmp_path_factory):
-    """The folder of another workflow that uses this one as a module, with its study finished.
+    """The folder of another workflow that uses this one as a module, with its summary made.
 
-    With a budget, trainings wait for a Snakemake checkpoint, whose name differs here.
+    With a budget, trainings wait for a Snakemake checkpoint, whose name differs here. The training
+    itself is that of the study: its job finds it finished, and writes the records.
     """
     folder = tmp_path_factory.mktemp("other")
     (folder / "Snakefile").write_text(OTHER_WORKFLOW.format(snakefile=study.clone / "Snakefile"))
     (folder / "resources").symlink_to(study.folder / "resources")
+    trained = "results/tiny/nnunet/progressive"
+    shutil.copytree(study.folder / trained, folder / trained)
     arms = {"progressive": {"trainer": TRAINERS["progressive"]}}
     config = {**CONFIG, "arms": arms, "reference_arm": "progressive"}
     config["training"] = CONFIG["training"] | {"device": "auto"}  # a CPU's time is unknown
     write_config(folder, "study", {"curricula": {**config, "budget": {"gpu_hours": 1000}}})
-    run = snakemake(folder, "--cores", "2")
+    run = quick_snakemake(folder, "--cores", "2")
     assert run.returncode == 0, run.stdout + run.stderr
     return folder
 
 
-def test_as_a_module_the_study_is_complete_and_in_the_other_s_folder(other):
+def test_as_a_module_the_study_is_made_in_the_other_s_folder(study, other):
     assert {path.name for path in other.iterdir()} == {
         *("Snakefile", "study.yaml", "summary.md"),
         *("results", "resources", "logs", ".snakemake"),
@@ -427,17 +432,26 @@ def test_as_a_module_the_study_is_complete_and_in_the_other_s_folder(other):
     with (other / "results/tiny/tables/runs.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["task"], row["arm"], row["fold"]) == (TASK, "progressive", "0")
-    for name in ("figures/dice.png", "notebooks/results.html", "forecast/within_budget.json"):
+    name = f"runs/{TASK}/progressive/fold_0/epochs.csv"
+    made, before = (folder / "results/tiny" / name for folder in (other, study.folder))
+    assert made.read_text() == before.read_text(), "nothing was trained again"
+    for name in ("figures/dice.png", "forecast/within_budget.json"):
         assert (other / "results/tiny" / name).stat().st_size > 0
 
 
 def test_as_a_module_a_second_run_has_nothing_to_do(other):
-    run = snakemake(other, "-n")
-    assert "Nothing to be done" in run.stdout, run.stdout + run.stderr
+    assert plan(other)[0] == {}
+
+
+def test_as_a_module_all_its_rules_are_planned(other):
+    jobs, _ = plan(other, "pgps_all")
+    wanted = {f"pgps_plot_{name}" for name in FIGURES} - {"pgps_plot_dice"}
+    wanted |= {"pgps_run_results_notebook", "pgps_run_curricula_notebook", "pgps_check_claims"}
+    assert wanted <= set(jobs)
 
 
 def test_as_a_module_a_mistake_is_told_in_the_same_words(other):
-    run = snakemake(other, "-n", "--config", "curricula={folds: [7]}")
+    run = dry_run(other, "--config", "curricula={folds: [7]}")
     assert run.returncode != 0
     assert f"config: folds: {TASK} has the folds 0 to 4, not 7" in run.stderr
 
@@ -488,6 +502,7 @@ def hostile(tmp_path):
     return HOSTILE_VARIABLES | {"HOME": str(home), "TMPDIR": str(temporary)}
 
 
+@pytest.mark.ci
 def test_tables_and_figures_are_the_same_bytes(study, hostile):
     before = contents(study.results)
     for name in ("tables", "figures", "notebooks"):

@@ -5,6 +5,7 @@ import os
 
 # nnU-Net reads it at import; `nnunet_setup.configure` sets the same value for one thread.
 os.environ["nnUNet_def_n_proc"] = "1"
+os.environ["MATPLOTLIBRC"] = os.devnull  # as in every job (`isolation`)
 
 import cpuinfo
 import snakemake.cli  # noqa: F401

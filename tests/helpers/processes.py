@@ -18,6 +18,10 @@ from unittest import mock
 
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(["helpers.preloaded"])
+TESTS = Path(__file__).parents[1]
+SEARCHED = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+"""`PYTHONPATH` of the server: before 3.12.3, Python ignores the caller's search path, and preloads
+nothing, without a word."""
 
 WITH_POOLS = (
     "nnunetv2.evaluation.evaluate_predictions",
@@ -37,8 +41,10 @@ class Forked:
     def __init__(self, function, *arguments, output=None):
         """Call `function`; `output` is a path for standard output and error, or a pair of paths."""
         paths = output if isinstance(output, tuple) else (output, output)
-        self._process = FORKING.Process(target=_begin, args=(function, arguments, paths))
-        self._process.start()
+        begin = function, arguments, paths, dict(os.environ)
+        self._process = FORKING.Process(target=_begin, args=begin)
+        with mock.patch.dict(os.environ, PYTHONPATH=SEARCHED):
+            self._process.start()
         self.pid = self._process.pid
 
     @property
@@ -59,8 +65,10 @@ class Forked:
         self._process.kill()
 
 
-def _begin(function, arguments, paths):
+def _begin(function, arguments, paths, environment):
     os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
     # Otherwise it would inherit this start method; a job has the platform's default.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     for descriptor, path in enumerate(paths, start=1):

@@ -113,9 +113,16 @@ def dry_run(folder, *arguments):
 
 def _run(folder, arguments):
     os.chdir(folder)
+    forget_workflow()
     from snakemake.cli import main
 
     main(arguments)
+
+
+def forget_workflow():
+    """Forget this clone's modules, which a forked process has imported: it may run another's."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "workflow_scripts"]:
+        del sys.modules[name]
 
 
 def plan(folder, *arguments):

@@ -224,16 +224,20 @@ def test_a_stopped_training_goes_on_with_the_same_scales(tiny, stops, optimizer)
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-@pytest.mark.parametrize("role", ROLES)
+SGD = ({}, torch.optim.SGD, 0.01)
+CHOSEN = {
+    "adamw": ({"optimizer_name": "adamw"}, torch.optim.AdamW, 0.001),
+    "adamw-rate": ({"optimizer_name": "adamw", "initial_lr": 0.0003}, torch.optim.AdamW, 0.0003),
+    "sgd-rate": ({"optimizer_name": "sgd", "initial_lr": 0.02}, torch.optim.SGD, 0.02),
+}
+
+
 @pytest.mark.parametrize(
-    ("chosen", "kind", "rate"),
+    ("role", "chosen", "kind", "rate"),
     [
-        ({}, torch.optim.SGD, 0.01),
-        ({"optimizer_name": "adamw"}, torch.optim.AdamW, 0.001),
-        ({"optimizer_name": "adamw", "initial_lr": 0.0003}, torch.optim.AdamW, 0.0003),
-        ({"optimizer_name": "sgd", "initial_lr": 0.02}, torch.optim.SGD, 0.02),
+        *(pytest.param(role, *SGD, id=f"{role}-default") for role in ROLES),
+        *(pytest.param("hypernetwork", *how, id=name) for name, how in CHOSEN.items()),
     ],
-    ids=["default", "adamw", "adamw-rate", "sgd-rate"],
 )
 def test_the_optimiser_is_the_wanted_one_of_nnunet(tiny, role, chosen, kind, rate):
     trainer = tiny.trainer(SCALE_SPACE, epochs=10, **ROLES[role], **chosen)

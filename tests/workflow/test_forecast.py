@@ -10,7 +10,8 @@ import time
 import pandas as pd
 import pytest
 
-from helpers.tree import plan, said, snakemake, trainings
+from helpers.quick_study import quick_snakemake
+from helpers.tree import plan, said, trainings
 
 JOBS = {"forecast_study": 1, "plot_forecast": 1, "forecast": 1}
 PAPER = ("--configfile", "config/config.yaml")
@@ -91,7 +92,7 @@ def test_what_is_forecast_anew_trains_no_finished_fold_again(tree, setting):
         touch(*forecast)
         assert plan(tree, *runs, *study)[0] == {}
         if setting.startswith("budget"):
-            run = snakemake(tree, check, "--cores", "1", *study)
+            run = quick_snakemake(tree, check, "--cores", "1", *study)
             assert run.returncode == 0, run.stdout + run.stderr
             assert json.loads((tree / check).read_text())["gpu_hours"]["forecast"] == 4
         (tree / needs).touch()
@@ -110,7 +111,7 @@ def outputs_of(run):
 @pytest.fixture(scope="module")
 def forecast(tree):
     """The folder of the full study's forecast."""
-    run = snakemake(tree, "--cores", "1", "forecast", *PAPER)
+    run = quick_snakemake(tree, "--cores", "1", "forecast", *PAPER)
     assert run.returncode == 0, run.stdout + run.stderr
     return tree / "results/paper/forecast"
 
@@ -134,7 +135,7 @@ def test_a_search_is_forecast_with_the_one_seed_that_it_trains(tree):
     study = ["--configfile", "config/hippocampus.yaml", "--config", "seeds=[1, 7]"]
     both = ["results/hippocampus/forecast/forecast.csv", "results/hippocampus/search/forecast.csv"]
     try:
-        run = snakemake(tree, "--cores", "1", *both, *study)
+        run = quick_snakemake(tree, "--cores", "1", *both, *study)
         assert run.returncode == 0, run.stdout + run.stderr
         tables = [pd.read_csv(tree / path) for path in both]
     finally:
@@ -157,7 +158,7 @@ def test_a_forecast_is_made_once_and_anew_when_a_plan_or_the_study_changes(tree,
 @pytest.mark.slow
 def test_a_budget_stops_the_study_with_its_arithmetic(tree, forecast):
     check = "results/paper/forecast/within_budget.json"
-    run = snakemake(tree, check, "--cores", "1", *PAPER, "--config", NO_HOURS)
+    run = quick_snakemake(tree, check, "--cores", "1", *PAPER, "--config", NO_HOURS)
     assert run.returncode != 0
     lines = [line for line in said(run.stderr) if line.startswith("Error: the study paper")]
     assert len(lines) == 1
@@ -165,6 +166,6 @@ def test_a_budget_stops_the_study_with_its_arithmetic(tree, forecast):
     assert "constant 335 + progressive 178" in lines[0]
     assert not (tree / check).exists()
     enough = ("--config", "budget={gpu_hours: 5000, kg_co2eq: 500}")
-    run = snakemake(tree, check, "--cores", "1", *PAPER, *enough)
+    run = quick_snakemake(tree, check, "--cores", "1", *PAPER, *enough)
     assert run.returncode == 0, run.stderr
     assert json.loads((tree / check).read_text())["gpu_hours"]["limit"] == 5000
