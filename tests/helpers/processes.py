@@ -20,8 +20,8 @@ FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(["helpers.preloaded"])
 TESTS = Path(__file__).parents[1]
 SEARCHED = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-"""`PYTHONPATH` of the server: before 3.12.3, Python ignores the caller's search path, and preloads
-nothing, without a word."""
+"""`PYTHONPATH` of the server: Python 3.11 ignores the caller's search path there, and silently
+preloads nothing."""
 
 WITH_POOLS = (
     "nnunetv2.evaluation.evaluate_predictions",
