@@ -1,8 +1,10 @@
 """Snakemake whose scripts run in processes that have the imports of a training already.
 
 Most of the time of a tiny study goes into imports: 40 jobs, some of which start further processes.
-Here a job is forked from Snakemake's own process, and the pools of nnU-Net are, too. Scripts, rules
-and files are the same. Studies that test processes and environments use `tree.snakemake`.
+Here a job is forked from a process that has them, and the pools of nnU-Net are, too. That process
+has one thread. Snakemake's own has several, and its forks may wait forever for another's lock.
+Scripts, rules and files are the same. Studies that test processes and environments use
+`tree.snakemake`.
 """
 
 import multiprocessing.util
@@ -12,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
 from helpers.processes import PATIENCE, Forked, forked_pools
@@ -39,21 +42,51 @@ def _run(folder, arguments, environment):
     os.environ.update(environment)
     os.chdir(folder)
     forget_workflow()
+    with tempfile.TemporaryDirectory() as name:
+        listener = Listener(str(Path(name, "scripts")))
+        server = os.fork()
+        if server == 0:
+            _serve(listener)
+        try:
+            _run_snakemake(arguments, listener.address)
+        finally:
+            os.kill(server, signal.SIGKILL)
+            os.waitpid(server, 0)
+
+
+def _run_snakemake(arguments, address):
     from snakemake.cli import main
     from snakemake.script import PythonScript
 
-    PythonScript.execute_script = _fork
+    def execute(script, path, edit=False):
+        """Run a script of Snakemake in a fork of the server, instead of in a new Python."""
+        with Client(address) as connection:
+            connection.send((path, str(Path.cwd()), dict(os.environ)))
+            try:
+                code = connection.recv()
+            except EOFError:
+                code = -signal.SIGKILL
+        if code:
+            raise subprocess.CalledProcessError(code, path)
+
+    PythonScript.execute_script = execute
     main(arguments)
 
 
-def _fork(script, path, edit=False):
-    """Run a script of Snakemake in a fork of this process, instead of in a new Python."""
-    pid = os.fork()
-    if pid == 0:
-        os._exit(_execute(path))
-    _, status = os.waitpid(pid, 0)
-    if status:
-        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), path)
+def _serve(listener):
+    """Fork a process for each script, which tells its exit code."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        with listener.accept() as connection:
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                path, folder, environment = connection.recv()
+                os.environ.clear()
+                os.environ.update(environment)
+                os.chdir(folder)
+                code = _execute(path)
+                connection.send(code)
+                os._exit(code)
 
 
 def _execute(path):
