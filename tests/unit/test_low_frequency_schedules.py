@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workflow_scripts.trainers.curricula.schedules.frequency_stages import (
+    choose_schedule,
     kept_size,
     plan_bands,
     spread,
@@ -299,3 +300,8 @@ def test_other_curricula_count_as_before():
         assert {planned.iterations_of_epoch(epoch) for epoch in range(20)} == {5}
         assert {stage.loaded_size == stage.patch_size for stage in planned.stages} == {True}
         assert prod(planned.stages[-1].loaded_size) == 40 * 56 * 40
+
+
+def test_listed_stages_replay_as_resnet_up_to_160_of_224_frequencies():
+    settings = CurriculumSettings("low_frequency", frequency_fractions=["3/7", "5/7", "6/7", 1])
+    assert choose_schedule(settings).replays == {Fraction(3, 7): 4, Fraction(5, 7): 2}

@@ -499,3 +499,12 @@ def test_versions_are_of_the_attempt_that_trained(tmp_path):
     assert record["trainer_code"] == "code3", "not today's code"
     assert (record["device"], record["gpu_model"]) == ("cpu", None)
     assert record["validation_kwh"] == 1.0
+
+
+def test_the_voxels_of_an_epoch_in_parts_are_the_mean_over_its_iterations():
+    parts = [
+        epoch(1, 0, 0.1, iterations=1, voxels_per_iteration=100.0, partial=True),
+        epoch(1, 0, 0.1, iterations=3, voxels_per_iteration=200.0),
+    ]
+    table = epochs_table([attempt(1), *parts])
+    assert table["voxels_per_iteration"].tolist() == [(100 + 3 * 200) / 4]
