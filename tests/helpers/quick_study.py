@@ -42,8 +42,10 @@ def _run(folder, arguments, environment):
     os.environ.update(environment)
     os.chdir(folder)
     forget_workflow()
-    with tempfile.TemporaryDirectory() as name:
-        listener = Listener(str(Path(name, "scripts")))
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Listener(str(Path(name, "scripts"))) as listener,
+    ):
         server = os.fork()
         if server == 0:
             _serve(listener)

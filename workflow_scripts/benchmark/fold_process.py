@@ -19,4 +19,4 @@ if __name__ == "__main__":
         splits=Path(spec["splits_file"]),
         outputs={name: folder / name for name in OUTPUTS},
     )
-    train_fold(RunSpec(**spec["run"]), RunSettings.of(**spec["settings"]), files)
+    train_fold(RunSpec(**spec["run"]), RunSettings.from_dict(spec["settings"]), files)

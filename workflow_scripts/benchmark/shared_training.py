@@ -44,7 +44,7 @@ def train(spec: dict[str, Any], rank: int) -> dict[str, Any]:
     from workflow_scripts.records.updates import UpdateCounter
     from workflow_scripts.training.trainer_factory import make_trainer
 
-    run, settings = RunSpec(**spec["run"]), RunSettings.of(**spec["settings"])
+    run, settings = RunSpec(**spec["run"]), RunSettings.from_dict(spec["settings"])
     trainer = make_trainer(
         run, settings.training, Path(spec["plans_file"]), spec["device"], resume=False
     )

@@ -211,7 +211,7 @@ def measure(
 
 if __name__ == "__main__":
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    run, settings = RunSpec(**spec["run"]), RunSettings.of(**spec["settings"])
+    run, settings = RunSpec(**spec["run"]), RunSettings.from_dict(spec["settings"])
     paths = Path(spec["plans_file"]), Path(spec["folder"])
     found = measure(run, settings, *paths, **spec["options"])
     print("\n" + json.dumps(found))

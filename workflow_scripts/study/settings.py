@@ -78,3 +78,9 @@ class RunSettings:
         """
         own = TrainingSettings(**training, threads=threads)
         return cls(own, EnergySettings(**energy), mirroring)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """Return the settings that `dataclasses.asdict` made a dictionary of."""
+        training, energy = TrainingSettings(**settings["training"]), settings["energy"]
+        return cls(training, EnergySettings(**energy), settings["mirroring"])
