@@ -11,6 +11,7 @@ from scipy.stats import ttest_1samp
 from helpers.tree import ROOT
 from workflow_scripts.evaluation.measure_budgets import (
     LEVELS,
+    crossing,
     length_rows,
     measure_differences,
     measure_final_targets,
@@ -141,14 +142,39 @@ def test_the_nine_arms_are_those_of_the_rows(number, name):
                 assert row[column] == f"{mean:.{digits}f} ({ratio:.2f})"
 
 
-def test_no_difference_of_the_sweep_survives_a_correction_for_their_number():
-    found = measure_differences(rows("budget_sweep_runs"), "constant_84").dropna(subset=["ci_low"])
+def test_the_page_names_the_differences_of_the_sweep_that_remain_significant():
+    found = measure_differences(rows("budget_sweep_runs"), "constant_84")
     page = SWEEP.read_text(encoding="utf-8")
-    assert f"Bonferroni; the tables have {len(found)}" in page
-    three = found[found["trainings"] == 3]
-    half = (three["ci_high"] - three["ci_low"]) / 2
-    # Student's t with two degrees of freedom: 4.303 at the level 0.05, 38.9 at 0.05 / 76.
-    assert (three["difference"].abs() < half * 38.9 / 4.303).all()
+    assert set(found["tests"]) == {38}
+    assert "38 comparisons of a task" in page
+    # At equal steps, a row of the arm and one of the reference are the same comparison.
+    known = found.dropna(subset=["p"])
+    twice = known[known["cost"] == "training_steps"].duplicated(["task", "arm", "steps"])
+    assert set(twice.groupby(known["task"]).sum()) == {6}
+    assert "six appear twice" in page
+    rest = found[found["p_holm"] < 0.05].drop_duplicates(["task", "arm", "cost", "steps"])
+    significant = rest.set_index("arm")
+    assert sorted(significant.index) == ["low_frequency", "progressive_efficiency"]
+    assert set(significant["task"]) == {ACDC}
+    assert [f"{p:.3f}" for p in significant["p_holm"]] == ["0.037"] * 2
+    assert page.count("p = 0.037") == 2
+    behind, ahead = (significant.loc[arm] for arm in ("progressive_efficiency", "low_frequency"))
+    assert (behind["cost"], behind["steps"]) == ("training_steps", 704)
+    assert f"{behind['difference']:.2f}" == "-0.27"
+    assert (ahead["cost"], ahead["trained"]) == ("training_gflop", "arm")
+    assert f"{ahead['difference']:.2f}" == "0.18"
+
+
+def test_one_comparison_of_the_sweep_is_decided():
+    found = measure_differences(rows("budget_sweep_runs"), "constant_84")
+    texts = {
+        key: crossing(group, 3) for key, group in found.groupby(["task", "arm", "cost"], sort=False)
+    }
+    decided = {key: text for key, text in texts.items() if "ahead" in text or "behind" in text}
+    assert list(decided) == [(ACDC, "progressive_efficiency", "training_steps")]
+    assert "behind up to 704 steps" in decided[ACDC, "progressive_efficiency", "training_steps"]
+    page = " ".join(SWEEP.read_text(encoding="utf-8").split())
+    assert "One comparison is decided: on ACDC, `progressive_efficiency` is behind at 704" in page
 
 
 def test_means_over_cases_are_those_of_the_trainings():
