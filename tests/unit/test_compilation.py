@@ -1,6 +1,7 @@
 """The time of torch.compile, as dynamo reports it."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,8 +42,10 @@ def test_every_size_is_compiled_once(compiled):
 def test_only_updates_of_the_weights_count(fused):
     weight = torch.nn.Parameter(torch.ones(3))
     optimiser = torch.optim.SGD([weight], lr=0.1, fused=fused)
-    scaler, updates = torch.amp.GradScaler("cpu", init_scale=8), UpdateCounter(optimiser)
+    trainer = SimpleNamespace(optimizer=optimiser)
+    scaler, updates = torch.amp.GradScaler("cpu", init_scale=8), UpdateCounter(trainer)
     for factor in (1.0, float("inf"), 1.0):
+        updates.follow()
         optimiser.zero_grad()
         scaler.scale((weight * factor).sum()).backward()
         scaler.unscale_(optimiser)
@@ -50,6 +53,19 @@ def test_only_updates_of_the_weights_count(fused):
         scaler.update()
     assert updates.count == 2
     assert scaler.get_scale() == 4
+
+
+def test_updates_count_after_a_trainer_has_replaced_its_optimiser():
+    """As `nnUNetTrainer_warmup` does, at its start and after the warm-up."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    trainer = SimpleNamespace(optimizer=torch.optim.SGD([weight], lr=0.1))
+    updates = UpdateCounter(trainer)
+    for number in range(4):
+        if number % 2:
+            trainer.optimizer = torch.optim.AdamW([weight], lr=0.1)
+        updates.follow()
+        trainer.optimizer.step()
+    assert updates.count == 4
 
 
 def test_a_deterministic_training_on_cuda_is_compiled_without_measurements(monkeypatch):

@@ -48,10 +48,11 @@ def train(spec: dict[str, Any], rank: int) -> dict[str, Any]:
     trainer = make_trainer(
         run, settings.training, Path(spec["plans_file"]), spec["device"], resume=False
     )
-    updates, steps, step = UpdateCounter(trainer.optimizer), [0], trainer.train_step
+    updates, steps, step = UpdateCounter(trainer), [0], trainer.train_step
 
     def counted(batch: dict) -> dict:
         steps[0] += 1
+        updates.follow()
         return step(batch)
 
     trainer.train_step = counted

@@ -108,7 +108,7 @@ def measure(
     meter = EnergyMeter(settings.energy, found.gpu)
     Recorder(ledger, meter, flops, 1, began, lambda _: None).attach(trainer)
     curriculum = as_curriculum_trainer(trainer)
-    updates = UpdateCounter(trainer.optimizer)
+    updates = UpdateCounter(trainer)
     iterations: list[list] = []
     updated: list[bool] = []
     devices: list[str] = []
@@ -142,6 +142,7 @@ def measure(
     def timed_step(batch: dict) -> dict:
         waits.append(time.monotonic() - clock[0])
         devices.append(batch["data"].device.type)
+        updates.follow()
         before = updates.count, clock_of_compiler.count, clock_of_compiler.seconds
         scale = curriculum.scale_of_step("train") if curriculum else None
         output = step(batch)

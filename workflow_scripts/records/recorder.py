@@ -63,7 +63,7 @@ class Recorder:
     def attach(self, trainer: Any) -> None:
         """Observe the trainer's steps; its results are passed through unchanged."""
         self._trainer, self._curriculum = trainer, as_curriculum_trainer(trainer)
-        self._updates = UpdateCounter(trainer.optimizer)
+        self._updates = UpdateCounter(trainer)
         self._wrap("on_train_start", after=lambda: self.finish("setup"))
         self._wrap("on_epoch_end", before=self._end_epoch)
         if self._curriculum:
@@ -199,6 +199,7 @@ class Recorder:
             batch_size, _, *size = batch["data"].shape
             scale = self._curriculum.scale_of_step(phase) if self._curriculum else None
             self._batches[phase][batch_size, tuple(size), scale] += 1
+            self._updates.follow()
             return step(batch)
 
         setattr(self._trainer, name, counted)
