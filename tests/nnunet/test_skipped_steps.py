@@ -94,8 +94,15 @@ def test_a_resumed_training_passes_the_step_that_overflowed(train, tiny):
 
 
 def test_a_training_that_skips_every_step_is_stopped(train):
-    with pytest.raises(UserError, match=rf"last {STUCK_EPOCHS} epochs.*scale is 2\.0"):
+    with pytest.raises(UserError, match=rf"last {STUCK_EPOCHS} epochs.*scale is 0\.25"):
         train(range(3, 100), epochs=9)
+
+
+def test_short_epochs_do_not_stop_a_training_whose_first_scale_is_too_high(train):
+    trainer, entries = train(range(9), epochs=4)
+    done = [entry for entry in entries if entry["phase"] == "training"]
+    assert [entry["skipped_steps"] for entry in done] == [3, 3, 3, 0]
+    assert trainer.grad_scaler.get_scale() == 2
 
 
 def test_weights_that_are_not_finite_stop_it_and_replace_no_checkpoint(train, tiny):

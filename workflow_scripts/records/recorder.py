@@ -26,7 +26,8 @@ STUCK_EPOCHS = 3
 """Epochs in a row without any update of the weights after which a training is stopped.
 
 The gradient scaler halves its scale at each skipped step, so after 165 of them it is 0 in fp32 and
-no later step can succeed.
+no later step can succeed. While the scale is still at least 1, short epochs may only be the first
+steps of a training, whose initial scale is too high.
 """
 
 
@@ -116,7 +117,7 @@ class Recorder:
             pseudo_dice=float(log.get_value("mean_fg_dice", step=-1)),
             **self._describe_scales(),
         )
-        if self._stuck >= STUCK_EPOCHS:
+        if self._stuck >= STUCK_EPOCHS and not (steps["loss_scale"] or 0) >= 1:
             raise UserError(
                 f"training is stuck: the gradients of every step of the last {STUCK_EPOCHS} epochs "
                 f"were not finite, and the gradient scaler's scale is {steps['loss_scale']}. "
