@@ -9,6 +9,7 @@ from typing import Any
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import read_json, write_json
 from workflow_scripts.common.nnunet_setup import SPLITS, pools_on
+from workflow_scripts.common.worker_pools import watched_pools
 from workflow_scripts.data.dataset_checks import case_name, check_dataset, read_description
 from workflow_scripts.data.own_datasets import SPACING_FILES, check_raw, is_raw
 from workflow_scripts.data.own_folds import find_folds
@@ -35,7 +36,7 @@ def convert_task(source: str, target: str, processes: int) -> int:
     from nnunetv2.dataset_conversion.convert_MSD_dataset import convert_msd_dataset
 
     try:
-        with pools_on(processes):
+        with pools_on(processes), watched_pools("converts the cases"):
             convert_msd_dataset(source, num_processes=processes)
         description = read_description(source)
         check_conversion(description, staging / final.name)
