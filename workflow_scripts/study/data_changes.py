@@ -102,20 +102,19 @@ def _write(content: Mapping[str, Any], path: Path) -> None:
 
 def digests_of_cases(record: Mapping[str, list[Any]], ending: str) -> dict[str, str]:
     """Return one digest for each case, of all its images and its label."""
-    names = sorted(record)
-    labels = [name for name in names if name.startswith("labelsTr/") and name.endswith(ending)]
+    names = [name for name in sorted(record) if name.endswith(ending)]
+    images: dict[str, list[str]] = {}
+    for name in names:
+        case, _, channel = name.removesuffix(ending).rpartition("_")
+        if name.startswith("imagesTr/") and len(channel) == 4 and channel.isdigit():
+            images.setdefault(case.removeprefix("imagesTr/"), []).append(name)
     found = {}
-    for label in labels:
+    for label in (name for name in names if name.startswith("labelsTr/")):
         case = label.removeprefix("labelsTr/").removesuffix(ending)
-        files = [label, *(n for n in names if _is_image_of(n, case, ending))]
+        files = [label, *images.get(case, [])]
         text = "\n".join(f"{name} {record[name][2]}" for name in files)
         found[case] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return found
-
-
-def _is_image_of(name: str, case: str, ending: str) -> bool:
-    channel = name.removeprefix(f"imagesTr/{case}_").removesuffix(ending)
-    return name == f"imagesTr/{case}_{channel}{ending}" and len(channel) == 4 and channel.isdigit()
 
 
 def check_data(study: str, tasks: Iterable[str]) -> None:
