@@ -5,6 +5,7 @@ import json
 import pytest
 
 from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.training.packages import (
     PACKAGES,
     check_origins,
@@ -60,7 +61,7 @@ def test_changed_files_of_a_package_or_of_a_trainer_change_the_hash(environment,
     other = environment / "trainers" / "mine.py"
     other.parent.mkdir()
     other.write_text("LR = 1\n")
-    monkeypatch.syspath_prepend(other.parent)
+    monkeypatch.setenv("nnUNet_extTrainer", str(other.parent))
     mine = type("Mine", (), {"__module__": "mine"})
     hashes = {code_hash(trainer, [NAME]), code_hash(mine, [NAME])}
     other.write_text("LR = 2\n")
@@ -68,6 +69,25 @@ def test_changed_files_of_a_package_or_of_a_trainer_change_the_hash(environment,
     (environment / "installed" / NAME / "__init__.py").write_text("WHERE = 'changed'\n")
     hashes.add(code_hash(trainer, [NAME]))
     assert len(hashes) == 4
+
+
+def test_an_external_trainer_that_nnunet_found_changes_the_hash(tmp_path, monkeypatch):
+    """nnU-Net forgets the module, and the folder is not on `sys.path`."""
+    path = tmp_path / "of_a_group" / "trainers.py"
+    path.parent.mkdir()
+    (path.parent / "__init__.py").touch()
+    lines = [
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer",
+        "class nnUNetTrainerOfAGroup(nnUNetTrainer):",
+        "    LR = 1",
+    ]
+    path.write_text("\n".join(lines))
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    trainer = find_trainer("nnUNetTrainerOfAGroup")
+    before = code_hash(trainer, [])
+    assert before == code_hash(trainer, [])
+    path.write_text(path.read_text().replace("LR = 1", "LR = 2"))
+    assert code_hash(trainer, []) != before
 
 
 def test_this_environment_s_packages_are_its_own():

@@ -36,8 +36,10 @@ def check_origins(packages: Iterable[str] = PACKAGES) -> None:
             installed, folders = distribution(name), _folders(name)
         except ModuleNotFoundError:  # also if it has no metadata, hence no version
             raise UserError(f"the package {name} is not installed in {sys.prefix}") from None
-        home = Path(str(installed.locate_file(""))).resolve()
-        foreign = [str(folder) for folder in folders if not folder.is_relative_to(home)]
+        home = Path(str(installed.locate_file("")))
+        # Spack and Nix link a package's folder into the environment.
+        own = home.resolve(), (home / name).resolve()
+        foreign = [str(f) for f in folders if not any(f.is_relative_to(place) for place in own)]
         if foreign and not _is_editable(installed):
             raise UserError(
                 f"{name} would be imported from {', '.join(foreign)}, but version "
@@ -63,14 +65,22 @@ def code_hash(trainer: type, packages: Iterable[str] = NNUNET) -> str:
             files += [(path.relative_to(folder.parent), path) for path in modules]
     top = trainer.__module__.partition(".")[0]
     if top not in (*packages, "workflow_scripts"):
-        spec = importlib.util.find_spec(trainer.__module__)
-        if spec is not None and spec.origin is not None:
-            path = Path(spec.origin)
-            files.append((Path(path.name), path))
+        files += [(Path(path.name), path) for path in _external(trainer)[:1]]
     total = hashlib.sha256()
     for relative, path in files:
         total.update(f"{relative.as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return total.hexdigest()[:16]
+
+
+def _external(trainer: type) -> list[Path]:
+    """Return the files of a trainer's module in the folders that `nnUNet_extTrainer` names.
+
+    After nnU-Net has found a trainer there, the module can no longer be imported by its name.
+    """
+    folders = filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep))
+    parts = trainer.__module__.split(".")
+    found = [Path(folder, *parts).with_suffix(".py") for folder in folders]
+    return [path for path in found if path.is_file()]
 
 
 def _folders(name: str) -> list[Path]:
