@@ -89,14 +89,6 @@ def test_data_are_prepared_once_for_all_arms_and_folds(plans):
         assert jobs[rule] == 10, rule
 
 
-def test_one_core_prepares_the_few_images_of_the_demo_and_several_those_of_other_tasks(plans):
-    """On one core, nnU-Net's pools are threads, which need not import nnU-Net again."""
-    for name, several in (("demo", False), ("hippocampus", True)):
-        for rule in ("convert_task", "fingerprint_task", "preprocess_task"):
-            (job,) = re.findall(rf"^rule {rule}:\n(.*?)\n\n", plans[name][1], re.M | re.S)
-            assert ("threads: " in job) == several, (name, rule)
-
-
 def test_the_paper_is_planned_without_heavy_imports(tree, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(PROBE)
     seen = tmp_path / "imports.txt"
