@@ -150,6 +150,18 @@ def test_what_does_not_determine_the_weights_is_not(name):
     assert changes_of(study_of(**UNIMPORTANT[name]), RUN, record_of(RUN)) == []
 
 
+@pytest.mark.parametrize(
+    ("used", "changes"), [(2, []), (8, []), (9, ["threads was 9 and is now 8"])]
+)
+def test_a_deterministic_training_may_have_had_fewer_cores_than_threads(used, changes):
+    """Snakemake gives a job no more threads than `--cores`."""
+    study = study_of(training={"deterministic": True, "threads": 8})
+    finish(study)
+    path = next(Path("results").rglob("identity.json"))
+    write(path, {**json.loads(path.read_text()), "deterministic": True, "threads": used})
+    assert changes_of(study, RUN, record_of(RUN)) == changes
+
+
 def test_a_training_on_the_cpu_is_none_on_a_gpu():
     finish(study_of())
     changed = study_of(training={"device": "cuda", "precision": "auto"})

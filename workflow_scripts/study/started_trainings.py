@@ -73,11 +73,15 @@ def changes_of(study: Study, run: Run, record: Path) -> list[str]:
 
 
 def _determinism(study: Study, identity: Mapping[str, Any], wanted: bool) -> dict[str, Any]:
-    """Return what else determines the weights if a training is or was deterministic."""
+    """Return what else determines the weights if a training is or was deterministic.
+
+    A job has at most as many threads as the configuration says, and fewer with few `--cores`. So
+    only more than that are a change; the rest is left to the job.
+    """
+    most = study.config["training"]["threads"]
     both = wanted and identity.get("deterministic", False)
-    return {"deterministic": wanted} | (
-        {"threads": study.config["training"]["threads"]} if both else {}
-    )
+    more = both and identity.get("threads", most) > most
+    return {"deterministic": wanted} | ({"threads": most} if more else {})
 
 
 def check_unchanged(study: Study, run: Run, record_of: Callable[[Run], Path]) -> None:
