@@ -139,3 +139,30 @@ def test_a_case_has_its_own_files_alone(study):
     write(raw, "imagesTr/a_0001_0000.nii.gz", "changed")
     after = digests_of_cases(write_record(raw, preprocessed / RECORD, 1), ".nii.gz")
     assert [case for case in CASES if before[case] != after[case]] == ["a_0001"]
+
+
+def test_the_record_of_a_task_is_read_once_for_all_folds(study, monkeypatch):
+    """The Snakefile checks all trainings whenever it is read."""
+    *_, fold = study
+    for number in range(1, 5):
+        (fold.with_name(f"fold_{number}")).mkdir()
+        (fold.with_name(f"fold_{number}") / TRAINED_ON).write_text((fold / TRAINED_ON).read_text())
+    calls = []
+    counted = lambda *arguments: calls.append(arguments) or digests_of_cases(*arguments)  # noqa: E731
+    monkeypatch.setattr(data_changes, "digests_of_cases", counted)
+    check_data("mine", [TASK])
+    assert len(calls) == 1
+
+
+def test_a_broken_record_is_named_and_a_lost_description_is_not_an_error(study):
+    """Snakemake deletes dataset.json before a job that makes it again, which may be killed."""
+    raw, preprocessed, fold = study
+    write_record(raw, raw / RECORD, 1)
+    for path in (raw / "dataset.json", preprocessed / "dataset.json"):
+        path.unlink()
+        check_data("mine", [TASK])
+    (preprocessed / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
+    (fold / TRAINED_ON).write_text("{")
+    assert str((fold / TRAINED_ON).relative_to(Path.cwd())) in refusal()
+    (preprocessed / RECORD).write_text("")
+    assert str((preprocessed / RECORD).relative_to(Path.cwd())) in refusal()

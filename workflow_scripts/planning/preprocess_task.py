@@ -13,7 +13,13 @@ from workflow_scripts.common.files import read_json, write_json
 from workflow_scripts.common.formatting import DISK, in_unit
 from workflow_scripts.common.hashing import json_hash
 from workflow_scripts.common.worker_pools import watched_pools
-from workflow_scripts.study.data_changes import RECORD, changed_cases, folds_of, write_record
+from workflow_scripts.study.data_changes import (
+    RECORD,
+    changed_cases,
+    digests_of_preprocessed,
+    folds_of,
+    write_record,
+)
 
 FILES = (".b2nd", "_seg.b2nd", ".pkl")
 """Endings of the files that nnU-Net 2.8.1 keeps per case (`nnUNetDatasetBlosc2`)."""
@@ -100,8 +106,9 @@ def record_data(dataset: str, study: str, threads: int) -> None:
     """
     raw, folder = nnunet_setup.RAW / dataset, nnunet_setup.PREPROCESSED / dataset
     write_record(raw, folder / RECORD, threads)
+    now = digests_of_preprocessed(folder)
     for fold in folds_of(study, dataset):
-        if cases := changed_cases(fold, folder):
+        if cases := changed_cases(fold, now):
             raise UserError(
                 f"{fold} was trained on other data: {cases[0]} and {len(cases) - 1} more cases "
                 "differ. Choose another `study` name, or remove the task's results "

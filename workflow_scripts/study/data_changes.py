@@ -73,7 +73,7 @@ def changed_files(folder: Path, record: Path) -> list[str]:
 
     Nothing has changed if the whole dataset is away, such as a disk that is not mounted.
     """
-    before: Record = json.loads(record.read_text(encoding="utf-8"))
+    before: Record = _read(record)
     now = make_record(folder, os.cpu_count() or 1, before)
     if not now:
         return []
@@ -143,8 +143,9 @@ def check_data(study: str, tasks: Iterable[str]) -> None:
                 f"task's results (docs/how-to/own_dataset.md#when-the-data-change)"
             )
             continue
+        now = digests_of_preprocessed(preprocessed)
         for fold in folds_of(study, dataset):
-            if cases := changed_cases(fold, preprocessed):
+            if cases := changed_cases(fold, now):
                 problems.append(
                     f"{task}: {fold} was trained on other data, which differ in {_few(cases)}. "
                     "Restore the former data, or choose another `study` name, or remove the task's "
@@ -157,9 +158,9 @@ def check_data(study: str, tasks: Iterable[str]) -> None:
 
 def _changes_of_source(raw: Path) -> list[str]:
     """Return what has changed in the user's folder, if its files were copied and it exists."""
-    if not (raw / RECORD).is_file():
+    if not ((raw / RECORD).is_file() and (raw / "dataset.json").is_file()):
         return []
-    source = json.loads((raw / "dataset.json").read_text(encoding="utf-8")).get(SOURCE)
+    source = _read(raw / "dataset.json").get(SOURCE)
     return changed_files(Path(source), raw / RECORD) if source else []
 
 
@@ -171,16 +172,36 @@ def folds_of(study: str, dataset: str) -> list[Path]:
     return sorted(path.parent for path in found)
 
 
-def changed_cases(fold: Path, preprocessed: Path) -> list[str]:
-    """Return the cases of a fold whose data differ from those that are now preprocessed."""
-    record = preprocessed / RECORD
-    if not record.is_file():
+def digests_of_preprocessed(preprocessed: Path) -> dict[str, str] | None:
+    """Return the digest of each case that was preprocessed; None without a record of them."""
+    record, description = preprocessed / RECORD, preprocessed / "dataset.json"
+    if not (record.is_file() and description.is_file()):
+        return None
+    return digests_of_cases(_read(record), _read(description)["file_ending"])
+
+
+def changed_cases(fold: Path, now: Mapping[str, str] | None) -> list[str]:
+    """Return the cases of a fold that differ from `now` (`digests_of_preprocessed`), if known."""
+    if now is None:
         return []
-    trained = json.loads((fold / TRAINED_ON).read_text(encoding="utf-8"))
-    content = json.loads(record.read_text(encoding="utf-8"))
-    ending = json.loads((preprocessed / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
-    now = digests_of_cases(content, ending)
+    trained = _read(fold / TRAINED_ON)
     return sorted(case for case, digest in trained.items() if now.get(case) != digest)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file.
+
+    Raises:
+        ConfigError: it is broken, for example after a full disk.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(
+            f"config: {path} is not JSON ({error}). Restore it; without it, the data that it "
+            "describes are not checked"
+        ) from None
+    return content
 
 
 def _few(names: list[str]) -> str:
