@@ -16,7 +16,8 @@ class UpdateCounter:
     def __init__(self, trainer: Any) -> None:
         """Count from now on, if `follow` is called before each step."""
         self.count = 0
-        self._trainer, self._followed = trainer, None
+        self._trainer = trainer
+        self._followed: Any = None
 
     def follow(self) -> None:
         """Count the updates by the current optimiser.
