@@ -36,7 +36,7 @@ def test_a_study_is_planned_through_a_link_as_without_it(linked, tmp_path):
     behind, text_behind = plan(tmp_path / "link", "-s", linked / "Snakefile", *arguments)
     assert behind == direct
     assert str(linked) not in text_behind.partition("Building DAG")[2]
-    assert str(ROOT) in text  # inputs of the clone have one path, so nothing is made anew
+    assert str(ROOT) in text  # the inputs keep the path of the clone, so nothing is rerun
 
 
 def test_in_a_linked_working_directory_paths_are_relative(linked):

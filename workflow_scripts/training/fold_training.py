@@ -122,7 +122,7 @@ def _announce_changes(entries: list[dict], energy: EnergySettings, run: RunSpec)
     if changed := changed_settings(meter, asdict(energy)):
         announce(
             f"{run.task} {run.arm} fold {run.fold} is finished: its energy stays as it was metered "
-            f"({changed}). To meter it anew, choose another `study` name"
+            f"({changed}). To measure it again, choose another `study` name"
         )
 
 

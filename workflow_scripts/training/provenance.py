@@ -112,7 +112,7 @@ def check_schedule(epochs: pd.DataFrame, schedule: Schedule, folder: Path) -> No
 
 
 def _for_the_demo(path: Path) -> str:
-    """Return the shortest way to begin anew for a path of the demo, whose settings may change."""
+    """Return how to delete an old demo, if the path is in one: its settings may have changed."""
     return ". `make clean` deletes the whole demo" if "results/demo/" in path.as_posix() else ""
 
 
