@@ -143,10 +143,9 @@ def agreement_of_new_seed(differences: NDArray[np.float64]) -> float:
 
     The seed is new for all folds at once. The estimate follows from the predictive distribution of
     a normal sample: Student's t with n - 1 degrees of freedom at |mean| / (std · √(1 + 1/n)) of
-    the seeds' mean differences. It is NaN for fewer
-    than three seeds, if a seed has no value, or if the mean is 0. With five seeds, it is too high
-    by 0.06 on average if the true mean is half the standard deviation between seeds (a test
-    simulates this).
+    the seeds' mean differences. It is NaN for fewer than three seeds, if a seed has no value, or if
+    the mean is 0. With five seeds, it is too high by 0.06 on average if the true mean is half the
+    standard deviation between seeds (a test simulates this).
 
     Args:
         differences: one row per case, one column per seed.

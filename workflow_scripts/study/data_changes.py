@@ -17,6 +17,7 @@ from typing import Any
 from workflow_scripts.common.errors import ConfigError
 from workflow_scripts.common.nnunet_setup import PREPROCESSED, RAW
 from workflow_scripts.study.tasks import SOURCE, dataset_of
+from workflow_scripts.trainers.curricula.durable_files import replace_durably
 
 PLACES = ("imagesTr", "labelsTr")
 RECORD = "data_record.json"
@@ -97,7 +98,7 @@ def write_record(folder: Path, record: Path, threads: int) -> Record:
 def _write(content: Mapping[str, Any], path: Path) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    partial.replace(path)
+    replace_durably(partial, path)
 
 
 def digests_of_cases(record: Mapping[str, list[Any]], ending: str) -> dict[str, str]:

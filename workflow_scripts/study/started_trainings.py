@@ -16,10 +16,10 @@ from typing import Any
 
 from workflow_scripts.common.errors import ConfigError
 from workflow_scripts.common.hashing import json_hash
-from workflow_scripts.study.specification import RunSpec, Study
+from workflow_scripts.study.specification import LENGTH, RunSpec, Study
 
 NAMES = ("task", "trainer", "fold", "configuration", "plans")
-LENGTH = ("epochs", "iterations_per_epoch", "validation_iterations_per_epoch", "seed")
+LENGTH_AND_SEED = (*LENGTH, "seed")
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth")
 PRECISIONS = {"cuda": ("amp",), "cpu": ("bf16", "fp32"), "auto": ("amp", "bf16", "fp32")}
 """Precisions that `training.precision: auto` can mean, by `training.device`."""
@@ -51,7 +51,9 @@ def changes_of(study: Study, run: Run, record: Path) -> list[str]:
     found = identity | _read(record)
     if not found:
         return []
-    now = {name: getattr(spec, name) for name in NAMES} | {name: training[name] for name in LENGTH}
+    now = {name: getattr(spec, name) for name in NAMES} | {
+        name: training[name] for name in LENGTH_AND_SEED
+    }
     now["parameters"] = json.loads(json.dumps(spec.parameters))
     if found.get("plans", spec.plans) == spec.plans:
         now["plans_hash"] = _hash_of(study.plans(task))
