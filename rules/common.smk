@@ -117,12 +117,13 @@ wildcard_constraints:
 
 
 def code(script):
-    """Return the modules that a script of this workflow imports, as inputs of its rule.
+    """Return a script of this workflow and the modules that it imports, as inputs of its rule.
 
-    For rules whose outputs are quick to make again. Snakemake itself only checks the script.
+    For rules whose outputs are quick to make again. The profiles leave out Snakemake's own trigger
+    `code`, which would repeat preparation after each update of this clone.
     """
-    modules = imported_modules(BASE / "workflow_scripts" / script, BASE)
-    return [shipped(str(path.relative_to(BASE))) for path in modules]
+    path = BASE / "workflow_scripts" / script
+    return [shipped(str(file.relative_to(BASE))) for file in [path, *imported_modules(path, BASE)]]
 
 
 def cores_for_data(most):

@@ -220,6 +220,6 @@ def test_only_another_environment_runs_a_finished_study_again(workflow, demo):
     without = [argument for argument in DEMO if argument not in ("--sdm", "conda")]
     other = workflow.run(*without, "-n", *STUDY)
     assert "train_fold" in other.stdout
-    triggers = ["--rerun-triggers", "mtime", "params", "input", "code"]
+    triggers = ["--rerun-triggers", "mtime", "params", "input"]
     ignored = workflow.run(*without, "-n", *triggers, *STUDY)
     assert "Nothing to be done" in ignored.stdout

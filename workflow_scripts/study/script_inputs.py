@@ -1,7 +1,6 @@
 """Find the modules that a script depends on by reading its imports.
 
-Light rules have them as inputs. A change of a shared module then makes their outputs again, as
-Snakemake does by itself for a change of the script.
+Light rules have them as inputs, so that a change of a module makes their outputs again.
 """
 
 import ast
