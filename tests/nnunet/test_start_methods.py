@@ -18,19 +18,19 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import yaml
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from helpers.processes import PATIENCE, Forked
+from helpers.tree import shipped_config
 from workflow_scripts.common import nnunet_setup
 from workflow_scripts.trainers.curricula.batches.loading import ScheduledDataLoader, start_loading
 
 ROOT = Path(__file__).parents[2]
 ARMS = {
     name: (arm["trainer"], arm.get("parameters", {}))
-    for study in ("config", "scale_space")
-    for name, arm in yaml.safe_load((ROOT / f"config/{study}.yaml").read_text())["arms"].items()
-    if (study, name) == ("scale_space", "scale_space") or study == "config"
+    for study in ("paper", "scale_space")
+    for name, arm in shipped_config(study)["arms"].items()
+    if (study, name) == ("scale_space", "scale_space") or study == "paper"
 }
 MORE = {
     "mixed replay": ("nnUNetTrainerLowFrequency", {"replay": "mixed"}),

@@ -157,7 +157,7 @@ def test_yaml_and_json_can_be_read_and_keys_exist(block):
     fragment = yaml.safe_load(text)
     if not fragment.keys() & SCHEMA["properties"].keys():
         return  # for example a profile
-    demo = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+    demo = yaml.safe_load((ROOT / "config/studies/demo.yaml").read_text())
     whole = block.lines[0].startswith("# ")
     merged = fragment if whole else {**demo, **fragment}
     for key in ("training", "arms"):
@@ -324,7 +324,7 @@ def test_estimated_sizes_are_those_of_the_published_plans():
     page = (ROOT / "docs/how-to/storage.md").read_text()
     rows = re.findall(r"^\| (Task\d\d_\w+) \| (.+?) \| (\d+) \| (.+?) \|$", page, re.M)
     shown = {task: cells for task, *cells in rows}
-    with (ROOT / "config/datasets.tsv").open(newline="") as file:
+    with (ROOT / "config/tables/datasets.tsv").open(newline="") as file:
         register = {row["task"]: row for row in csv.DictReader(file, delimiter="\t")}
     with (ROOT / "config/published/nnunet_plans.tsv").open(newline="") as file:
         plans = list(csv.DictReader(file, delimiter="\t"))
