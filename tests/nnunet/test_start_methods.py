@@ -87,8 +87,9 @@ def test_a_worker_s_copy_of_a_loader_yields_the_same_batches(tiny, name):
         assert all(map(equal_batches, islice(loader, FEW), batches))
 
 
-def test_these_are_the_ten_arms_of_the_readme():
-    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.M)
+def test_these_are_the_ten_arms_of_the_reference():
+    page = (ROOT / "docs/reference/arms.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \|", page, re.M)
     assert sorted(ARMS) == sorted(listed)
     assert len(ARMS) == 10
 
