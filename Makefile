@@ -118,8 +118,9 @@ gpu-check: .venv/lock-installed
 
 # mkdocs-material announces its successor in every build; this is not a warning about the pages.
 docs: export NO_MKDOCS_2_WARNING := 1
+# Not with --quiet, which hides warnings from the strict mode too: it would never fail.
 docs: .venv/lock-dev-installed
-	$(RUN) mkdocs build --quiet --strict
+	$(RUN) mkdocs build --strict
 	@echo 'Open site/index.html'
 
 lint: .venv/lock-dev-installed

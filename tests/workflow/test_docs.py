@@ -11,6 +11,8 @@ import json
 import math
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -241,6 +243,19 @@ def test_links_of_pages_outside_the_site_resolve(page):
         assert file.exists(), f"{page.name}: {target}"
         if anchor and file.suffix == ".md":
             assert anchor in anchors_of(file), f"{page.name}: {target}"
+
+
+def test_make_docs_fails_at_a_link_to_nothing(tmp_path):
+    """As `make docs` calls mkdocs: with --quiet, its strict mode counts no warning."""
+    (flags,) = re.findall(r"mkdocs build (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "mkdocs.yml").write_text("site_name: Test\n")
+    command = [sys.executable, "-m", "mkdocs", "build", *flags.split()]
+    for text, fails in (("[here](index.md)", False), ("[there](nothing.md)", True)):
+        (tmp_path / "docs/index.md").write_text(text)
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (run.returncode != 0) == fails, run.stderr
+    assert "nothing.md" in run.stderr
 
 
 # Quoted messages
