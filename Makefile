@@ -4,7 +4,7 @@ CORES ?= all
 
 .PHONY: help demo test bench gpu-check docs lint lock clean
 help:
-	@echo 'make demo   run the study of config/demo.yaml on this machine (CORES=2 limits it), show its table and report'
+	@echo 'make demo   run the study of config/studies/demo.yaml on this machine (CORES=2 limits it), show its table and report'
 	@echo 'make test   run the tests, four files at a time (ALL=1 adds the long ones, TESTS=folder selects some)'
 	@echo 'make bench  measure the trainers side by side (ARCHIVES=folder adds the real Task04; half an hour without a GPU)'
 	@echo 'make gpu-check  test every GPU code path in about an hour (ARCHIVES=folder adds Task04; DEVICE=cpu runs it without a GPU)'
@@ -103,7 +103,7 @@ endif
 BENCH_CONFIG := $(strip $(TASK04) $(WITH_PEER))
 
 bench: .venv/lock-installed
-	$(RUN) snakemake --cores $(CORES) --configfile config/bench.yaml $(if $(BENCH_CONFIG),--config $(BENCH_CONFIG)) \
+	$(RUN) snakemake --cores $(CORES) --configfile config/tools/bench.yaml $(if $(BENCH_CONFIG),--config $(BENCH_CONFIG)) \
 	  --forcerun bench_trainers bench_loading -- $(BENCH)
 	@cat $(BENCH)
 
@@ -111,15 +111,16 @@ CHECK := results/gpu_check/gpu_check.md
 CHECK_CONFIG := $(strip $(TASK04) $(if $(DEVICE),'training={device: $(DEVICE)}'))
 
 gpu-check: .venv/lock-installed
-	$(RUN) snakemake --cores $(CORES) --configfile config/gpu_check.yaml $(if $(CHECK_CONFIG),--config $(CHECK_CONFIG)) \
+	$(RUN) snakemake --cores $(CORES) --configfile config/tools/gpu_check.yaml $(if $(CHECK_CONFIG),--config $(CHECK_CONFIG)) \
 	  --forcerun gpu_check -- $(CHECK)
 	@cat $(CHECK)
 	@! grep -q '| failed ' $(CHECK)
 
 # mkdocs-material announces its successor in every build; this is not a warning about the pages.
 docs: export NO_MKDOCS_2_WARNING := 1
+# Not with --quiet, which hides warnings from the strict mode too: it would never fail.
 docs: .venv/lock-dev-installed
-	$(RUN) mkdocs build --quiet --strict
+	$(RUN) mkdocs build --strict
 	@echo 'Open site/index.html'
 
 lint: .venv/lock-dev-installed

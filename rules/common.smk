@@ -3,8 +3,8 @@ Shared by all rules: the checked configuration, the study that it describes, and
 
 REQUIRED INPUTS:
 
-    config (from --configfile, from a module's `config:`, or config/demo.yaml),
-    config/schemas/config.schema.yaml, config/datasets.tsv, config/job_resources.tsv
+    config (from --configfile, from a module's `config:`, or config/studies/demo.yaml),
+    config/schemas/config.schema.yaml, config/tables/datasets.tsv, config/tables/job_resources.tsv
 
 OUTPUTS: none; there are no rules here
 """
@@ -48,7 +48,7 @@ def shipped(path):
 # Only without --configfile: Snakemake merges configurations key by key.
 if not workflow.configfiles:
 
-    configfile: shipped("config/demo.yaml")
+    configfile: shipped("config/studies/demo.yaml")
 
 
 isolate()
@@ -62,10 +62,10 @@ try:
 except ConfigError as error:
     sys.exit(str(error))
 
-MSD = read_register(BASE / "config/datasets.tsv")
+MSD = read_register(BASE / "config/tables/datasets.tsv")
 STUDY = Study(config, MSD)
 JOBS = JobResources(
-    STUDY, BASE / "config/job_resources.tsv", BASE / "config/published/nnunet_plans.tsv"
+    STUDY, BASE / "config/tables/job_resources.tsv", BASE / "config/published/nnunet_plans.tsv"
 )
 # One job per GPU, unless `--resources gpu=…` sets another limit. Without GPUs, trainings run on the
 # CPU and only the number of cores limits them.

@@ -3,7 +3,7 @@ This part of the workflow converts the data of a task to nnU-Net's raw format.
 
 REQUIRED INPUTS:
 
-    config/datasets.tsv (read as MSD in common.smk), and `archives`/{task}.tar or a network;
+    config/tables/datasets.tsv (read as MSD in common.smk), and `archives`/{task}.tar or a network;
     for the demo task, the ICBM 2009 template in the package nilearn;
     for an own task, its folder in the configuration. It is only read and deliberately not an input:
     an imported task no longer needs it (except for the images, if they are links)

@@ -15,7 +15,7 @@ OUTPUTS, in results/{study}/figures/:
     patches.{svg,png}       one patch as the network sees it, from the beginning to the end of a training
     predictions.{svg,png}   slices of the worst, median and best case
     budget.{svg,png}        Dice against cost, one line per arm, of a study whose arms differ in length
-                            (config/budget_sweep.yaml): `snakemake budget_sweep`
+                            (config/studies/budget_sweep.yaml): `snakemake budget_sweep`
 """
 
 # The figures that show tables: figure -> tables, title in the report. Each is drawn by the script

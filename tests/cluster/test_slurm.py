@@ -113,7 +113,7 @@ def test_the_commands_of_the_page_work_as_written(calm, disturbed):
         assert program == ".venv/bin/snakemake"
         place = words.index("profiles/slurm") + 1
         words = [*words[:place], "--profile", "lab", *words[place:]]
-        words = [calm.config if word == "config/config.yaml" else word for word in words]
+        words = [calm.config if word == "config/studies/paper.yaml" else word for word in words]
         run = snakemake(calm.folder, *words)
         assert run.returncode == 0, f"{line}\n{run.stdout}{run.stderr}"
     assert (calm.folder / "results/calm/forecast/forecast.md").is_file()

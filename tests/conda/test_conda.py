@@ -214,7 +214,7 @@ def test_the_report_is_made(workflow, demo):
 
 
 def test_only_another_environment_runs_a_finished_study_again(workflow, demo):
-    """As docs/how-to/environments.md says about moving a study from conda to pip or back."""
+    """As docs/explanation/training.md says about moving a study from conda to pip or back."""
     same = workflow.run(*DEMO, *workflow.prefix, "-n", *STUDY)
     assert "Nothing to be done" in same.stdout
     without = [argument for argument in DEMO if argument not in ("--sdm", "conda")]

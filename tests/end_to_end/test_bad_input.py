@@ -132,7 +132,7 @@ def prepare(tree, archive=None, accepted=True, env=None):
             config.append(f"checksums={{{TASK}: '{md5}'}}")
     run = quick_snakemake(
         tree,
-        *("--cores", 1, "--configfile", "config/config.yaml", "--config", *config),
+        *("--cores", 1, "--configfile", "config/studies/paper.yaml", "--config", *config),
         *("--", f"resources/msd/{TASK}"),
         env=env,
     )
@@ -194,7 +194,7 @@ def test_no_network_and_no_archive(tree):
 def test_a_download_is_tried_again(tree):
     run = quick_snakemake(
         tree,
-        *("--cores", 1, "--configfile", "config/config.yaml", "--config", f"tasks=[{TASK}]"),
+        *("--cores", 1, "--configfile", "config/studies/paper.yaml", "--config", f"tasks=[{TASK}]"),
         *("--", f"resources/msd/{TASK}"),
         env=NO_NETWORK,
     )
@@ -208,7 +208,7 @@ def test_a_download_is_tried_again(tree):
 def test_a_folder_of_archives_that_is_not_there(tree):
     run = quick_snakemake(
         tree,
-        *("--cores", 1, "--configfile", "config/config.yaml"),
+        *("--cores", 1, "--configfile", "config/studies/paper.yaml"),
         *("--config", f"tasks=[{TASK}]", "archives=nowhere", "--", f"resources/msd/{TASK}"),
     )
     assert "archives: nowhere is not a folder" in the_error(run)

@@ -1,8 +1,8 @@
 """From the files of 400 runs to the report, with the real command. The study is MADE UP.
 
-Ten tasks × five folds × the full-length arms of config/config.yaml, with 60 cases, in the layout
-that trainings produce. It shows that a study of the papers' size runs through, not that it was
-trained.
+Ten tasks × five folds × the full-length arms of config/studies/paper.yaml, with 60 cases, in the
+layout that trainings produce. It shows that a study of the papers' size runs through, not that it
+was trained.
 """
 
 import json
@@ -30,7 +30,7 @@ from workflow_scripts.trainers.curricula.schedules.settings import (
     TrainingLength,
 )
 
-CONFIG = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+CONFIG = yaml.safe_load((ROOT / "config/studies/paper.yaml").read_text())
 SEED = CONFIG["training"].setdefault("seed", 1)
 LENGTH = {"epochs": 10, "iterations_per_epoch": 25_000, "validation_iterations_per_epoch": 1}
 CONFIG["training"] |= LENGTH

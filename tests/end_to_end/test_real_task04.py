@@ -16,7 +16,7 @@ from helpers.tree import ROOT, snakemake, write_config
 
 TASK = "Task04_Hippocampus"
 ARMS = [
-    *yaml.safe_load((ROOT / "config/hippocampus.yaml").read_text())["arms"],
+    *yaml.safe_load((ROOT / "config/studies/hippocampus.yaml").read_text())["arms"],
     "scale_space",
 ]
 ARCHIVES = os.environ.get("MSD_ARCHIVES")
@@ -32,12 +32,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """config/hippocampus.yaml with trainings of a few seconds, one seed and the planned patch."""
+    """The study `hippocampus` with trainings of a few seconds, one seed and the planned patch."""
     folder = tmp_path_factory.mktemp("task04")
     config = write_config(
         folder,
         "short",
-        yaml.safe_load((ROOT / "config/hippocampus.yaml").read_text()),
+        yaml.safe_load((ROOT / "config/studies/hippocampus.yaml").read_text()),
         seeds=[1],
         arms={
             "low_frequency": {"trainer": "nnUNetTrainerLowFrequency", "epochs": 2},

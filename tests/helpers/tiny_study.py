@@ -5,7 +5,7 @@ import yaml
 from helpers.tree import ROOT
 
 TASK = "Task99_BrainTissue"
-SHIPPED = yaml.safe_load((ROOT / "config/config.yaml").read_text())["arms"]
+SHIPPED = yaml.safe_load((ROOT / "config/studies/paper.yaml").read_text())["arms"]
 ARMS = ("constant", "progressive", "random", "low_frequency")
 """One arm for each layout of records; the test of the real Task04 trains all arms."""
 TRAINERS = {arm: SHIPPED[arm]["trainer"] for arm in ARMS}

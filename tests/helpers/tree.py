@@ -15,6 +15,7 @@ from snakemake.utils import update_config
 from helpers.processes import PATIENCE, Forked
 
 ROOT = Path(__file__).resolve().parents[2]
+TOOLS = {"bench", "gpu_check"}
 OVERLAYS = {"budget_sweep_acdc": ["budget_sweep"]}
 GREETING = "Using workflow specific profile "
 
@@ -35,11 +36,17 @@ def copy_tree(target):
     return target
 
 
+def config_path(name):
+    """Return the path of a shipped configuration in the repository."""
+    kind = "tools" if name in TOOLS else "studies"
+    return f"config/{kind}/{name}.yaml"
+
+
 def shipped_config(name):
     """Return a shipped configuration, merged with the one that it changes, if any."""
     merged = {}
     for part in (*OVERLAYS.get(name, ()), name):
-        update_config(merged, yaml.safe_load((ROOT / f"config/{part}.yaml").read_text()))
+        update_config(merged, yaml.safe_load((ROOT / config_path(part)).read_text()))
     return merged
 
 

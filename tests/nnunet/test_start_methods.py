@@ -18,19 +18,19 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import yaml
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from helpers.processes import PATIENCE, Forked
+from helpers.tree import shipped_config
 from workflow_scripts.common import nnunet_setup
 from workflow_scripts.trainers.curricula.batches.loading import ScheduledDataLoader, start_loading
 
 ROOT = Path(__file__).parents[2]
 ARMS = {
     name: (arm["trainer"], arm.get("parameters", {}))
-    for study in ("config", "scale_space")
-    for name, arm in yaml.safe_load((ROOT / f"config/{study}.yaml").read_text())["arms"].items()
-    if (study, name) == ("scale_space", "scale_space") or study == "config"
+    for study in ("paper", "scale_space")
+    for name, arm in shipped_config(study)["arms"].items()
+    if (study, name) == ("scale_space", "scale_space") or study == "paper"
 }
 MORE = {
     "mixed replay": ("nnUNetTrainerLowFrequency", {"replay": "mixed"}),
@@ -87,8 +87,9 @@ def test_a_worker_s_copy_of_a_loader_yields_the_same_batches(tiny, name):
         assert all(map(equal_batches, islice(loader, FEW), batches))
 
 
-def test_these_are_the_ten_arms_of_the_readme():
-    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.M)
+def test_these_are_the_ten_arms_of_the_reference():
+    page = (ROOT / "docs/reference/arms.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \|", page, re.M)
     assert sorted(ARMS) == sorted(listed)
     assert len(ARMS) == 10
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from helpers.folds import kill_group
 from helpers.processes import PATIENCE
@@ -545,7 +544,7 @@ def test_nnunet_finds_the_trainers_by_itself(tmp_path):
 
 
 NAMED_BY_CURRICULUM = {"bench", "budget_sweep", "budget_sweep_acdc", "budget_sweep_folds"}
-NAMED_BY_CURRICULUM |= {"config", "demo", "hippocampus", "hippocampus_adamw"}
+NAMED_BY_CURRICULUM |= {"demo", "hippocampus", "hippocampus_adamw", "paper"}
 
 
 @pytest.mark.parametrize("name", sorted(NAMED_BY_CURRICULUM))
@@ -558,9 +557,9 @@ def test_arms_of_a_config_name_their_curriculum(name):
         assert getattr(arms, trainer["trainer"]).curriculum == curriculum
 
 
-@pytest.mark.parametrize("name", ["config", "hippocampus", "hippocampus_adamw"])
+@pytest.mark.parametrize("name", ["hippocampus", "hippocampus_adamw", "paper"])
 def test_low_frequency_and_the_short_reference_have_two_thirds_of_the_epochs(name):
-    config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    config = shipped_config(name)
     epochs = round(2 / 3 * config["training"]["epochs"])
     for arm in ("low_frequency", "constant_short"):
         assert config["arms"][arm]["epochs"] == epochs
@@ -568,7 +567,7 @@ def test_low_frequency_and_the_short_reference_have_two_thirds_of_the_epochs(nam
 
 
 def test_every_config_is_tested():
-    shipped = {path.stem for path in (ROOT / "config").glob("*.yaml")} - {"plotting"}
+    shipped = {path.stem for kind in ("studies", "tools") for path in ROOT.glob(f"config/{kind}/*")}
     others = {"gpu_check", "learning_rates", "low_frequency", "scale_space"}
     assert shipped == NAMED_BY_CURRICULUM | others
 

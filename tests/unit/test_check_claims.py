@@ -416,7 +416,7 @@ def test_schema_is_closed_and_described():
 
 
 def test_claims_are_about_shipped_arms_and_tasks():
-    paper = yaml.safe_load((CONFIG / "config.yaml").read_text())
+    paper = yaml.safe_load((CONFIG / "studies/paper.yaml").read_text())
     for arm, trainer in CONTENT.arms.items():
         if arm != "scale_space":  # which has its own study
             assert paper["arms"][arm]["trainer"] == trainer

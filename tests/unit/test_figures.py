@@ -380,10 +380,10 @@ def test_looks_differ(style):
     assert len(set(looks)) == len(looks)
 
 
-@pytest.mark.parametrize("study", ["config", "demo", "hippocampus", "scale_space"])
+@pytest.mark.parametrize("study", ["demo", "hippocampus", "paper", "scale_space"])
 def test_colours_differ_within_a_study(style, study):
     """Networks of one scale factor each are one kind of arm: same colour, different markers."""
-    arms = yaml.safe_load((STYLE.parent / f"{study}.yaml").read_text())["arms"]
+    arms = yaml.safe_load((STYLE.parent / f"studies/{study}.yaml").read_text())["arms"]
     kinds = {arm: "fixed" if arm.startswith("fixed_0") else arm for arm in arms}
     colors = {kind: style.arm(arm)["color"] for arm, kind in kinds.items()}
     assert set(arms) <= set(style.arms)

@@ -299,7 +299,7 @@ def test_snakemake_counts_the_gpus(machine, tmp_path):
     )
 
     def count(*arguments):
-        config = ["--configfile", ROOT / "config/hippocampus.yaml"]
+        config = ["--configfile", ROOT / "config/studies/hippocampus.yaml"]
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", "-n", "--cores", "1", *arguments, *config],
             cwd=tmp_path,

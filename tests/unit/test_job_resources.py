@@ -21,7 +21,7 @@ from workflow_scripts.training import preemption
 
 ROOT = Path(__file__).resolve().parents[2]
 LIVER, FAKE = "Task03_Liver", "Task98_Fake"
-NEEDS_TABLE = ROOT / "config/job_resources.tsv"
+NEEDS_TABLE = ROOT / "config/tables/job_resources.tsv"
 NEEDS = read_needs(NEEDS_TABLE)
 
 

@@ -126,7 +126,7 @@ def test_roles():
         **{"constant": "stock", "ours": "hypernetwork", "shared": "stochastic"},
         **{"small": "fixed", "large": "fixed", "hyper": "fixed_hyper"},
     }
-    config = yaml.safe_load((ROOT / "config/scale_space.yaml").read_text())
+    config = yaml.safe_load((ROOT / "config/studies/scale_space.yaml").read_text())
     shipped = [role_of({"parameters": {}, **arm}) for arm in config["arms"].values()]
     fixed = ["fixed_hyper", "fixed", "fixed", "fixed"]
     assert shipped == ["stock", "hypernetwork", "stochastic", *fixed]

@@ -60,7 +60,7 @@ def study_of(**changes):
     for arm in config["arms"].values():
         arm |= {"epochs": None, "parameters": {}} | arm
     config["seeds"] = [config["training"]["seed"]]
-    return Study(config, read_register(ROOT / "config/datasets.tsv"))
+    return Study(config, read_register(ROOT / "config/tables/datasets.tsv"))
 
 
 def record_of(run):

@@ -11,7 +11,7 @@ import pytest
 from workflow_scripts.study.tasks import read_register
 
 ROOT = Path(__file__).parents[2]
-REGISTER = read_register(ROOT / "config" / "datasets.tsv")
+REGISTER = read_register(ROOT / "config/tables/datasets.tsv")
 ROWS = pytest.mark.parametrize("row", REGISTER.values(), ids=REGISTER)
 
 
@@ -47,7 +47,7 @@ def test_reading_the_register_imports_only_the_standard_library():
         "print(*[name for name in ('numpy', 'nibabel', 'pooch', 'tqdm') if name in sys.modules])"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT / "config" / "datasets.tsv")],
+        [sys.executable, "-c", code, str(ROOT / "config/tables/datasets.tsv")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers.tree import dry_run, shipped_config
+from helpers.tree import dry_run, said, shipped_config
 from workflow_scripts.study.config_schema import make_schema
 from workflow_scripts.study.config_validation import ConfigError, check_config
 from workflow_scripts.study.specification import Study
@@ -16,11 +16,11 @@ from workflow_scripts.study.specification import Study
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_PATH = ROOT / "config" / "schemas" / "config.schema.yaml"
 SCHEMA = yaml.safe_load(SCHEMA_PATH.read_text())
-STUDIES = sorted({*ROOT.glob("config/*.yaml")} - {ROOT / "config" / "plotting.yaml"})
+STUDIES = sorted([*ROOT.glob("config/studies/*.yaml"), *ROOT.glob("config/tools/*.yaml")])
 
 
 def load(name):
-    return yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    return yaml.safe_load((ROOT / f"config/studies/{name}.yaml").read_text())
 
 
 def problems(config):
@@ -78,7 +78,7 @@ def test_shipped_studies_are_valid(path):
 
 
 def test_the_paper_is_ten_tasks_five_folds_nine_arms():
-    config = load("config")
+    config = load("paper")
     assert len(config["tasks"]) == 10
     assert config["folds"] == [0, 1, 2, 3, 4]
     assert list(config["arms"])[:3] == ["constant", "progressive", "random"]
@@ -97,7 +97,7 @@ def test_an_arm_s_own_length_replaces_that_of_the_section_training():
 
 
 def test_defaults_are_filled_at_every_level_and_not_shared():
-    first, second = load("config"), load("config")
+    first, second = load("paper"), load("paper")
     check_config(first, SCHEMA_PATH)
     check_config(second, SCHEMA_PATH)
     assert first["reference_arm"] == "constant"
@@ -313,13 +313,30 @@ def test_whatever_is_written_gives_a_config_error_or_a_complete_config(change):
         assert set(config) == set(SCHEMA["properties"])
 
 
+def test_a_former_path_is_answered_with_the_new_one(tmp_path):
+    run = dry_run(tmp_path, "--configfile", "config/config.yaml", "config/studies/demo.yaml")
+    assert run.returncode != 0
+    assert run.stdout == ""
+    assert said(run.stderr) == ["config: config/config.yaml has moved to config/studies/paper.yaml"]
+
+
+def test_every_former_path_names_a_configuration_that_exists():
+    former = {path: yaml.safe_load(path.read_text()) for path in ROOT.glob("config/*.yaml")}
+    moved = {}
+    for path, content in former.items():
+        if path.name != "plotting.yaml":
+            assert [*content["moved"]] == [str(path.relative_to(ROOT))]
+            moved |= content["moved"]
+    assert {ROOT / new for new in moved.values()} == set(STUDIES)
+    assert [line.split()[-1] for line in problems({"moved": moved})] == [*moved.values()]
+
+
 def test_snakemake_answers_a_mistake_with_these_lines_only(tmp_path):
-    study = ["--configfile", "config/hippocampus.yaml"]
+    study = ["--configfile", "config/studies/hippocampus.yaml"]
     run = dry_run(tmp_path, *study, "--config", "folds=[-1]", "training={epoch: 3}")
     assert run.returncode != 0
     assert run.stdout == ""
-    said = [line for line in run.stderr.splitlines() if "specific profile" not in line]
-    assert said == [
+    assert said(run.stderr) == [
         "config: folds[0]: -1 is less than the minimum of 0",
         "config: training.epoch is not a key; did you mean training.epochs?",
     ]

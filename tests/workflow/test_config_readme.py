@@ -23,5 +23,6 @@ def test_every_key_and_every_file_is_documented():
         for name in (key, *section.get("properties", {})):
             assert f"`{name}`" in page
     page = (CONFIG / "README.md").read_text(encoding="utf-8")
-    for path in (*CONFIG.glob("*.yaml"), *CONFIG.glob("*.tsv")):
-        assert f"`{path.name}`" in page
+    for folder in ("studies", "tools", "tables"):
+        for path in (CONFIG / folder).iterdir():
+            assert f"`{folder}/{path.name}`" in page

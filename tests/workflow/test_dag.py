@@ -9,7 +9,7 @@ import yaml
 from helpers.quick_study import quick_snakemake
 from helpers.tree import ROOT, dry_run, plan, said, snakemake, trainings
 
-STUDIES = ["demo", "hippocampus", "config", "budget_sweep", "budget_sweep_folds"]
+STUDIES = ["demo", "hippocampus", "paper", "budget_sweep", "budget_sweep_folds"]
 STUDIES += ["scale_space", "low_frequency", "learning_rates"]
 ARMS = ["constant", "progressive", "random"]
 HEAVY = {"torch", "nnunetv2", "pandas", "seaborn", "matplotlib", "codecarbon", "nibabel", "scipy"}
@@ -39,12 +39,12 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plans(tree):
     """The plan of every shipped study: jobs by rule, and the text."""
-    return {name: plan(tree, "--configfile", f"config/{name}.yaml") for name in STUDIES}
+    return {name: plan(tree, "--configfile", f"config/studies/{name}.yaml") for name in STUDIES}
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_training_of_a_shipped_study_is_planned_once(plans, name):
-    config = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
+    config = yaml.safe_load((ROOT / f"config/studies/{name}.yaml").read_text())
     wanted = {
         (task, arm, fold)
         for task in config["tasks"]
@@ -83,7 +83,7 @@ def test_seeds_are_trainings_of_their_own_and_leave_those_of_the_first(tree, pla
 
 
 def test_data_are_prepared_once_for_all_arms_and_folds(plans):
-    jobs, _ = plans["config"]
+    jobs, _ = plans["paper"]
     shared = ["download_task", "extract_task", "convert_task", "fingerprint_task", "plan_task"]
     for rule in [*shared, "preprocess_task", "write_splits"]:
         assert jobs[rule] == 10, rule
@@ -95,7 +95,7 @@ def test_the_paper_is_planned_without_heavy_imports(tree, tmp_path):
     own = [str(ROOT / part) for part in ("Snakefile", "rules", "workflow_scripts")]
     run = snakemake(
         tree,
-        *("-n", "--configfile", "config/config.yaml"),
+        *("-n", "--configfile", "config/studies/paper.yaml"),
         env={"PYTHONPATH": str(tmp_path), "PROBE": str(seen), "PROBED": ":".join(own)},
     )
     assert re.search(r"^train_fold +450$", run.stdout, re.M)
@@ -118,13 +118,13 @@ def test_every_rule_is_reached_by_a_shipped_study(tree, plans, tmp_path):
             "results/bench/bench.md",
             "results/bench/loading.md",
             "--configfile",
-            "config/bench.yaml",
+            "config/tools/bench.yaml",
         ),
         "gpu": plan(
-            tree, "results/gpu_check/gpu_check.md", "--configfile", "config/gpu_check.yaml"
+            tree, "results/gpu_check/gpu_check.md", "--configfile", "config/tools/gpu_check.yaml"
         ),
-        "sweep": plan(tree, "budget_sweep", "--configfile", "config/budget_sweep.yaml"),
-        "scales": plan(tree, "scale_space", "--configfile", "config/scale_space.yaml"),
+        "sweep": plan(tree, "budget_sweep", "--configfile", "config/studies/budget_sweep.yaml"),
+        "scales": plan(tree, "scale_space", "--configfile", "config/studies/scale_space.yaml"),
         "search": plan(tree, "search_curriculum"),
         "forecast": plan(tree, "forecast", "--config", "budget={gpu_hours: 1}"),
         "budget": plan(tree, "--config", "budget={gpu_hours: 1}"),
@@ -170,7 +170,7 @@ def test_one_key_on_the_command_line_changes_only_that_key_of_the_demo(tree):
 
 def test_archives_of_a_folder_change_no_plan(tree, plans, tmp_path):
     jobs, _ = plan(
-        tree, "--configfile", "config/hippocampus.yaml", "--config", f"archives={tmp_path}"
+        tree, "--configfile", "config/studies/hippocampus.yaml", "--config", f"archives={tmp_path}"
     )
     assert jobs == plans["hippocampus"][0]
 
@@ -180,10 +180,10 @@ def test_plans_with_overrides_have_a_name_of_their_own(tree, plans):
         return set(re.findall(r"nnUNetPlans_[0-9a-f]{8}\.json", text))
 
     other = "planning={overrides: {all: {batch_size: 3}}}"
-    _, changed = plan(tree, "--configfile", "config/hippocampus.yaml", "--config", other)
+    _, changed = plan(tree, "--configfile", "config/studies/hippocampus.yaml", "--config", other)
     assert len(files(changed)) == len(files(plans["hippocampus"][1])) == 1
     assert files(changed) != files(plans["hippocampus"][1])
-    assert files(plans["config"][1]) == set()
+    assert files(plans["paper"][1]) == set()
 
 
 MISTAKES = {
@@ -206,7 +206,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("change", "line"), MISTAKES.values(), ids=MISTAKES)
 @pytest.mark.parametrize("dry", [["-n"], ["--cores", "1"]], ids=["dry-run", "run"])
 def test_a_mistake_in_the_configuration_is_one_line(tree, dry, change, line):
-    arguments = [*dry, "--configfile", "config/hippocampus.yaml", "--config", change]
+    arguments = [*dry, "--configfile", "config/studies/hippocampus.yaml", "--config", change]
     run = dry_run(tree, *arguments[1:]) if "-n" in dry else quick_snakemake(tree, *arguments)
     assert run.returncode != 0
     assert run.stdout == ""
@@ -218,7 +218,7 @@ def test_the_bench_prepares_its_tasks_and_trains_no_arm_of_a_study(tree):
     tasks = "tasks=[Task99_BrainTissue,Task04_Hippocampus]"
     jobs, _ = plan(
         tree,
-        *("--configfile", "config/bench.yaml", "--config", tasks),
+        *("--configfile", "config/tools/bench.yaml", "--config", tasks),
         *("--", "results/bench/bench.md", "results/bench/loading.md"),
     )
     assert jobs["bench_trainers"] == jobs["bench_loading"] == 1
@@ -227,7 +227,7 @@ def test_the_bench_prepares_its_tasks_and_trains_no_arm_of_a_study(tree):
 
 
 def test_a_sweep_of_another_task_is_its_sibling_and_what_differs(tree, tmp_path):
-    files = ("config/budget_sweep.yaml", "config/budget_sweep_acdc.yaml")
+    files = ("config/studies/budget_sweep.yaml", "config/studies/budget_sweep_acdc.yaml")
     (tmp_path / "dataset.json").write_text("{}")
     own = f"own_tasks={{Task142_ACDC: {{folder: {tmp_path}}}}}"
     jobs, text = plan(tree, "budget_sweep", "--configfile", *files, "--config", own)
@@ -236,7 +236,7 @@ def test_a_sweep_of_another_task_is_its_sibling_and_what_differs(tree, tmp_path)
 
 
 def test_an_arm_s_own_length_is_that_of_its_training(tree):
-    arguments = ("--configfile", "config/budget_sweep.yaml", "--", "budget_sweep")
+    arguments = ("--configfile", "config/studies/budget_sweep.yaml", "--", "budget_sweep")
     jobs, _ = plan(tree, *arguments)
     assert jobs["train_fold"] == 3 * 15
     assert jobs["plot_budget_sweep"] == jobs["measure_budgets"] == 1
@@ -248,7 +248,9 @@ def test_an_arm_s_own_length_is_that_of_its_training(tree):
         "sys.exit(3)"
     )
     (tree / "probe.smk").write_text(f'include: "{ROOT}/Snakefile"\n{probe}\n')
-    run = dry_run(tree, "-s", tree / "probe.smk", "--configfile", "config/budget_sweep.yaml")
+    run = dry_run(
+        tree, "-s", tree / "probe.smk", "--configfile", "config/studies/budget_sweep.yaml"
+    )
     assert "constant_660 220 3\n" in run.stdout
     assert "low_frequency_1800 150 12\n" in run.stdout
 
@@ -257,7 +259,7 @@ def test_without_a_gpu_the_cores_are_the_limit_of_trainings(tree, monkeypatch):
     """One training runs per GPU; on a machine without GPUs, one at a time would be too few."""
     probe = "import sys; print('LIMITS', dict(workflow.global_resources)); sys.exit(3)"
     (tree / "limits.smk").write_text(f'include: "{ROOT}/Snakefile"\n{probe}\n')
-    arguments = ("-s", tree / "limits.smk", "--configfile", "config/budget_sweep.yaml")
+    arguments = ("-s", tree / "limits.smk", "--configfile", "config/studies/budget_sweep.yaml")
     assert 'Resource("gpu", 2)' in dry_run(tree, *arguments, "--resources", "gpu=2").stdout
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = dry_run(tree, *arguments).stdout
@@ -270,7 +272,7 @@ def test_a_search_begins_with_its_forecast(tree, budget):
     """The jobs after the first part are known only once it is decided."""
     limit = ["--config", "budget={gpu_hours: 5}"] if budget else []
     jobs, text = plan(
-        tree, "search_curriculum", "--configfile", "config/low_frequency.yaml", *limit
+        tree, "search_curriculum", "--configfile", "config/studies/low_frequency.yaml", *limit
     )
     assert jobs["forecast_search_study"] == 1
     assert jobs.get("check_search_budget", 0) == budget
@@ -281,11 +283,11 @@ def test_a_search_begins_with_its_forecast(tree, budget):
 
 def test_a_trial_of_a_search_is_trained_as_an_arm(tree):
     run = "results/low_frequency/runs/Task99_BrainTissue/search_3of7_1_1_1_1/fold_0/run.json"
-    _, text = plan(tree, run, "--configfile", "config/low_frequency.yaml")
+    _, text = plan(tree, run, "--configfile", "config/studies/low_frequency.yaml")
     assert trainings(text) == {("Task99_BrainTissue", "search_3of7_1_1_1_1", 0)}
 
 
-SCALE_SPACE = ("--configfile", "config/scale_space.yaml")
+SCALE_SPACE = ("--configfile", "config/studies/scale_space.yaml")
 
 
 def test_a_scale_space_study_evaluates_every_model_once(tree):

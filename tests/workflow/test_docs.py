@@ -11,6 +11,8 @@ import json
 import math
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,7 +159,7 @@ def test_yaml_and_json_can_be_read_and_keys_exist(block):
     fragment = yaml.safe_load(text)
     if not fragment.keys() & SCHEMA["properties"].keys():
         return  # for example a profile
-    demo = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+    demo = yaml.safe_load((ROOT / "config/studies/demo.yaml").read_text())
     whole = block.lines[0].startswith("# ")
     merged = fragment if whole else {**demo, **fragment}
     for key in ("training", "arms"):
@@ -243,6 +245,19 @@ def test_links_of_pages_outside_the_site_resolve(page):
             assert anchor in anchors_of(file), f"{page.name}: {target}"
 
 
+def test_make_docs_fails_at_a_link_to_nothing(tmp_path):
+    """As `make docs` calls mkdocs: with --quiet, its strict mode counts no warning."""
+    (flags,) = re.findall(r"mkdocs build (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "mkdocs.yml").write_text("site_name: Test\n")
+    command = [sys.executable, "-m", "mkdocs", "build", *flags.split()]
+    for text, fails in (("[here](index.md)", False), ("[there](nothing.md)", True)):
+        (tmp_path / "docs/index.md").write_text(text)
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (run.returncode != 0) == fails, run.stderr
+    assert "nothing.md" in run.stderr
+
+
 # Quoted messages
 
 ANYTHING = "\0"
@@ -324,7 +339,7 @@ def test_estimated_sizes_are_those_of_the_published_plans():
     page = (ROOT / "docs/how-to/storage.md").read_text()
     rows = re.findall(r"^\| (Task\d\d_\w+) \| (.+?) \| (\d+) \| (.+?) \|$", page, re.M)
     shown = {task: cells for task, *cells in rows}
-    with (ROOT / "config/datasets.tsv").open(newline="") as file:
+    with (ROOT / "config/tables/datasets.tsv").open(newline="") as file:
         register = {row["task"]: row for row in csv.DictReader(file, delimiter="\t")}
     with (ROOT / "config/published/nnunet_plans.tsv").open(newline="") as file:
         plans = list(csv.DictReader(file, delimiter="\t"))

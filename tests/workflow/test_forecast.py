@@ -14,7 +14,7 @@ from helpers.quick_study import quick_snakemake
 from helpers.tree import plan, said, trainings
 
 JOBS = {"forecast_study": 1, "plot_forecast": 1, "forecast": 1}
-PAPER = ("--configfile", "config/config.yaml")
+PAPER = ("--configfile", "config/studies/paper.yaml")
 NO_HOURS = "budget={gpu_hours: 0.001}"
 
 
@@ -23,9 +23,9 @@ def tree(tmp_path_factory):
     return tmp_path_factory.mktemp("tree")
 
 
-@pytest.mark.parametrize("name", ["demo", "hippocampus", "config"])
+@pytest.mark.parametrize("name", ["demo", "hippocampus", "paper"])
 def test_a_forecast_needs_no_data(tree, name):
-    jobs, _ = plan(tree, "forecast", "--configfile", f"config/{name}.yaml")
+    jobs, _ = plan(tree, "forecast", "--configfile", f"config/studies/{name}.yaml")
     assert jobs == JOBS
 
 
@@ -65,7 +65,7 @@ def test_a_budget_needs_the_plans_that_nobody_published(tree):
 @pytest.mark.parametrize("setting", ["budget={gpu_hours: 5}", "cluster={max_runtime_minutes: 60}"])
 def test_what_is_forecast_anew_trains_no_finished_fold_again(tree, setting):
     """Empty files stand for a finished study; each is newer than the one before."""
-    study = ("--configfile", "config/hippocampus.yaml", "--config", setting)
+    study = ("--configfile", "config/studies/hippocampus.yaml", "--config", setting)
     _, text = plan(tree, "results/hippocampus/tables/runs.csv", *study)
     preprocessed = "resources/nnUNet_preprocessed/Dataset004_Hippocampus"
     data = sorted(set(re.findall(rf"{preprocessed}/\w+(?:\.manifest)?\.json", text)))
@@ -132,7 +132,7 @@ def test_the_paper_is_forecast(forecast):
 
 @pytest.mark.slow
 def test_a_search_is_forecast_with_the_one_seed_that_it_trains(tree):
-    study = ["--configfile", "config/hippocampus.yaml", "--config", "seeds=[1, 7]"]
+    study = ["--configfile", "config/studies/hippocampus.yaml", "--config", "seeds=[1, 7]"]
     both = ["results/hippocampus/forecast/forecast.csv", "results/hippocampus/search/forecast.csv"]
     try:
         run = quick_snakemake(tree, "--cores", "1", *both, *study)

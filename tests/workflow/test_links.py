@@ -30,7 +30,7 @@ def test_a_study_is_planned_through_a_link_as_without_it(linked, tmp_path):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (tmp_path / "link").symlink_to(folder)
-    arguments = ["--configfile", linked / "config/demo.yaml"]
+    arguments = ["--configfile", linked / "config/studies/demo.yaml"]
     direct, text = plan(folder, "-s", ROOT / "Snakefile", *arguments)
     assert direct["train_fold"] == 6
     behind, text_behind = plan(tmp_path / "link", "-s", linked / "Snakefile", *arguments)
@@ -50,7 +50,7 @@ def test_a_module_is_planned_through_a_link(linked, tmp_path):
     folder = tmp_path / "other"
     folder.mkdir()
     (folder / "Snakefile").write_text(MODULE.format(snakefile=linked / "Snakefile"))
-    config = (ROOT / "config/demo.yaml").read_text()
+    config = (ROOT / "config/studies/demo.yaml").read_text()
     lines = "".join(f"  {line}\n" for line in config.splitlines())
     (folder / "study.yaml").write_text(f"curricula:\n{lines}")
     jobs, _ = plan(folder, "pgps_all", "--configfile", "study.yaml")

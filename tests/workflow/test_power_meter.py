@@ -26,7 +26,7 @@ def test_the_limit_does_not_depend_on_a_profile(tmp_path, text, given, limit):
     rule = "rule nothing:\n    shell: 'true'\n"
     (tmp_path / "Snakefile").write_text(text + LIMIT + rule)
     resources = ["--resources", *given] if given else []
-    config = ["--configfile", ROOT / "config/demo.yaml"]
+    config = ["--configfile", ROOT / "config/studies/demo.yaml"]
     run = dry_run(tmp_path, "nothing", "--cores", "2", *resources, *config)
     assert f"limit: {limit}\n" in run.stdout, run.stdout + run.stderr
     assert "local: True" in run.stdout
@@ -45,7 +45,7 @@ rule metered:
 
 def test_two_metered_jobs_never_overlap(tmp_path):
     (tmp_path / "Snakefile").write_text(INCLUDED + JOB)
-    config = ["--configfile", str(ROOT / "config/demo.yaml")]
+    config = ["--configfile", str(ROOT / "config/studies/demo.yaml")]
     run = snakemake(tmp_path, "--cores", "2", "--resources", "mem_mb=16000", *config)
     assert run.returncode == 0, run.stderr
     first, second = sorted(

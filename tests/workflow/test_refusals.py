@@ -7,9 +7,9 @@ import yaml
 
 from helpers.tree import ROOT, dry_run, plan, snakemake
 
-STUDY = ("--configfile", "config/demo.yaml")
+STUDY = ("--configfile", "config/studies/demo.yaml")
 TASK = "Task99_BrainTissue"
-TRAINING = yaml.safe_load((ROOT / "config/demo.yaml").read_text())["training"]
+TRAINING = yaml.safe_load((ROOT / "config/studies/demo.yaml").read_text())["training"]
 SECTION = "training={{epochs: {epochs}}}"
 
 

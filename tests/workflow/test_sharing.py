@@ -12,7 +12,7 @@ import pytest
 
 from helpers.tree import copy_tree, plan, trainings
 
-STUDY = ("--configfile", "config/hippocampus.yaml", "--config", "seeds=[1]")
+STUDY = ("--configfile", "config/studies/hippocampus.yaml", "--config", "seeds=[1]")
 PREPARING = {"download_task", "extract_task", "convert_task", "fingerprint_task", "plan_task"}
 PREPARING |= {"override_plans", "preprocess_task", "write_splits"}
 MADE = [  # in the order in which the rules make them

@@ -9,7 +9,7 @@ from helpers.tree import ROOT, plan, trainings
 
 TEXT = (ROOT / "profiles/slurm/config.yaml").read_text()
 PROFILE = yaml.safe_load(TEXT)
-PAPER = ("--profile", "profiles/slurm", "--configfile", "config/config.yaml")
+PAPER = ("--profile", "profiles/slurm", "--configfile", "config/studies/paper.yaml")
 
 
 @pytest.fixture(scope="module")

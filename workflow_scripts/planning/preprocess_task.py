@@ -25,7 +25,7 @@ FILES = (".b2nd", "_seg.b2nd", ".pkl")
 """Endings of the files that nnU-Net 2.8.1 keeps per case (`nnUNetDatasetBlosc2`)."""
 BYTES_PER_VOXEL = 16
 """Minimum memory of preprocessing, in float32: image, resampled image, and a copy of each.
-`config/job_resources.tsv` requests twice as much."""
+`config/tables/job_resources.tsv` requests twice as much."""
 
 
 def preprocess_task(dataset: str, plans: str, configuration: str, processes: int) -> dict[str, Any]:

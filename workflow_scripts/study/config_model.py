@@ -280,7 +280,7 @@ class Config(Section):
     study: Annotated[str, Keywords(pattern="^[a-z0-9][a-z0-9_-]*$")]
     """Name of the study; everything it makes is in `results/{study}/`."""
     tasks: Annotated[list[Task], Keywords(minItems=1, uniqueItems=True)]
-    """Tasks of the study, by the names in `config/datasets.tsv`, the generated
+    """Tasks of the study, by the names in `config/tables/datasets.tsv`, the generated
     `Task99_BrainTissue`, or a name of `own_tasks`."""
     folds: Annotated[
         list[Annotated[int, Keywords(minimum=0)]], Keywords(minItems=1, uniqueItems=True)
@@ -301,7 +301,7 @@ class Config(Section):
     downloaded. `null` downloads all."""
     checksums: dict[ShippedTask, Md5] = field(default_factory=dict)
     """Task → md5 of an archive that is accepted in addition to the one in
-    `config/datasets.tsv`."""
+    `config/tables/datasets.tsv`."""
     own_tasks: dict[OwnName, OwnTask] = field(default_factory=dict)
     """Your own datasets, by name: `Task` and three digits that no other task has, `_`, letters
     and digits. One becomes part of the study when `tasks` lists it: [Use your own

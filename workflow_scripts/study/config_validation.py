@@ -26,8 +26,12 @@ def check_config(config: dict[str, Any], schema_path: str | Path) -> None:
         schema_path: JSON schema (draft 2020-12) in YAML.
 
     Raises:
-        ConfigError: one line per problem: path, value, allowed values, nearest known key.
+        ConfigError: one line per problem: path, value, allowed values, nearest known key; or the
+            new path of a configuration that was named by its former one (`moved`).
     """
+    if isinstance(config.get("moved"), dict):
+        moved = config["moved"].items()
+        raise ConfigError("\n".join(f"config: {old} has moved to {new}" for old, new in moved))
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
     _read_texts(config, schema)
     errors = list(_DefaultsValidator(schema).iter_errors(config))

@@ -1,8 +1,8 @@
 """Resources that the jobs of a study request from a scheduler: memory, time, disk, devices.
 
-They follow from the estimates in `config/job_resources.tsv`, the size of the images, the kills
-recorded in the ledger, and the forecast. Cores are the rules' `threads`, which also set nnU-Net's
-numbers of processes. A single machine ignores all requests except the devices.
+They follow from the estimates in `config/tables/job_resources.tsv`, the size of the images, the
+kills recorded in the ledger, and the forecast. Cores are the rules' `threads`, which also set
+nnU-Net's numbers of processes. A single machine ignores all requests except the devices.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ SETUP_MINUTES = 20.0
 
 @dataclass(frozen=True)
 class RuleNeeds:
-    """Requirements of a rule (a row of `config/job_resources.tsv`); voxels count once per channel.
+    """Requirements of a rule, a row of `job_resources.tsv`; voxels count once per channel.
 
     Attributes:
         fixed_mb: memory, independent of the data.
@@ -61,7 +61,7 @@ class RuleNeeds:
 
 
 def read_needs(table: Path) -> dict[str, RuleNeeds]:
-    """Read `config/job_resources.tsv`: rule -> its requirements."""
+    """Read `config/tables/job_resources.tsv`: rule -> its requirements."""
     numbers = [field.name for field in fields(RuleNeeds) if field.type is float]
     with table.open(encoding="utf-8", newline="") as file:
         return {
@@ -91,7 +91,7 @@ class JobResources:
 
     Args:
         study: the study.
-        needs: path of `config/job_resources.tsv`.
+        needs: path of `config/tables/job_resources.tsv`.
         published_plans: path of `nnunet_plans.tsv`.
     """
 

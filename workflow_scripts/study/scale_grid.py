@@ -107,6 +107,6 @@ def wanted_models(model: str, config: Mapping[str, Any], dataset: str, plans: st
     if not found:
         raise ValueError(
             f"no arm of this study is a scale-space hypernetwork (trainer {TRAINER} without a "
-            "scale_factor and with a rank above 0): see config/scale_space.yaml"
+            "scale_factor and with a rank above 0): see config/studies/scale_space.yaml"
         )
     return [path for arm in found for path in baked_plans(model, dataset, plans, scale, arm=arm)]

@@ -93,7 +93,7 @@ class Study:
 
     Attributes:
         config: the checked configuration.
-        register: content of `config/datasets.tsv`, by task.
+        register: content of `config/tables/datasets.tsv`, by task.
     """
 
     config: Mapping[str, Any]

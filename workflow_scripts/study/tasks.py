@@ -12,7 +12,7 @@ from workflow_scripts.common.nnunet_setup import FOLDS, SPLITS
 
 
 def read_register(path: str | Path) -> dict[str, dict[str, str]]:
-    """Read `config/datasets.tsv`: task -> row (all cells are strings, empty if unknown)."""
+    """Read `config/tables/datasets.tsv`: task -> row (all cells are strings, empty if unknown)."""
     with Path(path).open(encoding="utf-8", newline="") as file:
         return {row["task"]: row for row in csv.DictReader(file, delimiter="\t")}
 
