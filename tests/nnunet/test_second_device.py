@@ -19,8 +19,8 @@ from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.trainers.curricula.batches.batch import Draws
 from workflow_scripts.trainers.curricula.batches.batched_augmentation import BatchedAugmentation
 from workflow_scripts.trainers.curricula.batches.loading import Crops
+from workflow_scripts.trainers.curricula.batches.low_frequency_batches import LowFrequencyBatches
 from workflow_scripts.trainers.curricula.batches.lowpass import reduce_image, reduce_labels
-from workflow_scripts.trainers.curricula.low_frequency import LowFrequencyBatches
 from workflow_scripts.trainers.curricula.networks.hypernetwork import ScaleSpaceNetwork
 from workflow_scripts.trainers.curricula.scale_space import resize_target
 
