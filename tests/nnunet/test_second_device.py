@@ -13,7 +13,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from helpers.second_device import OnGpu, on_gpu, second_device
 from workflow_scripts.forecast.gpu_memory import GB, estimate_memory
-from workflow_scripts.forecast.workload import Plan, StudyDesign
+from workflow_scripts.forecast.plans import Plan
+from workflow_scripts.forecast.workload import StudyDesign
 from workflow_scripts.scale_space.inference import warm_up
 from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.trainers.curricula.batches.batch import Draws

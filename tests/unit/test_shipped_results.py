@@ -9,13 +9,11 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from helpers.tree import ROOT
-from workflow_scripts.evaluation.measure_budgets import (
+from workflow_scripts.evaluation.budget_page import crossing, length_rows, target_text
+from workflow_scripts.evaluation.budget_statistics import (
     LEVELS,
-    crossing,
-    length_rows,
     measure_differences,
     measure_final_targets,
-    target_text,
 )
 from workflow_scripts.records.run_reader import without_length
 from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan

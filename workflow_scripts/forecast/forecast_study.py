@@ -16,13 +16,8 @@ from workflow_scripts.forecast.calibration import Calibration, Loading
 from workflow_scripts.forecast.forecast_columns import SUMS, UNPLANNED
 from workflow_scripts.forecast.forecast_page import to_markdown, total_line
 from workflow_scripts.forecast.gpu_memory import estimate_memory
-from workflow_scripts.forecast.workload import (
-    Plan,
-    StudyDesign,
-    count_work,
-    find_plan,
-    published_plans,
-)
+from workflow_scripts.forecast.plans import Plan, find_plan, published_plans
+from workflow_scripts.forecast.workload import StudyDesign, count_work
 from workflow_scripts.records.energy_meter import energy_mix
 from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.study.specification import Arm
