@@ -116,12 +116,12 @@ wildcard_constraints:
     seed_suffix="(_seed_[0-9]+)?",
 
 
-def code(script):
-    """Return the modules that a script of this workflow imports, as inputs of its rule.
+def code(script, folder="workflow_scripts"):
+    """Return the modules that a script or notebook of this workflow imports, as inputs of its rule.
 
     For rules whose outputs are quick to make again. Snakemake itself only checks the script.
     """
-    modules = imported_modules(BASE / "workflow_scripts" / script, BASE)
+    modules = imported_modules(BASE / folder / script, BASE)
     return [shipped(str(path.relative_to(BASE))) for path in modules]
 
 

@@ -1,10 +1,11 @@
-"""Find the modules that a script depends on by reading its imports.
+"""Find the modules that a script or notebook depends on by reading its imports.
 
 Light rules have them as inputs. A change of a shared module then makes their outputs again, as
 Snakemake does by itself for a change of the script.
 """
 
 import ast
+import json
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,8 @@ PACKAGE = "workflow_scripts"
 
 def imported_modules(script: Path, root: Path = ROOT) -> list[Path]:
     """Return the project's files that a script imports, directly or indirectly, without itself.
+
+    The script may be a notebook.
 
     `root` is the folder of the clone as it begins the script's path. Links are kept, so that the
     paths begin with it too.
@@ -28,12 +31,21 @@ def imported_modules(script: Path, root: Path = ROOT) -> list[Path]:
     return sorted(found - {script})
 
 
+def python_source(path: Path) -> str:
+    """Return the Python code of a script or notebook."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    return "\n".join("".join(cell["source"]) for cell in cells)
+
+
 @cache
 def _imported_by(path: Path, root: Path) -> frozenset[Path]:
     """Return the project's files that a file imports directly."""
     names: set[str] = set()
     package = ".".join(path.relative_to(root).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(python_source(path))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
