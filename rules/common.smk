@@ -91,8 +91,12 @@ TABLES = expand(
         *(f"{name}.{kind}" for name in ("comparison", "overview") for kind in ("csv", "md", "tex")),
         "class_balance.csv",
         "significance.csv",
-        *("targets.csv", "targets.md", "variance.csv"),
-        *("claims.csv", "claims.md", "reference_runs.csv"),
+        "targets.csv",
+        "targets.md",
+        "variance.csv",
+        "claims.csv",
+        "claims.md",
+        "reference_runs.csv",
     ],
 )
 NOTEBOOKS = expand(

@@ -27,8 +27,20 @@ PUBLISHED_RUN = StudyDesign(
     "3d_fullres", TrainingSettings(1000, 250, 50, seed=0), folds=[0], mirroring=True
 )
 COLUMNS = [
-    *("task", "arm", "plan", "calibration", "patch_size", "batch_size", "folds", "seeds", "stages"),
-    *("iterations", *SUMS, "relative_to_reference", "gpu_memory_gb", "beyond_plan_gb"),
+    "task",
+    "arm",
+    "plan",
+    "calibration",
+    "patch_size",
+    "batch_size",
+    "folds",
+    "seeds",
+    "stages",
+    "iterations",
+    *SUMS,
+    "relative_to_reference",
+    "gpu_memory_gb",
+    "beyond_plan_gb",
 ]
 
 
