@@ -91,8 +91,12 @@ TABLES = expand(
         *(f"{name}.{kind}" for name in ("comparison", "overview") for kind in ("csv", "md", "tex")),
         "class_balance.csv",
         "significance.csv",
-        *("targets.csv", "targets.md", "variance.csv"),
-        *("claims.csv", "claims.md", "reference_runs.csv"),
+        "targets.csv",
+        "targets.md",
+        "variance.csv",
+        "claims.csv",
+        "claims.md",
+        "reference_runs.csv",
     ],
 )
 NOTEBOOKS = expand(
@@ -116,13 +120,13 @@ wildcard_constraints:
     seed_suffix="(_seed_[0-9]+)?",
 
 
-def code(script):
-    """Return a script of this workflow and the modules that it imports, as inputs of its rule.
+def code(script, folder="workflow_scripts"):
+    """Return a script or notebook of this workflow and the modules that it imports, as inputs.
 
     For rules whose outputs are quick to make again. The profiles leave out Snakemake's own trigger
     `code`, which would repeat preparation after each update of this clone.
     """
-    path = BASE / "workflow_scripts" / script
+    path = BASE / folder / script
     return [shipped(str(file.relative_to(BASE))) for file in [path, *imported_modules(path, BASE)]]
 
 

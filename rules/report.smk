@@ -21,6 +21,7 @@ from workflow_scripts.study.scale_grid import transfers
 rule run_results_notebook:
     input:
         notebook=shipped("notebooks/results.ipynb"),
+        code=code("results.ipynb", "notebooks") + code("report/run_notebook.py"),
         comparison=f"{RESULTS}/tables/comparison.csv",
         comparison_md=f"{RESULTS}/tables/comparison.md",
         overview_md=f"{RESULTS}/tables/overview.md",
@@ -59,6 +60,7 @@ rule run_results_notebook:
 use rule run_results_notebook as run_curricula_notebook with:
     input:
         notebook=shipped("notebooks/curricula.ipynb"),
+        code=code("curricula.ipynb", "notebooks") + code("report/run_notebook.py"),
         runs=f"{RESULTS}/tables/runs.csv",
         stages=f"{RESULTS}/tables/stages.csv",
         balance=f"{RESULTS}/tables/class_balance.csv",
@@ -91,6 +93,7 @@ use rule run_results_notebook as run_scale_space_notebook with:
             else {}
         ),
         notebook=shipped("notebooks/scale_space.ipynb"),
+        code=code("scale_space.ipynb", "notebooks") + code("report/run_notebook.py"),
         choice=f"{RESULTS}/tables/scale_choice.csv",
         checks=f"{RESULTS}/tables/scale_checks.csv",
         scales_md=f"{RESULTS}/tables/scale_space.md",

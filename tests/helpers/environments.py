@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import yaml
 
 from helpers.tree import ROOT, dry_run
-from workflow_scripts.study.script_inputs import imported_modules
+from workflow_scripts.study.script_inputs import imported_modules, python_source
 
 ENVIRONMENTS = sorted(ROOT.glob("envs/*.yaml"))
 OWN = {"__future__", "snakemake", "workflow_scripts"}
@@ -102,13 +102,12 @@ def statements(tree):
 def imports_of(script):
     """Return the import statements of a script, the modules that it reaches and its notebooks."""
     found = set()
-    for path in (script, *imported_modules(script)):
-        found |= statements(ast.parse(path.read_text()))
+    sources = [script]
     if script.stem == "run_notebook":
-        for notebook in ROOT.glob("notebooks/*.ipynb"):
-            cells = json.loads(notebook.read_text())["cells"]
-            code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-            found |= statements(ast.parse("\n".join(code)))
+        sources += sorted(ROOT.glob("notebooks/*.ipynb"))
+    for source in sources:
+        for path in (source, *imported_modules(source)):
+            found |= statements(ast.parse(python_source(path)))
     return frozenset(found)
 
 

@@ -27,20 +27,21 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from scipy.stats import binomtest, ks_2samp
 
 from workflow_scripts.trainers.curricula.batches.augmentation_strength import weaken
+from workflow_scripts.trainers.curricula.batches.batch import Batch, Draws
 from workflow_scripts.trainers.curricula.batches.batched_augmentation import (
-    Batch,
     BatchedAugmentation,
-    Draws,
     _batched,
-    affine_matrices,
-    resample_images,
-    resample_labels,
-    sampling_grid,
 )
+from workflow_scripts.trainers.curricula.batches.label_votes import resample_labels
 from workflow_scripts.trainers.curricula.batches.loading import (
     DeviceBatches,
     copy_crop,
     read_whole,
+)
+from workflow_scripts.trainers.curricula.batches.spatial_transform import (
+    affine_matrices,
+    resample_images,
+    sampling_grid,
 )
 from workflow_scripts.trainers.curricula.batches.thin_blur import blur_thin
 from workflow_scripts.trainers.curricula.patch_curriculum import initial_patch_size

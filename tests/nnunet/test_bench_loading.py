@@ -14,7 +14,7 @@ from workflow_scripts.benchmark.bench_loading import (
     with_goals,
     write_cases,
 )
-from workflow_scripts.forecast.workload import Plan, published_plans
+from workflow_scripts.forecast.plans import Plan, published_plans
 
 
 @pytest.fixture(scope="module")

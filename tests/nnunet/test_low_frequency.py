@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from workflow_scripts.trainers.curricula.batches.low_frequency_batches import LowFrequencyBatches
 from workflow_scripts.trainers.curricula.batches.lowpass import reduce_image, reduce_labels
-from workflow_scripts.trainers.curricula.low_frequency import LowFrequencyBatches
 
 CONSTANT = "nnUNetTrainerConstantPatch"
 COMPUTE = "nnUNetTrainerLowFrequency"

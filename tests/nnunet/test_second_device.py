@@ -13,16 +13,15 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from helpers.second_device import OnGpu, on_gpu, second_device
 from workflow_scripts.forecast.gpu_memory import GB, estimate_memory
-from workflow_scripts.forecast.workload import Plan, StudyDesign
+from workflow_scripts.forecast.plans import Plan
+from workflow_scripts.forecast.workload import StudyDesign
 from workflow_scripts.scale_space.inference import warm_up
 from workflow_scripts.study.settings import TrainingSettings
-from workflow_scripts.trainers.curricula.batches.batched_augmentation import (
-    BatchedAugmentation,
-    Draws,
-)
+from workflow_scripts.trainers.curricula.batches.batch import Draws
+from workflow_scripts.trainers.curricula.batches.batched_augmentation import BatchedAugmentation
 from workflow_scripts.trainers.curricula.batches.loading import Crops
+from workflow_scripts.trainers.curricula.batches.low_frequency_batches import LowFrequencyBatches
 from workflow_scripts.trainers.curricula.batches.lowpass import reduce_image, reduce_labels
-from workflow_scripts.trainers.curricula.low_frequency import LowFrequencyBatches
 from workflow_scripts.trainers.curricula.networks.hypernetwork import ScaleSpaceNetwork
 from workflow_scripts.trainers.curricula.scale_space import resize_target
 

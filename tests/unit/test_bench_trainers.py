@@ -34,7 +34,7 @@ def measured(iterations, epochs=((9.0, 5.0, 3.0), (4.5, 2.0, 2.0)), peak=1000.0)
     }
 
 
-def flat(seconds, peak=1000.0, first=60.0):
+def planned_size(seconds, peak=1000.0, first=60.0):
     """Return three epochs at the planned size, the first one slow."""
     rows = [[0, LARGE, first, 8.0], [1, LARGE, seconds, 8.0], [2, LARGE, seconds, 8.0]]
     return measured(rows, peak=peak)
@@ -42,18 +42,19 @@ def flat(seconds, peak=1000.0, first=60.0):
 
 @pytest.fixture
 def repeat():
-    grown = [[0, SMALL, 5.0, 1.0], [0, SMALL, 0.5, 1.0], [0, SMALL, 0.7, 1.0]]
-    grown += [[1, LARGE, 2.4, 8.0], [1, LARGE, 2.0, 8.0], [1, LARGE, 2.2, 8.0]]
+    progressive = [[0, SMALL, 5.0, 1.0], [0, SMALL, 0.5, 1.0], [0, SMALL, 0.7, 1.0]]
+    progressive += [[1, LARGE, 2.4, 8.0], [1, LARGE, 2.0, 8.0], [1, LARGE, 2.2, 8.0]]
     low = [[0, SMALL, 3.0, 1.0], *[[0, SMALL, 0.4, 1.0]] * 3, [1, LARGE, 9.0, 8.0]]
     low += [[1, LARGE, 2.4, 8.0]] * 2
     return {
-        "stock": flat(2.0),
-        "constant": flat(2.0) | {"rates": {"network": 5e9, "matmul": 1e10, "profile": PROFILE}},
-        "progressive": measured(grown),
-        "random": measured(grown, peak=1150.0),
+        "stock": planned_size(2.0),
+        "constant": planned_size(2.0)
+        | {"rates": {"network": 5e9, "matmul": 1e10, "profile": PROFILE}},
+        "progressive": measured(progressive),
+        "random": measured(progressive, peak=1150.0),
         "low_frequency": {**measured(low), "reduced": 2, "reduce_seconds": 0.21},
-        "deterministic": flat(3.0),
-        "fp32": flat(5.0)
+        "deterministic": planned_size(3.0),
+        "fp32": planned_size(5.0)
         | {"precision": "fp32", "rates": {"network": 3e9, "matmul": 5e9, "profile": {}}},
         "peer": {"whole_seconds": 70.0},
         "progressive_whole": {"whole_seconds": 50.0},
@@ -92,7 +93,7 @@ def test_what_was_not_measured_has_no_row(repeat):
 
 
 def test_medians_goals_and_page(repeat):
-    slower = {**repeat, "constant": repeat["constant"] | flat(4.0)}
+    slower = {**repeat, "constant": repeat["constant"] | planned_size(4.0)}
     table = summarise("Task", [repeat, repeat, slower]).set_index("figure")
     row = table.loc[BF16]
     assert (row["median"], row["min"], row["max"], row["met"]) == (0.4, 0.4, 0.8, True)

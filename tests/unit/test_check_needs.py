@@ -11,7 +11,7 @@ from helpers.tree import ROOT
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.forecast import check_needs as module
 from workflow_scripts.forecast.check_needs import check_needs, preprocessed_bytes
-from workflow_scripts.forecast.workload import published_plans
+from workflow_scripts.forecast.plans import published_plans
 from workflow_scripts.planning import preprocess_task
 
 TASK = "Task04_Hippocampus"

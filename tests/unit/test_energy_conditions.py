@@ -27,7 +27,7 @@ from workflow_scripts.training import fold_training
 
 RAPL = "CPU: intel_rapl (85 W TDP)"
 COUNTED = {"cpu_source": "counter", "gpu_source": "", "ram_source": "estimate"}
-TESTED = "measure label task arm significant difference rank_biserial".split()
+TESTED = ["measure", "label", "task", "arm", "significant", "difference", "rank_biserial"]
 NOTHING = pd.DataFrame(columns=TESTED)
 
 

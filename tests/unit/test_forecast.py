@@ -24,15 +24,12 @@ from workflow_scripts.forecast import calibration
 from workflow_scripts.forecast.check_budget import check_budget
 from workflow_scripts.forecast.forecast_page import length_text, to_markdown, total_line
 from workflow_scripts.forecast.forecast_study import forecast_rows, published_work
+from workflow_scripts.forecast.plans import Plan, cases_of_fold, find_plan, published_plans
 from workflow_scripts.forecast.plot_forecast import plot_forecast
 from workflow_scripts.forecast.workload import (
-    Plan,
     StageWork,
     StudyDesign,
-    cases_of_fold,
     count_work,
-    find_plan,
-    published_plans,
     training_flop,
     windows,
 )

@@ -10,7 +10,8 @@ from helpers.tree import ROOT
 from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.forecast import gpu_memory
 from workflow_scripts.forecast.gpu_memory import GB, GpuMemory, check_memory, estimate_memory
-from workflow_scripts.forecast.workload import StudyDesign, build_network, published_plans
+from workflow_scripts.forecast.plans import published_plans
+from workflow_scripts.forecast.workload import StudyDesign, build_network
 from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.trainers.curricula.schedules.scale_factors import ScaleSpaceSettings
 

@@ -8,15 +8,14 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from workflow_scripts.common.errors import UserError
-from workflow_scripts.evaluation.measure_budgets import (
+from workflow_scripts.evaluation.budget_page import crossing, to_markdown
+from workflow_scripts.evaluation.budget_statistics import (
     COSTS,
     DIFFERENCES,
     TARGETS,
     Curve,
-    crossing,
     measure_differences,
     measure_final_targets,
-    to_markdown,
 )
 
 CURVE = Curve(np.array([1.0, 4.0, 16.0]), np.array([0.5, 0.7, 0.8]), np.array([4, 16, 64]))

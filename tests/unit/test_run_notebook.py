@@ -40,6 +40,12 @@ def test_runs_in_this_python_and_renders_alone(tmp_path):
     assert not (tmp_path / "failed.ipynb").exists()
 
 
+def test_a_notebook_imports_the_workflow_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = notebook(tmp_path / "n.ipynb", "from workflow_scripts.report import results_page")
+    execute(source, {}, tmp_path / "done.ipynb", tmp_path / "failed.ipynb")
+
+
 def test_a_failed_notebook_is_kept_and_its_output_is_not(tmp_path):
     source = notebook(tmp_path / "n.ipynb", "print('so far')", "1 / 0")
     failed = tmp_path / "failed.ipynb"

@@ -8,10 +8,10 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from helpers.tree import ROOT
-from workflow_scripts.evaluation.measure_budgets import (
+from workflow_scripts.evaluation.budget_page import crossing, length_rows, target_text
+from workflow_scripts.evaluation.budget_statistics import (
     COSTS,
     LEVELS,
-    crossing,
     measure_differences,
     measure_final_targets,
 )

@@ -129,4 +129,7 @@ def test_imports_are_found_through_modules_and_names():
     assert "from IPython.display import Image, Markdown" in imports_of(
         rules()["run_results_notebook"].script
     )
+    of_notebook = imported_modules(ROOT / "notebooks/results.ipynb")
+    assert CODE / "report/results_page.py" in of_notebook
+    assert CODE / "common/formatting.py" in of_notebook
     assert all(isinstance(path, Path) and path.is_file() for path in found["train_fold"])

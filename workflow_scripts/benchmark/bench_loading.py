@@ -20,7 +20,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from workflow_scripts.common import nnunet_setup
 from workflow_scripts.common.console import announce, redirect
 from workflow_scripts.common.formatting import pipe_table
-from workflow_scripts.forecast.workload import Plan, published_plans
+from workflow_scripts.forecast.plans import Plan, published_plans
 from workflow_scripts.trainers.curricula.batches.loading import ScheduledDataLoader
 from workflow_scripts.trainers.curricula.schedules.schedule import Schedule
 

@@ -43,20 +43,32 @@ def variants(
     normal use. `low_frequency` has one epoch of equal computation per stage. A peer is compared
     with a `progressive` that writes as few checkpoints.
     """
-    flat = {"epochs": 3, "iterations_per_epoch": iterations, "checkpoint_minutes": 10}
-    grown = {"epochs": stages, "iterations_per_epoch": iterations, "checkpoint_minutes": 0}
-    drawn = {"epochs": 2, "iterations_per_epoch": stages * iterations // 2, "checkpoint_minutes": 0}
-    seldom = {**grown, "checkpoint_minutes": 10}
-    others = {"peer": (peer, seldom), "progressive_whole": (PROGRESSIVE, seldom)} if peer else {}
+    planned_size = {"epochs": 3, "iterations_per_epoch": iterations, "checkpoint_minutes": 10}
+    epoch_per_stage = {
+        "epochs": stages,
+        "iterations_per_epoch": iterations,
+        "checkpoint_minutes": 0,
+    }
+    random_sizes = {
+        "epochs": 2,
+        "iterations_per_epoch": stages * iterations // 2,
+        "checkpoint_minutes": 0,
+    }
+    few_checkpoints = {**epoch_per_stage, "checkpoint_minutes": 10}
+    others = (
+        {"peer": (peer, few_checkpoints), "progressive_whole": (PROGRESSIVE, few_checkpoints)}
+        if peer
+        else {}
+    )
     return {
         **others,
-        "stock": (STOCK, flat),
-        "constant": (CONSTANT, flat),
-        "progressive": (PROGRESSIVE, grown),
-        "random": (RANDOM, drawn),
-        "low_frequency": (LOW, {**grown, "epochs": len(SCHEDULES["resnet"].fractions)}),
-        "deterministic": (CONSTANT, {**flat, "deterministic": True}),
-        "fp32": (CONSTANT, {**flat, "precision": "fp32"}),
+        "stock": (STOCK, planned_size),
+        "constant": (CONSTANT, planned_size),
+        "progressive": (PROGRESSIVE, epoch_per_stage),
+        "random": (RANDOM, random_sizes),
+        "low_frequency": (LOW, {**epoch_per_stage, "epochs": len(SCHEDULES["resnet"].fractions)}),
+        "deterministic": (CONSTANT, {**planned_size, "deterministic": True}),
+        "fp32": (CONSTANT, {**planned_size, "precision": "fp32"}),
     }
 
 
@@ -87,17 +99,19 @@ def equal_compute_over_flops(measured: Measured) -> float:
 
 def reducing_share(measured: Measured) -> float:
     """Return the share of reducing batches in the time of the iterations at reduced sizes."""
-    found = measured["low_frequency"]
-    planned = found["iterations"][-1][1]
-    seconds = sum(row[2] for row in found["iterations"] if row[1] != planned)
-    return found["reduce_seconds"] / seconds
+    low_frequency = measured["low_frequency"]
+    planned = low_frequency["iterations"][-1][1]
+    seconds = sum(row[2] for row in low_frequency["iterations"] if row[1] != planned)
+    return low_frequency["reduce_seconds"] / seconds
 
 
 def loads_an_iteration(measured: Measured) -> float:
     """Return loaded batches per iteration; at the planned size every iteration loads one."""
-    found = measured["low_frequency"]
-    planned = sum(row[1] == found["iterations"][-1][1] for row in found["iterations"])
-    return (found["reduced"] + planned) / len(found["iterations"])
+    low_frequency = measured["low_frequency"]
+    planned = sum(
+        row[1] == low_frequency["iterations"][-1][1] for row in low_frequency["iterations"]
+    )
+    return (low_frequency["reduced"] + planned) / len(low_frequency["iterations"])
 
 
 def stage_switch(measured: Measured) -> float:
@@ -120,9 +134,9 @@ def epoch_seconds(measured: dict[str, Any]) -> float:
 def network_rate(measured: Measured, precision: str) -> float | None:
     """Return network FLOP/s over matrix-product FLOP/s for `constant` in a precision."""
     for name in ("constant", "fp32"):
-        found = measured.get(name, {})
-        if found.get("precision") == precision and "rates" in found:
-            return found["rates"]["network"] / found["rates"]["matmul"]
+        training = measured.get(name, {})
+        if training.get("precision") == precision and "rates" in training:
+            return training["rates"]["network"] / training["rates"]["matmul"]
     return None
 
 

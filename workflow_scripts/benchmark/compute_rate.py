@@ -25,7 +25,7 @@ KINDS = {
 """Kinds of torch operators, by parts of their names; the first match counts."""
 
 
-def measure_rates(trainer: Any, found: Hardware, flops: FlopTable) -> dict[str, Any]:
+def measure_rates(trainer: Any, hardware: Hardware, flops: FlopTable) -> dict[str, Any]:
     """Measure with a finished trainer, whose network is changed.
 
     Returns:
@@ -34,15 +34,15 @@ def measure_rates(trainer: Any, found: Hardware, flops: FlopTable) -> dict[str, 
         `profile`: share of each kind of operator in the processor time of a whole step (empty on
         a GPU).
     """
-    edge = EDGE[found.device]
-    one, other = torch.randn(2, edge, edge, device=found.device, dtype=TYPES[found.precision])
+    edge = EDGE[hardware.device]
+    one, other = torch.randn(2, edge, edge, device=hardware.device, dtype=TYPES[hardware.precision])
     planned = trainer.configuration_manager
     size = planned.batch_size, trainer.num_input_channels, *planned.patch_size
-    images = torch.randn(size, device=found.device)
+    images = torch.randn(size, device=hardware.device)
     network, optimizer = trainer.network.train(), trainer.optimizer
 
     def passes() -> None:
-        with torch.autocast(found.device, enabled=found.device == "cuda"):
+        with torch.autocast(hardware.device, enabled=hardware.device == "cuda"):
             outputs = network(images)
         sum(output.float().square().mean() for output in outputs).backward()
 
@@ -54,9 +54,9 @@ def measure_rates(trainer: Any, found: Hardware, flops: FlopTable) -> dict[str, 
 
     gflop = flops.training_step(planned.batch_size, tuple(planned.patch_size))
     return {
-        "matmul": 2 * edge**3 / _seconds(lambda: one @ other, found.device),
-        "network": gflop / _seconds(passes, found.device),
-        "profile": profile(whole_step) if found.device == "cpu" else {},
+        "matmul": 2 * edge**3 / _seconds(lambda: one @ other, hardware.device),
+        "network": gflop / _seconds(passes, hardware.device),
+        "profile": profile(whole_step) if hardware.device == "cpu" else {},
     }
 
 

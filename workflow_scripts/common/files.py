@@ -51,9 +51,17 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(partial, index=False)
 
 
-TEXTS = (
-    "case label label_name patch_size field_of_view git_commit trainer_code plans_hash splits_hash"
-).split()
+TEXTS = [
+    "case",
+    "label",
+    "label_name",
+    "patch_size",
+    "field_of_view",
+    "git_commit",
+    "trainer_code",
+    "plans_hash",
+    "splits_hash",
+]
 """Columns of the workflow's tables that are always read as text."""
 
 

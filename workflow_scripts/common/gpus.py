@@ -96,17 +96,17 @@ def _parse(listed: str) -> list[Gpu]:
     gpus: list[Gpu] = []
     card: Gpu | None = None
     for line in listed.splitlines():
-        found = LISTED.match(line)
-        if found is None:
+        match = LISTED.match(line)
+        if match is None:
             continue
-        uuid = found[4]
-        if found["index"] is not None:
-            card = Gpu(int(found["index"]), uuid, found["name"], uuid)
+        uuid = match[4]
+        if match["index"] is not None:
+            card = Gpu(int(match["index"]), uuid, match["name"], uuid)
             gpus.append(card)
         elif card is not None:
             if card in gpus:
                 gpus.remove(card)
-            gpus.append(Gpu(card.index, uuid, f"{card.name} MIG {found['part']}", card.uuid))
+            gpus.append(Gpu(card.index, uuid, f"{card.name} MIG {match['part']}", card.uuid))
     return gpus
 
 
@@ -123,19 +123,19 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
     names = [name.strip() for name in environment[VISIBLE].split(",")]
     if not installed or names[0] in NO_GPU:
         return []
-    found = [
+    chosen = [
         gpu
         for name in names
         for gpu in installed
         if (str(gpu.index) == name if name.isdigit() else name and gpu.uuid.startswith(name))
     ]
-    if not found:
+    if not chosen:
         listed = ", ".join(map(str, installed))
         raise UserError(
             f"{VISIBLE} is {environment[VISIBLE]!r}, but the GPUs are {listed}: name one of "
             "these, by index or UUID, or unset the variable"
         )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(chosen))
 
 
 def count_gpus() -> int:

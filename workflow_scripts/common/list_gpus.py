@@ -46,8 +46,10 @@ def list_with_nvml() -> Iterator[str]:
             _call(nvml, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
         except LibraryError:
             continue  # a broken GPU; nvidia-smi leaves it out as well
-        name, found = (_text(nvml, f"nvmlDeviceGet{what}", handle) for what in ("Name", "UUID"))
-        yield f"GPU {index}: {name} (UUID: {found})"
+        name, identifier = (
+            _text(nvml, f"nvmlDeviceGet{what}", handle) for what in ("Name", "UUID")
+        )
+        yield f"GPU {index}: {name} (UUID: {identifier})"
         yield from _instances(nvml, handle)
 
 
@@ -72,8 +74,8 @@ def _instances(nvml: ctypes.CDLL, card: ctypes.c_void_p) -> Iterator[str]:
             continue  # none with this number
         name = _text(nvml, "nvmlDeviceGetName", handle)
         profile = name.rsplit(f"{NAME_OF_INSTANCE} ", 1)[-1].replace(" ", "")
-        found = _text(nvml, "nvmlDeviceGetUUID", handle)
-        yield f"  MIG {profile}  Device  {number}: (UUID: {found})"
+        identifier = _text(nvml, "nvmlDeviceGetUUID", handle)
+        yield f"  MIG {profile}  Device  {number}: (UUID: {identifier})"
 
 
 def list_with_cuda() -> Iterator[str]:
@@ -90,13 +92,13 @@ def list_with_cuda() -> Iterator[str]:
         _call(cuda, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(index))
         name = ctypes.create_string_buffer(LENGTH)
         _call(cuda, "cuDeviceGetName", name, ctypes.c_int(LENGTH), device)
-        found = (ctypes.c_ubyte * 16)()
+        identifier = (ctypes.c_ubyte * 16)()
         # From CUDA 11.4 on, `_v2` returns the UUID of an instance instead of its card's.
         get = "cuDeviceGetUuid_v2" if hasattr(cuda, "cuDeviceGetUuid_v2") else "cuDeviceGetUuid"
-        _call(cuda, get, found, device)
+        _call(cuda, get, identifier, device)
         text = name.value.decode()
         kind = "MIG" if f" {NAME_OF_INSTANCE} " in text else "GPU"
-        yield f"GPU {index}: {text} (UUID: {kind}-{uuid.UUID(bytes=bytes(found))})"
+        yield f"GPU {index}: {text} (UUID: {kind}-{uuid.UUID(bytes=bytes(identifier))})"
 
 
 def list_gpus() -> list[str]:

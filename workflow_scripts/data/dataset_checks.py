@@ -92,10 +92,10 @@ def check_dataset(folder: str | Path, threads: int = 1) -> int:
         listed.add(case)
     cases = set(listed)
     for place in ("imagesTr", "labelsTr"):
-        found = {case_name(path.name) for path in visible(folder / place, "*.nii.gz")}
-        faults += [f"{case}: {place}/{case}.nii.gz is missing" for case in listed - found]
-        faults += [f"{case}: {place}/{case}.nii.gz is not listed" for case in found - listed]
-        cases &= found
+        present = {case_name(path.name) for path in visible(folder / place, "*.nii.gz")}
+        faults += [f"{case}: {place}/{case}.nii.gz is missing" for case in listed - present]
+        faults += [f"{case}: {place}/{case}.nii.gz is not listed" for case in present - listed]
+        cases &= present
     sound = {
         case: ([folder / f"imagesTr/{case}.nii.gz"], folder / f"labelsTr/{case}.nii.gz")
         for case in cases
@@ -190,17 +190,17 @@ def check_case(
         if alien := sorted(values - labels):
             shown = ", ".join(f"{value:.9g}" for value in alien[:5])
             faults.append(f"label values {shown} are not declared ({sorted(labels)})")
-        found = 0
+        channels_read = 0
         for path in images:
             image = _read(path, reader, is_label=False)
             faults += _orientation(image, path) if not faults else []
             faults += _differences(image, reference)
-            found += len(image.values)
+            channels_read += len(image.values)
     except _UnreadableError as error:
         return (0, 0, 0), set(), [f"{case}: {error}"]
-    if found != channels:
+    if channels_read != channels:
         name = type(reader).__name__
-        faults.append(f"{name} reads {found} channels, but `dataset.json` names {channels}")
+        faults.append(f"{name} reads {channels_read} channels, but `dataset.json` names {channels}")
     return reference.shape, values, [f"{case}: {fault}" for fault in dict.fromkeys(faults)]
 
 

@@ -15,10 +15,31 @@ MEASURES = ("dice", "nsd")
 FOREGROUND = ""
 """Label of the mean over a case's foreground labels, as in comparison.csv."""
 COLUMNS = [
-    *("measure", "task", "arm", "reference_arm", "label", "label_name", "folds", "seeds", "pairs"),
-    *("left_out", "zeros", "mean", "mean_reference", "difference", "ci_low", "ci_high"),
-    *("covers", "new_seed_agrees", "p"),
-    *("tests", "p_holm", "significant", "rank_biserial", "cohen_dz", "note"),
+    "measure",
+    "task",
+    "arm",
+    "reference_arm",
+    "label",
+    "label_name",
+    "folds",
+    "seeds",
+    "pairs",
+    "left_out",
+    "zeros",
+    "mean",
+    "mean_reference",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "covers",
+    "new_seed_agrees",
+    "p",
+    "tests",
+    "p_holm",
+    "significant",
+    "rank_biserial",
+    "cohen_dz",
+    "note",
 ]
 
 

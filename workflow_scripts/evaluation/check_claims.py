@@ -24,12 +24,34 @@ from workflow_scripts.evaluation.time_to_target import progress
 from workflow_scripts.records.run_reader import KEYS
 
 COLUMNS = [
-    *("claim", "statement", "source", "arm", "reference_arm", "published", "measured", "verdict"),
-    *("missing", "tasks", "folds", "seeds", "cases", "iterations"),
+    "claim",
+    "statement",
+    "source",
+    "arm",
+    "reference_arm",
+    "published",
+    "measured",
+    "verdict",
+    "missing",
+    "tasks",
+    "folds",
+    "seeds",
+    "cases",
+    "iterations",
 ]
 RUN_COLUMNS = [
-    *("task", "arm", "fold", "seed", "cases", "iterations", "plans", "dice", "dice_published"),
-    *("difference", "comparable", "note"),
+    "task",
+    "arm",
+    "fold",
+    "seed",
+    "cases",
+    "iterations",
+    "plans",
+    "dice",
+    "dice_published",
+    "difference",
+    "comparable",
+    "note",
 ]
 
 

@@ -28,10 +28,20 @@ from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
 from workflow_scripts.trainers.curricula.schedules.schedule import Stage, plan_stages
 from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
 
-COLUMNS = (
-    "task patch_size patch_voxels forced oversample label label_name foreground_share "
-    "foreground_share_sem patches_with_label samples field_of_view"
-).split()
+COLUMNS = [
+    "task",
+    "patch_size",
+    "patch_voxels",
+    "forced",
+    "oversample",
+    "label",
+    "label_name",
+    "foreground_share",
+    "foreground_share_sem",
+    "patches_with_label",
+    "samples",
+    "field_of_view",
+]
 
 
 def label_shares(patches: np.ndarray, labels: Sequence[int | tuple[int, ...]]) -> np.ndarray:
@@ -89,10 +99,10 @@ def sample_shares(
     shares: list[list[np.ndarray]] = [[] for _ in stages]
     for _ in range(-(-samples // stages[0].batch_size)):
         target = loader.generate_train_batch()["target"]
-        for stage, found in zip(stages, shares, strict=True):
+        for stage, of_stage in zip(stages, shares, strict=True):
             patches = reduce_labels(target, stage.patch_size)[:, 0].numpy()
-            found.append(label_shares(patches, foreground(label_manager)))
-    return [np.concatenate(found) for found in shares]
+            of_stage.append(label_shares(patches, foreground(label_manager)))
+    return [np.concatenate(of_stage) for of_stage in shares]
 
 
 def measure_task(
@@ -130,8 +140,8 @@ def measure_task(
     shares: dict[tuple[Stage, float], np.ndarray] = {}
     for same, percent in product(alike.values(), (0.0, oversample)):
         np.random.seed(seed)  # nnU-Net's loader draws from numpy's global generator
-        found = sample_shares(dataset, labels, same, percent, samples)
-        shares |= {(stage, percent): values for stage, values in zip(same, found, strict=True)}
+        sampled = sample_shares(dataset, labels, same, percent, samples)
+        shares |= {(stage, percent): values for stage, values in zip(same, sampled, strict=True)}
         print(f"{task}: measured {len(same)} sizes of {same[0].loaded_size}", flush=True)
     tables = []
     for stage, percent in product(stages, (0.0, oversample)):

@@ -27,7 +27,14 @@ from workflow_scripts.records.run_reader import KEYS
 LEVELS = (0.90, 0.95, 0.99, 1.00)
 """Shares of the reference arm's final pseudo Dice."""
 COLUMNS = [
-    *("task", "arm", "reference_arm", "level", "folds", "seeds", "reached", "target"),
+    "task",
+    "arm",
+    "reference_arm",
+    "level",
+    "folds",
+    "seeds",
+    "reached",
+    "target",
     *(column for cost in COSTS for column in (cost, f"{cost}_relative")),
 ]
 PRINTED: Mapping[str, tuple[str, Choices]] = {

@@ -13,8 +13,17 @@ from workflow_scripts.common.files import read_csv
 
 DICE, DIFFERENCE = "dice", "difference"
 COLUMNS = [
-    *("task", "arm", "reference_arm", "quantity", "folds", "seeds", "mean"),
-    *("std_fold", "std_seed", "std_residual", "std_retraining"),
+    "task",
+    "arm",
+    "reference_arm",
+    "quantity",
+    "folds",
+    "seeds",
+    "mean",
+    "std_fold",
+    "std_seed",
+    "std_residual",
+    "std_retraining",
 ]
 
 

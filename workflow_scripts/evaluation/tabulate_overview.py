@@ -24,8 +24,17 @@ RANK = "rank"
 WIDE = 5
 """Number of columns that fit a page; wider tables are scaled down."""
 COLUMNS = [
-    *("measure", "task", "arm", "reference_arm", "seeds", "value", "std", "best", "significant"),
-    *("energy_source", "energy_measured"),
+    "measure",
+    "task",
+    "arm",
+    "reference_arm",
+    "seeds",
+    "value",
+    "std",
+    "best",
+    "significant",
+    "energy_source",
+    "energy_measured",
 ]
 METERED = ("energy", "CO2eq")
 """Measures that rest on the energy meter."""

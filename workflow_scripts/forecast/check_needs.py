@@ -22,14 +22,8 @@ from workflow_scripts.forecast.gpu_memory import (
     estimate_memory,
     smallest_gpu,
 )
-from workflow_scripts.forecast.workload import (
-    Plan,
-    StudyDesign,
-    build_network,
-    find_plan,
-    fit_arm,
-    published_plans,
-)
+from workflow_scripts.forecast.plans import Plan, find_plan, published_plans
+from workflow_scripts.forecast.workload import StudyDesign, build_network, fit_arm
 from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.study.specification import Arm
 

@@ -16,13 +16,8 @@ from workflow_scripts.forecast.calibration import Calibration, Loading
 from workflow_scripts.forecast.forecast_columns import SUMS, UNPLANNED
 from workflow_scripts.forecast.forecast_page import to_markdown, total_line
 from workflow_scripts.forecast.gpu_memory import estimate_memory
-from workflow_scripts.forecast.workload import (
-    Plan,
-    StudyDesign,
-    count_work,
-    find_plan,
-    published_plans,
-)
+from workflow_scripts.forecast.plans import Plan, find_plan, published_plans
+from workflow_scripts.forecast.workload import StudyDesign, count_work
 from workflow_scripts.records.energy_meter import energy_mix
 from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.study.specification import Arm
@@ -32,8 +27,20 @@ PUBLISHED_RUN = StudyDesign(
     "3d_fullres", TrainingSettings(1000, 250, 50, seed=0), folds=[0], mirroring=True
 )
 COLUMNS = [
-    *("task", "arm", "plan", "calibration", "patch_size", "batch_size", "folds", "seeds", "stages"),
-    *("iterations", *SUMS, "relative_to_reference", "gpu_memory_gb", "beyond_plan_gb"),
+    "task",
+    "arm",
+    "plan",
+    "calibration",
+    "patch_size",
+    "batch_size",
+    "folds",
+    "seeds",
+    "stages",
+    "iterations",
+    *SUMS,
+    "relative_to_reference",
+    "gpu_memory_gb",
+    "beyond_plan_gb",
 ]
 
 

@@ -13,7 +13,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from workflow_scripts.forecast.workload import Plan, StudyDesign, build_network, fit_arm
+from workflow_scripts.forecast.plans import Plan
+from workflow_scripts.forecast.workload import StudyDesign, build_network, fit_arm
 from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
 
 REFERENCE = {"PlainConvUNet": 560e6, "ResidualEncoderUNet": 680e6}

@@ -1,12 +1,10 @@
 """Count the computation of a training from its plan, without data, weights or training."""
 
-import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +12,8 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from workflow_scripts.common.errors import UserError
-from workflow_scripts.common.files import read_json
-from workflow_scripts.common.nnunet_setup import FOLDS, SPLITS
 from workflow_scripts.common.trainer_protocol import CurriculumTrainer, mirrors
-from workflow_scripts.planning.plan_overrides import override_plans
+from workflow_scripts.forecast.plans import Plan
 from workflow_scripts.records.flop_counter import FlopTable
 from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
@@ -31,25 +27,6 @@ from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSet
 
 MIRRORINGS = 8
 """Predictions per window with test-time mirroring along three axes."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """nnU-Net's plans of a task and its `dataset.json`; `source` names the origin of the plans.
-
-    `validated` lists the number of validation cases of each fold, once the folds are written.
-    """
-
-    source: str
-    plans: dict[str, Any]
-    dataset: dict[str, Any]
-    validated: list[int] | None = None
-
-    def validation_cases(self, fold: int) -> int:
-        """Return the number of validation cases of a fold, by default as nnU-Net splits them."""
-        if self.validated is not None and fold < len(self.validated):
-            return self.validated[fold]
-        return cases_of_fold(self.dataset["numTraining"], fold)
 
 
 @dataclass(frozen=True)
@@ -105,89 +82,6 @@ class Work:
     def steps(self) -> int:
         """Steps of training and validations."""
         return self.iterations + self.val_iterations + self.predictions
-
-
-def published_plans(table: Path) -> dict[str, Plan]:
-    """Return the plans of config/published/nnunet_plans.tsv by task, in nnU-Net's format.
-
-    The table contains the values that differ between tasks. All other values are the same for every
-    plain U-Net of nnU-Net 2.8.1's `ExperimentPlanner`.
-    """
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    found = {}
-    for row in rows:
-        values = {key: json.loads(row[key]) for key in row if key not in ("task", "dataset")}
-        layers = values["anisotropic_kernels"]
-        depth = len(values["features_per_stage"])
-        architecture = {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": {
-                "n_stages": depth,
-                "features_per_stage": values["features_per_stage"],
-                "conv_op": "torch.nn.modules.conv.Conv3d",
-                "kernel_sizes": layers["kernel_sizes"],
-                "strides": layers["strides"],
-                "n_conv_per_stage": [2] * depth,
-                "n_conv_per_stage_decoder": [2] * (depth - 1),
-                "conv_bias": True,
-                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-                "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        }
-        configuration = {
-            "patch_size": values["patch_size"],
-            "batch_size": values["batch_size"],
-            "median_image_size_in_voxels": values["median_shape"],
-            "spacing": values["spacing"],
-            "architecture": architecture,
-        }
-        plans = {
-            "dataset_name": row["dataset"],
-            "plans_name": "nnUNetPlans",
-            "label_manager": "LabelManager",
-            "configurations": {"3d_fullres": configuration},
-        }
-        dataset = {
-            "channel_names": {str(n): str(n) for n in range(values["n_input_channels"])},
-            "labels": {"background": 0, **{str(n): n for n in range(1, values["n_classes"])}},
-            "numTraining": values["n_training_cases"],
-        }
-        found[row["task"]] = Plan("published", plans, dataset)
-    return found
-
-
-def read_plan(path: Path) -> Plan:
-    """Read nnU-Net's own plans, with the `dataset.json` and the folds next to them."""
-    splits, validated = path.with_name(SPLITS), None
-    if splits.is_file():
-        validated = [len(fold["val"]) for fold in read_json(splits, kind=list)]
-    dataset = read_json(path.parent / "dataset.json")
-    return Plan("planned here", read_json(path), dataset, validated)
-
-
-def find_plan(
-    own: Path, published: Plan | None, configuration: str, overrides: dict[str, Any]
-) -> Plan | None:
-    """Return the plan of a task with the study's overrides, or None if it is not planned yet.
-
-    Args:
-        own: path of nnU-Net's own plans, which take precedence if the file exists.
-        published: the published plan, if the study would get the same one.
-        configuration: nnU-Net configuration, such as `3d_fullres`.
-        overrides: changes that the study makes to the plan.
-
-    Raises UserError if the overrides do not fit the plan.
-    """
-    plan = read_plan(own) if own.is_file() else published
-    if plan is None:
-        return None
-    return replace(plan, plans=override_plans(plan.plans, "forecast", configuration, overrides))
 
 
 @dataclass(frozen=True)
@@ -373,8 +267,3 @@ def windows(shape: Sequence[float], patch_size: Sequence[int], step: float = 0.5
         for size, patch in zip(shape, patch_size, strict=True)
     ]
     return math.prod(each)
-
-
-def cases_of_fold(cases: int, fold: int) -> int:
-    """Return the number of validation cases of a fold; nnU-Net's first folds get the remainder."""
-    return cases // FOLDS + (fold < cases % FOLDS)

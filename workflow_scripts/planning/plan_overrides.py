@@ -6,8 +6,13 @@ from typing import Any
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan, count_poolings
 
-PER_STAGE = ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage",
-             "n_blocks_per_stage")  # fmt: skip
+PER_STAGE = (
+    "features_per_stage",
+    "kernel_sizes",
+    "strides",
+    "n_conv_per_stage",
+    "n_blocks_per_stage",
+)
 
 
 def override_plans(

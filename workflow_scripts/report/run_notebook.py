@@ -11,10 +11,13 @@ from pathlib import Path
 
 from nbconvert import HTMLExporter
 
+import workflow_scripts
 from workflow_scripts.common.console import redirect
 from workflow_scripts.common.errors import UserError
 
 KERNEL = "workflow"
+ROOT = Path(workflow_scripts.__file__).absolute().parents[1]
+"""Folder of the clone, from which the notebooks import."""
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -53,12 +56,17 @@ def use_own_kernel(folder: Path) -> None:
     """Make `KERNEL` a kernel of the running Python, for this process only.
 
     Jupyter's folders are moved into `folder`, so that the user's kernels and settings have no
-    effect.
+    effect. The kernel finds `workflow_scripts` from any working directory.
     """
     spec = folder / "share" / "kernels" / KERNEL
     spec.mkdir(parents=True)
     arguments = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    content = {"argv": arguments, "display_name": "Python of the workflow", "language": "python"}
+    content = {
+        "argv": arguments,
+        "display_name": "Python of the workflow",
+        "language": "python",
+        "env": {"PYTHONPATH": str(ROOT)},
+    }
     (spec / "kernel.json").write_text(json.dumps(content))
     os.environ["JUPYTER_PATH"] = str(folder / "share")
     os.environ["JUPYTER_RUNTIME_DIR"] = str(folder / "runtime")
@@ -114,6 +122,7 @@ if __name__ == "__main__":
     study = snakemake.params.study
     source = Path(snakemake.input.notebook)
     paths = {name: str(path) for name, path in snakemake.input.items() if name != "notebook"}
+    del paths["code"]
     execute(
         notebook=source,
         parameters={"study": study, **paths},

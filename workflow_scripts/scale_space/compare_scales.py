@@ -15,9 +15,27 @@ from workflow_scripts.records.run_reader import ending_of, read_cases
 from workflow_scripts.study.scale_grid import role_of
 
 COLUMNS = [
-    *("task", "arm", "scale", "other_arm", "other_role", "folds", "pairs", "left_out", "zeros"),
-    *("mean", "mean_reference", "difference", "ci_low", "ci_high", "p", "tests", "p_holm"),
-    *("significant", "rank_biserial", "cohen_dz", "note"),
+    "task",
+    "arm",
+    "scale",
+    "other_arm",
+    "other_role",
+    "folds",
+    "pairs",
+    "left_out",
+    "zeros",
+    "mean",
+    "mean_reference",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "p",
+    "tests",
+    "p_holm",
+    "significant",
+    "rank_biserial",
+    "cohen_dz",
+    "note",
 ]
 QUESTIONS = {
     "stochastic": "is the hypernetwork better than only drawing the scale factor?",

@@ -81,19 +81,19 @@ def evaluate_scale(
         settings: settings for predicting and metering.
         summary_file: file for nnU-Net's summary, which contains every case.
     """
-    found = hardware.prepare(settings, settings.threads)
-    nnunet_setup.configure(found.processes)
+    hardware_used = hardware.prepare(settings, settings.threads)
+    nnunet_setup.configure(hardware_used.processes)
     cases, preprocessed, mirroring = validated.cases, validated.preprocessed, settings.mirroring
     os.environ["nnUNet_extTrainer"] = os.pathsep.join([str(model / "trainers"), str(TRAINERS)])
 
-    torch_device = torch.device(found.device)
+    torch_device = torch.device(hardware_used.device)
     predictor: Any = nnUNetPredictor(use_mirroring=mirroring, device=torch_device, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model), (validated.fold,))
     network, patch = predictor.network, predictor.configuration_manager.patch_size
     channels = _input_channels(predictor)
     gmac = FlopTable(network, channels).validation_step(1, tuple(patch)) / 2e9
-    hardware.set_memory_format(network, found.memory_format, found.device)
-    if found.precision == "bf16":
+    hardware.set_memory_format(network, hardware_used.memory_format, hardware_used.device)
+    if hardware_used.precision == "bf16":
         hardware.autocast_network(network)
     network.to(torch_device).eval()
     warm_up(network, torch.zeros((1, channels, *patch), device=torch_device))
@@ -103,7 +103,7 @@ def evaluate_scale(
     folder = preprocessed / predictor.configuration_manager.data_identifier
     dataset = infer_dataset_class(str(folder))(str(folder), cases)
     seconds = 0.0
-    meter = EnergyMeter(settings.energy, found.gpu)
+    meter = EnergyMeter(settings.energy, hardware_used.gpu)
     with tempfile.TemporaryDirectory() as predictions:
         for case in cases:
             data, _, _, properties = dataset.load_case(case)
@@ -118,7 +118,7 @@ def evaluate_scale(
                 predictor.plans_manager,
                 predictor.dataset_json,
                 str(Path(predictions, case)),
-                num_threads_torch=found.threads,
+                num_threads_torch=hardware_used.threads,
             )
         reading = meter.read()
         labels = predictor.label_manager
@@ -144,8 +144,8 @@ def evaluate_scale(
         "kwh_per_case": reading.kwh / number,
         "kg_co2eq_per_case": reading.kg_co2eq / number,
         "energy_error": reading.error,
-        "peak_memory_mb": _peak_memory_mb(found.device),
-        **asdict(found),
+        "peak_memory_mb": _peak_memory_mb(hardware_used.device),
+        **asdict(hardware_used),
         "mirroring": mirroring and predictor.allowed_mirroring_axes is not None,
     }
 

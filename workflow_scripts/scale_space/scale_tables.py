@@ -10,16 +10,36 @@ from workflow_scripts.common.errors import UserError
 from workflow_scripts.study.scale_grid import role_of
 
 MEASURES = [
-    *("dice", "gmac_per_patch", "gmac_per_case", "seconds_per_case", "kwh_per_case"),
-    *("kg_co2eq_per_case", "peak_memory_mb", "change_by_scale"),
+    "dice",
+    "gmac_per_patch",
+    "gmac_per_case",
+    "seconds_per_case",
+    "kwh_per_case",
+    "kg_co2eq_per_case",
+    "peak_memory_mb",
+    "change_by_scale",
 ]
 COSTS = ("gmac_per_case", "seconds_per_case")
 COLUMNS = [
-    *("task", "arm", "role", "scale", "folds", "cases", *MEASURES, "dice_sd"),
+    "task",
+    "arm",
+    "role",
+    "scale",
+    "folds",
+    "cases",
+    *MEASURES,
+    "dice_sd",
     *(f"non_dominated_{cost}" for cost in COSTS),
 ]
 CHOICE_COLUMNS = [
-    *("task", "arm", "scale", "dice", "best_scale", "best_dice", "tolerance", "relative_gmac"),
+    "task",
+    "arm",
+    "scale",
+    "dice",
+    "best_scale",
+    "best_dice",
+    "tolerance",
+    "relative_gmac",
 ]
 CHECK_COLUMNS = ["task", "arm", "check", "scale", "value", "limit", "passed"]
 COLLAPSED = 0.01
@@ -96,10 +116,10 @@ def choose_scales(table: pd.DataFrame, tolerance: float) -> pd.DataFrame:
 def read_choice(path: Path, task: str, arm: str) -> float:
     """Return the scale factor that `choose_scales` found; raise UserError if there is none."""
     table = pd.read_csv(path)
-    found = table.loc[(table["task"] == task) & (table["arm"] == arm), "scale"]
-    if len(found) != 1:
+    chosen = table.loc[(table["task"] == task) & (table["arm"] == arm), "scale"]
+    if len(chosen) != 1:
         raise UserError(f"{path} has no choice for {task}, arm {arm}; set scale_factor yourself")
-    return float(found.iloc[0])
+    return float(chosen.iloc[0])
 
 
 def check_weights(table: pd.DataFrame) -> pd.DataFrame:
@@ -113,8 +133,8 @@ def check_weights(table: pd.DataFrame) -> pd.DataFrame:
     for (task, arm), same in hyper.groupby(["task", "arm"], sort=False):
         farthest = same.loc[same["change_by_scale"].idxmax()]
         value = farthest["change_by_scale"]
-        found = [task, arm, "training depends on the scale factor", farthest["scale"], value]
-        rows.append([*found, COLLAPSED, value > COLLAPSED])
+        check = [task, arm, "training depends on the scale factor", farthest["scale"], value]
+        rows.append([*check, COLLAPSED, value > COLLAPSED])
     return pd.DataFrame(rows, columns=CHECK_COLUMNS)
 
 

@@ -162,17 +162,17 @@ if __name__ == "__main__":
 
     arms = snakemake.params.arms
     evaluated = [read_json(Path(path)) for path in snakemake.input.evaluations]
-    found = scales_table(evaluated, arms)
-    choices = choose_scales(found, snakemake.params.tolerance)
-    checked = check_weights(found)
+    table = scales_table(evaluated, arms)
+    choices = choose_scales(table, snakemake.params.tolerance)
+    checked = check_weights(table)
     trained = training_costs(
         [read_json(Path(path), "train this fold again") for path in snakemake.input.runs], arms
     )
-    write_csv(found, Path(snakemake.output.csv))
+    write_csv(table, Path(snakemake.output.csv))
     write_csv(choices, Path(snakemake.output.choice))
     write_csv(checked, Path(snakemake.output.checks))
     write_csv(trained, Path(snakemake.output.costs))
     Path(snakemake.output.md).write_text(
-        to_markdown(found, choices, checked, trained, snakemake.params.mirroring),
+        to_markdown(table, choices, checked, trained, snakemake.params.mirroring),
         encoding="utf-8",
     )

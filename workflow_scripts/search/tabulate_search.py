@@ -23,34 +23,44 @@ from workflow_scripts.common.formatting import (
 from workflow_scripts.study.curriculum_search import trial_arm, trial_name
 
 COLUMNS = [
-    *("task", "part", "trial", "chosen", "dice", "iterations", "training_gflop"),
-    *("seconds", "kwh", "kg_co2eq"),
+    "task",
+    "part",
+    "trial",
+    "chosen",
+    "dice",
+    "iterations",
+    "training_gflop",
+    "seconds",
+    "kwh",
+    "kg_co2eq",
 ]
 
 
-def search_table(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def search_table(searches: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Return one row per part and trial, with the columns `COLUMNS`.
 
     A part's trial that keeps all frequencies is the previous part's winner, so a run may appear
     twice.
     """
-    rows = [{"task": task, **row} for task, content in found.items() for row in content["trials"]]
+    rows = [
+        {"task": task, **row} for task, content in searches.items() for row in content["trials"]
+    ]
     return pd.DataFrame(rows)[COLUMNS]
 
 
 def found_arms(
-    found: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]
+    searches: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Return, by task, the arm that trains with the schedule found."""
+    """Return, by task, the arm that trains with the schedule that the search found."""
     arms = {}
-    for task, content in found.items():
+    for task, content in searches.items():
         trial = trial_name([*map(Fraction, content["decided"]), Fraction(1)])
         arm = trial_arm(trial, config)
         arms[task] = {"trainer": arm["trainer"], "parameters": arm["parameters"]}
     return arms
 
 
-def to_markdown(table: pd.DataFrame, found: Mapping[str, Mapping[str, Any]], fold: int) -> str:
+def to_markdown(table: pd.DataFrame, searches: Mapping[str, Mapping[str, Any]], fold: int) -> str:
     """Return a page with the trials, result and cost of the search for each task."""
     blocks = ["# Search for a schedule of frequencies"]
     for task, rows in table.groupby("task", sort=False):
@@ -67,7 +77,7 @@ def to_markdown(table: pd.DataFrame, found: Mapping[str, Mapping[str, Any]], fol
                 "chosen": rows["chosen"].map({True: "yes", False: ""}),
             }
         )
-        kept = ", ".join([*found[str(task)]["decided"], "1"])
+        kept = ", ".join([*searches[str(task)]["decided"], "1"])
         costs = {"seconds": TIME, "kwh": ENERGY}
         total = " and ".join(
             in_unit(runs[name].sum(skipna=False), choices) for name, choices in costs.items()
@@ -100,12 +110,12 @@ if __name__ == "__main__":
     redirect(snakemake.log[0])
 
     tasks, config = snakemake.params.tasks, snakemake.params.config
-    found = {
+    searches = {
         task: read_json(Path(path)) for task, path in zip(tasks, snakemake.input.parts, strict=True)
     }
-    table = search_table(found)
+    table = search_table(searches)
     write_csv(table, Path(snakemake.output.csv))
-    page = to_markdown(table, found, config["search"]["fold"])
+    page = to_markdown(table, searches, config["search"]["fold"])
     Path(snakemake.output.md).write_text(page, encoding="utf-8")
-    arms = yaml.safe_dump(found_arms(found, config), sort_keys=False)
+    arms = yaml.safe_dump(found_arms(searches, config), sort_keys=False)
     Path(snakemake.output.arms).write_text(arms, encoding="utf-8")

@@ -1,9 +1,10 @@
-"""Find the modules that a script depends on by reading its imports.
+"""Find the modules that a script or notebook depends on by reading its imports.
 
 Light rules have them as inputs, so that a change of a module makes their outputs again.
 """
 
 import ast
+import json
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,8 @@ PACKAGE = "workflow_scripts"
 
 def imported_modules(script: Path, root: Path = ROOT) -> list[Path]:
     """Return the project's files that a script imports, directly or indirectly, without itself.
+
+    The script may be a notebook.
 
     `root` is the folder of the clone as it begins the script's path. Links are kept, so that the
     paths begin with it too.
@@ -27,12 +30,21 @@ def imported_modules(script: Path, root: Path = ROOT) -> list[Path]:
     return sorted(found - {script})
 
 
+def python_source(path: Path) -> str:
+    """Return the Python code of a script or notebook."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    return "\n".join("".join(cell["source"]) for cell in cells)
+
+
 @cache
 def _imported_by(path: Path, root: Path) -> frozenset[Path]:
     """Return the project's files that a file imports directly."""
     names: set[str] = set()
     package = ".".join(path.relative_to(root).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(python_source(path))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -48,29 +48,29 @@ def changes_of(study: Study, run: Run, record: Path) -> list[str]:
     identity: dict[str, Any] = {}
     if any((folder / name).is_file() for name in CHECKPOINTS):
         identity = _read(folder / "identity.json")
-    found = identity | _read(record)
-    if not found:
+    before = identity | _read(record)
+    if not before:
         return []
     now = {name: getattr(spec, name) for name in NAMES} | {
         name: training[name] for name in LENGTH_AND_SEED
     }
     now["parameters"] = json.loads(json.dumps(spec.parameters))
-    if found.get("plans", spec.plans) == spec.plans:
+    if before.get("plans", spec.plans) == spec.plans:
         now["plans_hash"] = _hash_of(study.plans(task))
         now["splits_hash"] = _hash_of(study.splits(task), fold)
     if identity:
         now |= _determinism(study, identity, training["deterministic"])
-        found["deterministic"] = identity.get("deterministic", False)
+        before["deterministic"] = identity.get("deterministic", False)
     changes = [
-        f"{name} was {_short(found[name])} and is now {_short(value)}"
+        f"{name} was {_short(before[name])} and is now {_short(value)}"
         for name, value in now.items()
-        if value is not None and name in found and found[name] != value
+        if value is not None and name in before and before[name] != value
     ]
     possible = PRECISIONS[training["device"]]
     if training["precision"] != "auto":
         possible = (training["precision"],)
-    if found.get("precision", possible[0]) not in possible:
-        changes.append(f"precision was {found['precision']} and is now {' or '.join(possible)}")
+    if before.get("precision", possible[0]) not in possible:
+        changes.append(f"precision was {before['precision']} and is now {' or '.join(possible)}")
     return changes
 
 

@@ -25,7 +25,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from ..schedules.schedule import Schedule, Stage
-from .batched_augmentation import BatchedAugmentation, Draws, Placement
+from .batch import Draws
+from .batched_augmentation import BatchedAugmentation
+from .spatial_transform import Placement
 
 LARGEST_WHOLE = 2**26
 """Maximum voxels, over all channels, of a volume that is decompressed as a whole (256 MB)."""
