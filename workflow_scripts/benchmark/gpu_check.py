@@ -32,7 +32,7 @@ from workflow_scripts.common.gpus import visible_gpus
 from workflow_scripts.common.hardware import find_device
 from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.common.trainer_protocol import CurriculumTrainer
-from workflow_scripts.records.ledger import Ledger
+from workflow_scripts.records.ledger import EpochWork, Ledger, Work
 from workflow_scripts.study.settings import RunSettings
 from workflow_scripts.study.specification import RunSpec
 from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
@@ -239,12 +239,12 @@ class Checks:
         if self.device == "cpu":
             raise ImpossibleError("there is no GPU")
         entries = Ledger(self._fold("whole", kill=False).parent / "ledger.jsonl").read()
-        work = [entry for entry in entries if entry["entry"] == "work"]
-        if errors := {entry["error"] for entry in work if entry["error"]}:
+        work = [entry for entry in entries if isinstance(entry, Work)]
+        if errors := {entry.reading.error for entry in work if entry.reading.error}:
             raise FailedError("; ".join(sorted(errors)))
         pue = self.settings.energy.pue
-        joules = sum(entry["gpu_kwh"] for entry in work) / pue * 3.6e6
-        watts = joules / sum(entry["seconds"] for entry in work)
+        joules = sum(entry.reading.gpu_kwh for entry in work) / pue * 3.6e6
+        watts = joules / sum(entry.seconds for entry in work)
         if not POWER[0] < watts < POWER[1]:
             raise FailedError(f"mean power {watts:.0f} W, {joules:.0f} J in total")
         return f"mean power {watts:.0f} W over set-up, training and validation"
@@ -506,9 +506,7 @@ def _compare(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: float)
 
 def _epochs_done(ledger: Ledger) -> int:
     """Return the number of epochs in a training's ledger."""
-    if not ledger.path.exists():
-        return 0
-    return sum(entry.get("phase") == "training" for entry in ledger.read())
+    return sum(isinstance(entry, EpochWork) for entry in ledger.read())
 
 
 def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
