@@ -219,3 +219,31 @@ def test_attempts_without_an_end_or_a_message_were_killed(ends, killed):
         lines += [start(number), work(number, "training")]
         lines += [end(number, how)] if how else []
     assert killed_attempts(entries_of(lines)) == killed
+
+
+READ = {"cpu_seconds": 3.0, "machine_cpu_seconds": 4.0, "note": "", "compile_seconds": 0.5}
+LINES = {
+    "epoch": work(
+        1,
+        "training",
+        field_of_view="8x4x4",
+        augmentation=1.0,
+        iterations=5,
+        skipped_steps=0,
+        loss_scale=None,
+        **READ,
+    ),
+    "case": work(1, "validation", partial=True, case="a", **READ),
+    "end": end(1) | {"ended": "2026-01-01"},
+    "killed": end(1, "without a message") | {"reached": "epoch 3", "cause": "killed"},
+}
+del LINES["case"]["mirroring"], LINES["case"]["ended"]
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+def test_the_file_has_the_same_keys_as_before(tmp_path, line):
+    """Others read it too: it is one flat object a line, and what is unknown is left out."""
+    (entry,) = entries_of([line])
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append(entry)
+    assert json.loads(ledger.path.read_text()) == line
