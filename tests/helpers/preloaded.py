@@ -10,7 +10,7 @@ os.environ["MATPLOTLIBRC"] = os.devnull  # as in every job (`isolation`)
 import cpuinfo
 import snakemake.cli  # noqa: F401
 
-import workflow_scripts.training.fold_session
+import workflow_scripts.training.attempt
 import workflow_scripts.training.fold_training  # noqa: F401
 
 # codecarbon queries it in every process, which takes a second.

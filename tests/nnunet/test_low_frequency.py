@@ -489,14 +489,14 @@ def test_the_ledger_tells_what_the_network_saw(make, tmp_path):
 
     class Meter:
         def read(self):
-            from workflow_scripts.records.energy_meter import Reading
+            from workflow_scripts.records.energy_reading import Reading
 
             return Reading()
 
     trainer = make()
     flops = FlopTable(trainer.network, 1)
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    Recorder(ledger, Meter(), flops, 1, 0.0, lambda _: None).attach(trainer)
+    Recorder(ledger, Meter(), flops, 1, 0.0).attach(trainer)
     trainer.run_training()
     epochs = epochs_table(ledger.read())
     labels = ["x".join(map(str, size)) for size in SIZES]

@@ -16,9 +16,9 @@ import torch
 
 from helpers.processes import PATIENCE
 from workflow_scripts.common.errors import UserError
-from workflow_scripts.records.energy_meter import Reading
+from workflow_scripts.records.energy_reading import Reading
 from workflow_scripts.records.flop_counter import FlopTable
-from workflow_scripts.records.ledger import Ledger
+from workflow_scripts.records.ledger import EpochWork, Ledger
 from workflow_scripts.records.recorder import Recorder
 from workflow_scripts.scale_space.baking import bake_model
 from workflow_scripts.scale_space.evaluate_transfer import evaluate_transfer
@@ -264,16 +264,16 @@ def test_pseudo_dice_is_noted_by_scale(tiny, tmp_path):
     trainer.validation_step = lambda batch: seen.append(step(batch)) or seen[-1]
     ledger = Ledger(tmp_path / "ledger")
     table = FlopTable(trainer.network, 1)
-    Recorder(ledger, Meter(), table, 1, 0.0, lambda entries: None).attach(trainer)
+    Recorder(ledger, Meter(), table, 1, 0.0).attach(trainer)
     trainer.run_training()
-    (entry,) = [e for e in ledger.read() if e["phase"] == "training"]
-    assert entry["pseudo_dice"] == pytest.approx(pseudo_dice(seen))
+    (entry,) = [e for e in ledger.read() if isinstance(e, EpochWork)]
+    assert entry.result.pseudo_dice == pytest.approx(pseudo_dice(seen))
     by_scale = {"0.25": [2], "0.38": [1, 4], "0.5": [0, 3]}
-    assert entry["pseudo_dice_by_scale"] == pytest.approx(
+    assert entry.result.pseudo_dice_by_scale == pytest.approx(
         {scale: pseudo_dice([seen[i] for i in steps]) for scale, steps in by_scale.items()},
         nan_ok=True,
     )
-    assert len(set(entry["pseudo_dice_by_scale"].values())) > 1
+    assert len(set(entry.result.pseudo_dice_by_scale.values())) > 1
 
 
 def test_batches_are_those_of_the_constant_arm_with_whole_targets(tiny):
@@ -301,18 +301,18 @@ def test_targets_at_one_half_are_stock(tiny):
 def test_every_step_s_work_is_counted_at_its_scale(tiny, tmp_path):
     trainer = tiny.trainer(SCALE_SPACE, epochs=1, iterations=5, validation_iterations=3, rank=2)
     table = FlopTable(trainer.network, 1)
-    recorder = Recorder(Ledger(tmp_path / "ledger"), Meter(), table, 1, 0.0, lambda entries: None)
+    recorder = Recorder(Ledger(tmp_path / "ledger"), Meter(), table, 1, 0.0)
     trained, validated = watch_scales(trainer)
     recorder.attach(trainer)
     trainer.run_training()
-    (entry,) = [e for e in Ledger(tmp_path / "ledger").read() if e["phase"] == "training"]
+    (entry,) = [e for e in Ledger(tmp_path / "ledger").read() if isinstance(e, EpochWork)]
     expected = sum(
         n * table.training_step(4, (16, 8, 8), scale) for scale, n in Counter(trained).items()
     )
-    assert entry["train_gflop"] == pytest.approx(expected / 1e9)
+    assert entry.steps.train_gflop == pytest.approx(expected / 1e9)
     both = expected + sum(table.validation_step(4, (16, 8, 8), scale) for scale in validated)
-    assert entry["gflop"] == pytest.approx(both / 1e9)
-    assert (entry["patch_size"], entry["iterations"], entry["stage"]) == ("16x8x8", 5, 0)
+    assert entry.steps.gflop == pytest.approx(both / 1e9)
+    assert (entry.steps.patch_size, entry.steps.iterations, entry.steps.stage) == ("16x8x8", 5, 0)
     costs = [table.training_step(4, (16, 8, 8), scale) for scale in (0.25, 0.35, 0.5)]
     assert costs == sorted(costs)
 

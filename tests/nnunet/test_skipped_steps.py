@@ -10,7 +10,7 @@ import torch
 
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.records.flop_counter import FlopTable
-from workflow_scripts.records.ledger import Ledger
+from workflow_scripts.records.ledger import EpochWork, Ledger
 from workflow_scripts.records.recorder import STUCK_EPOCHS, Recorder
 from workflow_scripts.records.run_tables import epochs_table
 from workflow_scripts.trainers.curricula.resumable import TrainingStopped
@@ -23,7 +23,7 @@ class NoMeter:
     """An energy meter without a reading."""
 
     def read(self):
-        from workflow_scripts.records.energy_meter import Reading
+        from workflow_scripts.records.energy_reading import Reading
 
         return Reading(error="none here")
 
@@ -52,7 +52,7 @@ def train(tiny, tmp_path):
         trainer.loss = overflowing
         book = Ledger(tmp_path / f"{ledger}.jsonl")
         flops = FlopTable(trainer.network, trainer.num_input_channels)
-        Recorder(book, NoMeter(), flops, 1, 0.0, lambda _: None).attach(trainer)
+        Recorder(book, NoMeter(), flops, 1, 0.0).attach(trainer)
         trainer.run_training()
         return trainer, book.read()
 
@@ -62,7 +62,7 @@ def train(tiny, tmp_path):
 @pytest.mark.parametrize("name", [PROGRESSIVE, STOCK])
 def test_a_skipped_step_is_counted_and_the_training_continues(train, name):
     trainer, entries = train({1, 7}, name)
-    table = epochs_table([{"entry": "attempt", "resumed_at": 0}, *entries])
+    table = epochs_table(entries)
     assert table["skipped_steps"].tolist() == [1, 0, 1]
     assert table["loss_scale"].tolist() == [SCALE / 2, SCALE / 2, SCALE / 4]
     assert table["train_loss"].isna().tolist() == [True, False, True]
@@ -88,7 +88,7 @@ def test_a_resumed_training_passes_the_step_that_overflowed(train, tiny):
     latest = next(tiny.results.rglob("checkpoint_latest.pth"))
     resumed, entries = train((), ledger="resumed", load=latest)
     assert resumed.grad_scaler.get_scale() == scale == SCALE / 2
-    assert [e["skipped_steps"] for e in entries if e["phase"] == "training"] == [0, 1, 0, 0]
+    assert [e.steps.skipped_steps for e in entries if isinstance(e, EpochWork)] == [0, 1, 0, 0]
     for key, value in resumed.network.state_dict().items():
         assert torch.equal(value, ending[key]), key
 
@@ -100,8 +100,8 @@ def test_a_training_that_skips_every_step_is_stopped(train):
 
 def test_short_epochs_do_not_stop_a_training_whose_first_scale_is_too_high(train):
     trainer, entries = train(range(9), epochs=4)
-    done = [entry for entry in entries if entry["phase"] == "training"]
-    assert [entry["skipped_steps"] for entry in done] == [3, 3, 3, 0]
+    done = [entry for entry in entries if isinstance(entry, EpochWork)]
+    assert [entry.steps.skipped_steps for entry in done] == [3, 3, 3, 0]
     assert trainer.grad_scaler.get_scale() == 2
 
 

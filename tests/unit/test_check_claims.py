@@ -18,6 +18,7 @@ from workflow_scripts.evaluation.claims import (
     INSUFFICIENT,
     SUPPORTED,
     UNDECIDED,
+    find,
     read_claims,
 )
 from workflow_scripts.evaluation.collect_results import collect_results
@@ -316,7 +317,28 @@ def test_a_demo_decides_nothing_and_shows_what_it_measured(tmp_path, gain):
     assert "250,000 iterations per run (here 12)" in " ".join(text.split())
     assert SUPPORTED not in text
     assert CONTRADICTED not in text
-    assert "No run of the arm constant has a published counterpart" in " ".join(text.split())
+    assert "No run of the arm constant with its default parameters has a published" in " ".join(
+        text.split()
+    )
+
+
+def test_an_arm_with_its_own_parameters_is_not_called_missing(full):
+    """As in the demo, whose arms use AdamW."""
+    runs = full.copy()
+    runs.loc[runs["arm"] == "constant", "parameters"] = '{"optimizer_name": "AdamW"}'
+    missing = checked(runs).loc["miccai-dice", "missing"].split("; ")
+    assert missing[0].startswith("the arm constant with its default parameters")
+    assert "optimizer_name" in missing[0]
+    assert not any("the arm progressive" in gap for gap in missing)
+
+
+def test_a_claim_is_not_rewritten_for_a_study(full):
+    """Also if the study's own tasks stand for some of its data sets."""
+    runs, own = fifteen(full)
+    for claim in CONTENT.claims:
+        found = find(runs, claim, CONTENT, own)
+        assert found.claim is claim
+        assert set(found.tasks) >= set(own.values()) or not claim.own or not found.tasks
 
 
 def test_cases_are_counted_once_whatever_the_number_of_seeds(tmp_path):
@@ -430,5 +452,5 @@ def test_claims_are_about_shipped_arms_and_tasks():
         assert claim.own in ((), OTHERS)
         assert "https://" in claim.source
     iterations = paper["training"]["epochs"] * paper["training"]["iterations_per_epoch"]
-    assert CONTENT.conditions["iterations"] == iterations
-    assert CONTENT.conditions["folds"] == len(paper["folds"])
+    assert CONTENT.conditions.iterations == iterations
+    assert CONTENT.conditions.folds == len(paper["folds"])

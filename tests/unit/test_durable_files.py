@@ -9,7 +9,7 @@ import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from workflow_scripts.common.files import write_csv, write_json
-from workflow_scripts.records.ledger import Ledger
+from workflow_scripts.records.ledger import End, Ledger
 from workflow_scripts.trainers.curricula import durable_files
 from workflow_scripts.trainers.curricula.resumable import ResumableTrainer
 
@@ -60,7 +60,7 @@ def test_content_is_on_the_disk_before_its_name(monkeypatch, tmp_path, disk, nam
 def test_a_new_ledger_has_its_name_on_the_disk(tmp_path, disk):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     for number in (1, 2):
-        ledger.append({"entry": number})
+        ledger.append(End(attempt=number, how="finished"))
     assert disk == [("sync", "ledger.jsonl"), ("sync", tmp_path.name), ("sync", "ledger.jsonl")]
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from helpers import ledger_lines
 from helpers.fake_study import FakeStudy
 from workflow_scripts.common.files import read_csv
 from workflow_scripts.evaluation.collect_results import collect_results
@@ -142,15 +143,11 @@ def rows(mode, own, machine, sensors="CPU: RAPL; RAM: estimate", **entry):
     meter = {"sensors": sensors, "tracking_mode": mode, "country": "DEU", "pue": 1.0}
     meter |= {"cpu_model": "", "gpu_model": "", "codecarbon": "3.3.2"}
     energies = dict.fromkeys(("kwh", "cpu_kwh", "gpu_kwh", "ram_kwh", "kg_co2eq"), 1.0)
-    work = {"entry": "work", "attempt": 1, "phase": "training", "epoch": 0, "stage": 0}
     times = {"cpu_seconds": own, "machine_cpu_seconds": machine}
-    given = {**energies, **times, "seconds": 1.0, **entry}
-    return energy_table(
-        [
-            {"entry": "attempt", "attempt": 1, "resumed_at": 0, "meter": meter},
-            {**work, **{name: value for name, value in given.items() if value is not None}},
-        ]
-    )
+    given = {**energies, **times, **entry}
+    given = {name: value for name, value in given.items() if value is not None}
+    lines = [ledger_lines.start(meter=meter), ledger_lines.work(1, "training", **given)]
+    return energy_table(ledger_lines.entries_of(lines))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +196,7 @@ def test_a_finished_training_says_that_its_energy_stays(monkeypatch):
     names = ("task", "arm", "fold")
     run = SimpleNamespace(**dict(zip(names, ("Task98_Fake", "constant", 0), strict=True)))
     meter = {"tracking_mode": "machine", "country": "DEU", "pue": 1.0}
-    entries = [{"entry": "attempt", "meter": meter}]
+    entries = ledger_lines.entries_of([ledger_lines.start(meter=meter)])
     fold_training._announce_changes(entries, EnergySettings("DEU", "machine", 1), run)
     assert said == []
     fold_training._announce_changes(entries, EnergySettings("FRA", "process", 1.0), run)

@@ -90,7 +90,7 @@ def test_a_training_is_charged_its_share_of_the_processor_time(
 ):
     package = rapl.add("0", "package-0")
     meter = meter_of(mode)
-    assert meter.describe()["cpu_source"] == "counter"
+    assert meter.describe().cpu_source == "counter"
     for _ in range(2):
         clock.work(own, machine)
         package.add(36)
@@ -349,7 +349,7 @@ def test_a_slurm_job_needs_no_scontrol(monkeypatch, tmp_path):
     for mode in ("process", "machine"):
         hardware_cache.clear_cache()
         meter = EnergyMeter(EnergySettings("DEU", mode))
-        assert meter.describe()["cpu_source"]
+        assert meter.describe().cpu_source
         assert processor(meter)._cpu_count == os.cpu_count()
         time.sleep(0.1)
         assert meter.read().error == ""
@@ -364,7 +364,7 @@ def test_a_meter_that_fails_ends_no_training(monkeypatch, call, kind):
     monkeypatch.setattr(codecarbon.OfflineEmissionsTracker, call, fail)
     meter = EnergyMeter(EnergySettings("DEU"))
     described = meter.describe()
-    assert described["country"] == "DEU"
+    assert described.country == "DEU"
     for _ in range(2):
         assert "no scontrol" in meter.read().error
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from helpers.ledger_lines import end, entries_of, start, work
+from workflow_scripts.records.ledger import KILLED, MemoryKills, content_of
 from workflow_scripts.training import exit_causes
 from workflow_scripts.training.exit_causes import (
     describe_killed_attempt,
@@ -11,52 +13,36 @@ from workflow_scripts.training.exit_causes import (
 
 
 def attempt(number, resumed_at=0, job=None, kills=None):
-    return {
-        "entry": "attempt",
-        "attempt": number,
-        "resumed_at": resumed_at,
-        "host": "node7",
-        "job": job,
-        "started": "2026-01-02T03:04:05+00:00",
-        "memory_kills": kills,
-    }
+    started = "2026-01-02T03:04:05+00:00"
+    return start(number, resumed_at, host="node7", job=job, started=started, memory_kills=kills)
 
 
-def work(phase, **fields):
-    return {"entry": "work", "phase": phase, **fields}
-
-
-def end(number, how="finished"):
-    return {"entry": "end", "attempt": number, "how": how}
+def infer(lines, kills=None):
+    return infer_killed_attempt(entries_of(lines), kills)
 
 
 @pytest.mark.parametrize(
     ("pieces", "reached"),
     [
         ([], "epoch 3"),
-        ([work("setup")], "epoch 3"),
-        ([work("training", epoch=3), work("training", epoch=4)], "epoch 5"),
-        ([work("training", epoch=3), work("training", epoch=4, partial=True)], "epoch 4"),
-        ([work("training", epoch=7), work("end of training")], "the final validation"),
-        ([work("setup"), work("validation", case="a", partial=True)], "the final validation"),
+        ([work(2, "setup")], "epoch 3"),
+        ([work(2, "training", epoch=3), work(2, "training", epoch=4)], "epoch 5"),
+        ([work(2, "training", epoch=3), work(2, "training", epoch=4, partial=True)], "epoch 4"),
+        ([work(2, "training", epoch=7), work(2, "end of training")], "the final validation"),
+        ([work(2, "setup"), work(2, "validation", case="a", partial=True)], "the final validation"),
     ],
 )
 def test_where_it_ended(pieces, reached):
     entries = [attempt(1), end(1, "SIGTERM"), attempt(2, resumed_at=3), *pieces]
-    found = infer_killed_attempt(entries, None)
-    assert (found["entry"], found["attempt"], found["how"]) == ("end", 2, "without a message")
-    assert found["reached"] == reached
-    assert infer_killed_attempt([*entries, found], None) is None, "recorded once"
+    found = infer(entries)
+    assert (found.attempt, found.how, found.reached) == (2, KILLED, reached)
+    assert infer([*entries, content_of(found)]) is None, "recorded once"
 
 
 def test_an_attempt_that_told_its_end_is_not_silent():
-    assert infer_killed_attempt([], None) is None
-    assert (
-        infer_killed_attempt([attempt(1), work("interrupted"), end(1, "ValueError: x")], None)
-        is None
-    )
-    old = {key: value for key, value in attempt(1).items() if key != "memory_kills"}
-    assert infer_killed_attempt([old, work("setup")], None) is None, "not recorded before"
+    assert infer([]) is None
+    assert infer([attempt(1), work(1, "interrupted"), end(1, "ValueError: x")]) is None
+    assert infer([start(1), work(1, "setup")]) is None, "not recorded before"
 
 
 @pytest.mark.parametrize(
@@ -70,14 +56,14 @@ def test_an_attempt_that_told_its_end_is_not_silent():
     ],
 )
 def test_its_cause(before, now, memory):
-    before, now = (one and {"group": one[0], "count": one[1]} for one in (before, now))
-    entries = [attempt(1, job="12", kills=before), work("training", epoch=0)]
-    found = infer_killed_attempt(entries, now)
+    kills = before and {"group": before[0], "count": before[1]}
+    lines = [attempt(1, job="12", kills=kills), work(1, "training", epoch=0)]
+    found = infer(lines, now and MemoryKills(*now))
     causes = {
         True: "out of memory (the kernel killed a process)",
         False: "killed, out of memory, or the machine failed",
     }
-    assert describe_killed_attempt(found, entries, "epoch 0") == (
+    assert describe_killed_attempt(found, entries_of(lines), "epoch 0") == (
         "the last attempt (job 12, on node7, started 2026-01-02T03:04:05+00:00) ended without a "
         f"message in epoch 1: {causes[memory]}; continuing from epoch 0"
     )
@@ -100,7 +86,7 @@ def test_the_kernel_is_asked_about_memory(tmp_path, monkeypatch, line, file):
     path.parent.mkdir(parents=True)
     path.write_text("oom 7\noom_kill 3\n")
     found = memory_kills()
-    assert found["count"] == 3
-    assert found["group"].endswith(line.rpartition(":")[2])
+    assert found.count == 3
+    assert found.group.endswith(line.rpartition(":")[2])
     path.write_text("oom 7\n")
     assert memory_kills() is None, "an old kernel"

@@ -124,7 +124,7 @@ def test_energy_is_that_of_the_study_s_country(monkeypatch, tmp_path, place, con
     reading = meter.read()
     assert reading.error == ""
     assert reading.kg_co2eq / reading.kwh == pytest.approx(0.381, abs=0.001)
-    assert "9000" not in str(meter.describe()["sensors"])
+    assert "9000" not in str(meter.describe().sensors)
 
 
 def test_figures_have_one_style(monkeypatch, tmp_path):

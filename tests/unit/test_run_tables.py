@@ -1,4 +1,4 @@
-"""The ledger, and the files of a run that are derived from it, against hand-computed numbers."""
+"""The files of a run that are derived from its ledger, against hand-computed numbers."""
 
 import json
 import math
@@ -6,65 +6,32 @@ import math
 import pandas as pd
 import pytest
 
+from helpers.ledger_lines import METER, entries_of, start, work
 from workflow_scripts.common.files import write_csv
+from workflow_scripts.records import run_tables
 from workflow_scripts.records.energy_conditions import CONDITIONS
-from workflow_scripts.records.ledger import Ledger
 from workflow_scripts.records.run_columns import ENERGY, EPOCHS, STAGES
 from workflow_scripts.records.run_reader import COUNTED_LATER, FLAT, NESTED, NUMBERS, OTHER
-from workflow_scripts.records.run_tables import (
-    describe_run,
-    energy_table,
-    epochs_table,
-    kept_validation,
-    kept_work,
-    stages_table,
-)
-from workflow_scripts.training.fold_session import note_of_last
-
-METER = {
-    "sensors": "CPU: cpu_load (8 W TDP); RAM: estimate",
-    "tracking_mode": "process",
-    "country": "DEU",
-    "pue": 1.0,
-    "cpu_model": "Some CPU",
-    "gpu_model": "",
-    "codecarbon": "3.3.2",
-}
+from workflow_scripts.records.run_tables import describe_run, stages_table
+from workflow_scripts.training.attempt import note_of_last
 
 
-def attempt(number, resumed_at=0, **fields):
-    return {
-        "entry": "attempt",
-        "attempt": number,
-        "started": f"2024-05-0{number}T00:00:00+00:00",
-        "resumed_at": resumed_at,
-        "device": "cpu",
-        "precision": "fp32",
-        "threads": 2,
-        "gpu_model": None,
-        "versions": {"torch": f"{number}.0"},
-        "git_commit": f"commit{number}",
-        "trainer_code": f"code{number}",
-        "meter": METER,
-        **fields,
-    }
+def epochs_table(lines):
+    return run_tables.epochs_table(entries_of(lines))
 
 
-def work(number, phase, kwh, seconds=1.0, **fields):
-    return {
-        "entry": "work",
-        "attempt": number,
-        "phase": phase,
-        "seconds": seconds,
-        "kwh": kwh,
-        "cpu_kwh": kwh / 2,
-        "gpu_kwh": 0.0,
-        "ram_kwh": kwh / 2,
-        "kg_co2eq": kwh * 0.4,
-        "error": "",
-        **({"mirroring": True, "ended": f"2026-01-0{number}"} if phase == "validation" else {}),
-        **fields,
-    }
+def energy_table(lines):
+    return run_tables.energy_table(entries_of(lines))
+
+
+def kept_work(lines):
+    return run_tables.kept_work(entries_of(lines))
+
+
+def kept_validation(lines):
+    """Return the energy of each piece of the validation."""
+    found = run_tables.kept_validation(entries_of(lines))
+    return [work.reading.kwh for work in found.work] if found else []
 
 
 def epoch(number, n, kwh, stage=0, **fields):
@@ -76,19 +43,9 @@ def epoch(number, n, kwh, stage=0, **fields):
         epoch=n,
         stage=stage,
         patch_size=("8x4x4", "16x8x8")[stage or 0],
-        batch_size=2,
-        lr=0.01,
         train_loss=-0.1 * n,
-        val_loss=-0.2,
         pseudo_dice=0.1 * n,
-        **{
-            "gflop": 5.0,
-            "train_seconds": 8.0,
-            "val_seconds": 2.0,
-            "train_gflop": 4.0,
-            "voxels_per_iteration": 100.0 * (n + 1),
-            **fields,
-        },
+        **{"voxels_per_iteration": 100.0 * (n + 1), **fields},
     )
 
 
@@ -100,16 +57,16 @@ def three_attempts():
     attempt 3.
     """
     return [
-        attempt(1),
+        start(1),
         work(1, "setup", 1.0),
         epoch(1, 0, 2.0),
         epoch(1, 1, 4.0),
         epoch(1, 2, 8.0, stage=1),
-        attempt(2, resumed_at=2),
+        start(2, resumed_at=2),
         work(2, "setup", 16.0),
         epoch(2, 2, 32.0, stage=1),
         epoch(2, 3, 64.0, stage=1),
-        attempt(3, resumed_at=3),
+        start(3, resumed_at=3),
         work(3, "setup", 128.0),
         epoch(3, 3, 256.0, stage=1),
         work(3, "end of training", 512.0),
@@ -144,10 +101,10 @@ def validated_in_parts():
         *before,
         part(3, "a", 1.0),
         work(3, "interrupted", 2.0),
-        attempt(4, resumed_at=4),
+        start(4, resumed_at=4),
         work(4, "setup", 4.0),
         part(4, "b", 8.0),
-        attempt(5, resumed_at=4),
+        start(5, resumed_at=4),
         part(5, "b", 16.0),
         part(5, "c", 32.0),
         {**end, "attempt": 5},
@@ -157,16 +114,16 @@ def validated_in_parts():
 
 def test_each_case_of_the_validation_counts_once():
     entries = validated_in_parts()
-    assert [e["kwh"] for e in kept_validation(entries)] == [1.0, 16.0, 32.0, 1024.0]
+    assert kept_validation(entries) == [1.0, 16.0, 32.0, 1024.0]
     assert kept_validation(entries[:-2]) == [], "not done yet"
     whole = three_attempts()
-    assert kept_validation(whole) == whole[-1:], "in one piece, as written by earlier versions"
-    again = [*entries, attempt(6, resumed_at=4), part(6, "a", 64.0)]
+    assert kept_validation(whole) == [1024.0], "in one piece, as written by earlier versions"
+    again = [*entries, start(6, resumed_at=4), part(6, "a", 64.0)]
     assert kept_validation(again) == kept_validation(entries), "the next one is not done yet"
     again += [part(6, "b", 128.0), part(6, "c", 256.0), work(6, "validation", 512.0)]
-    assert [e["kwh"] for e in kept_validation(again)] == [64.0, 128.0, 256.0, 512.0]
-    measured = [*entries, attempt(6, resumed_at=4), work(6, "validation", 2.5)]
-    assert [e["kwh"] for e in kept_validation(measured)] == [1.0, 16.0, 32.0, 2.5]
+    assert kept_validation(again) == [64.0, 128.0, 256.0, 512.0]
+    measured = [*entries, start(6, resumed_at=4), work(6, "validation", 2.5)]
+    assert kept_validation(measured) == [1.0, 16.0, 32.0, 2.5]
 
 
 def test_the_energy_of_a_validation_in_parts():
@@ -179,48 +136,12 @@ def test_the_energy_of_a_validation_in_parts():
     assert len(epochs_table(entries)) == 4
 
 
-# --- the ledger
-
-
-def test_ledger_keeps_entries_in_order(tmp_path):
-    ledger = Ledger(tmp_path / "new" / "ledger.jsonl")
-    assert ledger.read() == []
-    for n in range(3):
-        ledger.append({"n": n, "text": "ä"})
-    assert [entry["n"] for entry in Ledger(ledger.path).read()] == [0, 1, 2]
-
-
-@pytest.mark.parametrize("cut", ['{"n": 1, "lo', "{", '{"n": 1}'[:-1]])
-def test_a_line_cut_short_is_ignored_and_not_continued(tmp_path, cut):
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append({"n": 0})
-    with ledger.path.open("a") as file:
-        file.write(cut)
-    assert ledger.read() == [{"n": 0}]
-    ledger.append({"n": 2})
-    assert ledger.read() == [{"n": 0}, {"n": 2}]
-    assert ledger.path.read_text().endswith('{"n": 2}\n')
-
-
-def test_a_whole_line_without_its_end_counts(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.path.write_text('{"n": 0}')
-    ledger.append({"n": 1})
-    assert ledger.read() == [{"n": 0}, {"n": 1}]
-
-
-def test_a_number_that_is_not_known_survives_the_ledger(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append({"kwh": math.nan})
-    assert math.isnan(ledger.read()[0]["kwh"])
-
-
 # --- kept epochs
 
 
 def test_kept_work_over_three_attempts():
     kept = kept_work(three_attempts())
-    attempts = {n: [entry["attempt"] for entry in parts] for n, parts in kept.items()}
+    attempts = {n: [entry.attempt for entry in parts] for n, parts in kept.items()}
     assert attempts == {0: [1], 1: [1], 2: [2], 3: [3]}
 
 
@@ -230,11 +151,11 @@ def test_lost_epochs_are_gone_before_they_are_trained_again():
 
 
 def test_an_attempt_from_the_start_throws_all_away():
-    assert kept_work([attempt(1), epoch(1, 0, 1.0), attempt(2, resumed_at=0)]) == {}
+    assert kept_work([start(1), epoch(1, 0, 1.0), start(2, resumed_at=0)]) == {}
 
 
 def test_an_attempt_that_only_validates_keeps_all():
-    entries = [*three_attempts(), attempt(4, resumed_at=4), work(4, "validation", 1.0)]
+    entries = [*three_attempts(), start(4, resumed_at=4), work(4, "validation", 1.0)]
     assert list(kept_work(entries)) == [0, 1, 2, 3]
 
 
@@ -257,13 +178,13 @@ def test_an_epoch_that_ends_right_after_a_checkpoint_is_shown_whole():
         epoch(1, 3, 1.0, iterations=4, partial=True),
         epoch(1, 3, 0.1, iterations=0, voxels_per_iteration=None) | {"patch_size": None},
     ]
-    table = epochs_table([attempt(1), *parts])
+    table = epochs_table([start(1), *parts])
     assert note_of_last(table) == ", patch 8x4x4, pseudo Dice 0.300"
     assert table["iterations"].tolist() == [4]
 
 
 def test_epochs_table_before_the_first_epoch():
-    assert epochs_table([attempt(1)]).empty
+    assert epochs_table([start(1)]).empty
 
 
 def test_stages_table():
@@ -285,7 +206,7 @@ def test_stages_table():
 
 
 def test_random_epochs_are_one_stage_without_a_number():
-    entries = [attempt(1)] + [
+    entries = [start(1)] + [
         {**epoch(1, n, 1.0), "stage": None, "patch_size": "random"} for n in range(3)
     ]
     table = stages_table(epochs_table(entries))
@@ -336,7 +257,7 @@ def test_energy_table_has_a_row_for_every_set_up():
 
 
 def test_only_the_last_validation_is_kept():
-    entries = [*three_attempts(), attempt(4, resumed_at=4), work(4, "validation", 2048.0)]
+    entries = [*three_attempts(), start(4, resumed_at=4), work(4, "validation", 2048.0)]
     table = energy_table(entries)
     assert row_of(table, attempt=3, phase="validation")["kwh_kept"] == 0.0
     assert row_of(table, attempt=4, phase="validation")["kwh_kept"] == 2048.0
@@ -403,7 +324,7 @@ def summary():
 
 
 def describe(entries, folder):
-    return describe_run(RUN, PLAN, DATASET, entries, summary(), folder)
+    return describe_run(RUN, PLAN, DATASET, entries_of(entries), summary(), folder)
 
 
 def test_describe_run_adds_up(tmp_path):
@@ -444,7 +365,7 @@ def test_compilation_is_no_training_time(tmp_path):
         for seconds, skipped in ((4.0, 1), (0.5, 2))
     )
     alone = epoch(1, 1, 1.0, compile_seconds=3.0, skipped_steps=0, **counted)
-    entries = [attempt(1), {**part, "partial": True}, end, alone, work(1, "validation", 1.0)]
+    entries = [start(1), {**part, "partial": True}, end, alone, work(1, "validation", 1.0)]
     table = epochs_table(entries)
     assert table["seconds"].tolist() == [20.0 - 4.5, 11.0 - 3]
     assert table["compile_seconds"].tolist() == [4.5, 3.0]
@@ -461,7 +382,7 @@ def test_compilation_is_no_training_time(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_an_empty_cell():
-    table = epochs_table([attempt(1), {**epoch(1, 0, 1.0), "train_loss": None}])
+    table = epochs_table([start(1), {**epoch(1, 0, 1.0), "train_loss": None}])
     assert table["train_loss"].isna().all()
     assert table["train_loss"].dtype == float
 
@@ -489,7 +410,7 @@ def test_describe_run_turns_nan_into_none(tmp_path):
 def test_versions_are_of_the_attempt_that_trained(tmp_path):
     entries = [
         *three_attempts(),
-        attempt(4, resumed_at=4, device="cuda", gpu_model="Other"),
+        start(4, resumed_at=4, device="cuda", gpu_model="Other"),
         work(4, "validation", 1.0),
     ]
     record = describe(entries, tmp_path)
@@ -506,5 +427,5 @@ def test_the_voxels_of_an_epoch_in_parts_are_the_mean_over_its_iterations():
         epoch(1, 0, 0.1, iterations=1, voxels_per_iteration=100.0, partial=True),
         epoch(1, 0, 0.1, iterations=3, voxels_per_iteration=200.0),
     ]
-    table = epochs_table([attempt(1), *parts])
+    table = epochs_table([start(1), *parts])
     assert table["voxels_per_iteration"].tolist() == [(100 + 3 * 200) / 4]

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from helpers.tree import ROOT
-from workflow_scripts.evaluation.budget_page import crossing, length_rows, target_text
+from workflow_scripts.evaluation.budget_page import crossing
 from workflow_scripts.evaluation.budget_statistics import (
     COSTS,
     LEVELS,

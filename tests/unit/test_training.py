@@ -560,7 +560,7 @@ def test_an_absent_codecarbon_is_an_error(monkeypatch):
     meter = EnergyMeter(EnergySettings("DEU"))
     assert all_nan(meter.read())
     assert "codecarbon" in meter.read().error
-    assert meter.describe()["sensors"] == ""
+    assert meter.describe().sensors == ""
 
 
 @pytest.mark.parametrize("country", ["XXX", "UTO", "deu"])
@@ -588,15 +588,15 @@ def test_a_real_reading():
     assert 0.2 < first.kg_co2eq / first.kwh < 0.6
     assert 0 < second.kwh < first.kwh, "a reading is of one piece of work, not cumulative"
     described = meter.describe()
-    assert "CPU" in described["sensors"]
-    assert described["country"] == "DEU"
-    assert described["codecarbon"]
+    assert "CPU" in described.sensors
+    assert described.country == "DEU"
+    assert described.codecarbon
 
 
 def test_energy_is_mean_power_times_seconds():
     """Compare with the processor seconds of this process, from the kernel, times the TDP."""
     meter = EnergyMeter(EnergySettings("DEU", "process"))
-    sensors = meter.describe()["sensors"]
+    sensors = meter.describe().sensors
     if "CPU: cpu_load" not in sensors:
         pytest.skip(f"the processor's power comes from a sensor on this machine: {sensors}")
     tdp = float(re.search(r"CPU: cpu_load \(([0-9.]+) W TDP\)", sensors)[1])
@@ -614,7 +614,7 @@ def test_energy_is_mean_power_times_seconds():
     least, most = (ended - began) * kwh_per_second, (after - before) * kwh_per_second
     assert 0.95 * least <= reading.cpu_kwh <= 1.05 * most
     assert most < 2 * least, "the calls took so long that nothing was checked"
-    assert meter.describe()["intensity_year"] == 2023
+    assert meter.describe().intensity_year == 2023
 
 
 def test_bf16_weight_gradients_of_thin_maps_are_right():

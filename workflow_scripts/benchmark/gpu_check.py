@@ -21,9 +21,9 @@ from typing import Any
 import pandas as pd
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from workflow_scripts.benchmark.variants import ROOT, iterations_table, run_variant, steady
+from workflow_scripts.common.arm_schedule import has_schedule, plan_arm
 from workflow_scripts.common.console import announce, redirect
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import read_json, write_json
@@ -31,17 +31,11 @@ from workflow_scripts.common.formatting import pipe_table
 from workflow_scripts.common.gpus import visible_gpus
 from workflow_scripts.common.hardware import find_device
 from workflow_scripts.common.nnunet_setup import find_trainer
-from workflow_scripts.common.trainer_protocol import CurriculumTrainer
-from workflow_scripts.records.ledger import Ledger
+from workflow_scripts.records.ledger import EpochWork, Ledger, Work
 from workflow_scripts.study.settings import RunSettings
 from workflow_scripts.study.specification import RunSpec
-from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
-from workflow_scripts.trainers.curricula.schedules.planner import plan_schedule
 from workflow_scripts.trainers.curricula.schedules.schedule import Schedule
-from workflow_scripts.trainers.curricula.schedules.settings import (
-    CurriculumSettings,
-    TrainingLength,
-)
+from workflow_scripts.trainers.curricula.schedules.settings import TrainingLength
 from workflow_scripts.training.provenance import git_commit, versions
 
 FOLD_MODULE = "workflow_scripts.benchmark.fold_process"
@@ -239,12 +233,12 @@ class Checks:
         if self.device == "cpu":
             raise ImpossibleError("there is no GPU")
         entries = Ledger(self._fold("whole", kill=False).parent / "ledger.jsonl").read()
-        work = [entry for entry in entries if entry["entry"] == "work"]
-        if errors := {entry["error"] for entry in work if entry["error"]}:
+        work = [entry for entry in entries if isinstance(entry, Work)]
+        if errors := {entry.reading.error for entry in work if entry.reading.error}:
             raise FailedError("; ".join(sorted(errors)))
         pue = self.settings.energy.pue
-        joules = sum(entry["gpu_kwh"] for entry in work) / pue * 3.6e6
-        watts = joules / sum(entry["seconds"] for entry in work)
+        joules = sum(entry.reading.gpu_kwh for entry in work) / pue * 3.6e6
+        watts = joules / sum(entry.seconds for entry in work)
         if not POWER[0] < watts < POWER[1]:
             raise FailedError(f"mean power {watts:.0f} W, {joules:.0f} J in total")
         return f"mean power {watts:.0f} W over set-up, training and validation"
@@ -306,12 +300,11 @@ class Checks:
     def _schedule(self, arm: Arm) -> Schedule | None:
         """Return the schedule of a long training; None for nnU-Net's own trainers."""
         trainer = find_trainer(arm.trainer)
-        if not isinstance(trainer, CurriculumTrainer):  # the class already has the attributes
+        if not has_schedule(trainer):
             return None
-        plans = PlansManager(read_json(self.plans_file))
         length = TrainingLength(LONG, self.iterations, self.settings.training.seed)
-        plan = PatchPlan.of(plans.get_configuration(self.run.configuration))
-        return plan_schedule(plan, length, CurriculumSettings.of(trainer, arm.parameters))
+        plans = read_json(self.plans_file)
+        return plan_arm(plans, self.run.configuration, trainer, arm.parameters, length)
 
     def _arm(self, name: str) -> dict[str, Any]:
         """Measure an arm's training, once."""
@@ -506,9 +499,7 @@ def _compare(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: float)
 
 def _epochs_done(ledger: Ledger) -> int:
     """Return the number of epochs in a training's ledger."""
-    if not ledger.path.exists():
-        return 0
-    return sum(entry.get("phase") == "training" for entry in ledger.read())
+    return sum(isinstance(entry, EpochWork) for entry in ledger.read())
 
 
 def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from workflow_scripts.common import nnunet_setup
+from workflow_scripts.common.observers import observe
 from workflow_scripts.study.settings import RunSettings
 from workflow_scripts.study.specification import RunSpec
 
@@ -48,21 +49,22 @@ def train(spec: dict[str, Any], rank: int) -> dict[str, Any]:
     trainer = make_trainer(
         run, settings.training, Path(spec["plans_file"]), spec["device"], resume=False
     )
-    updates, steps, step = UpdateCounter(trainer), [0], trainer.train_step
+    updates = UpdateCounter(trainer)
+    steps = 0
 
-    def counted(batch: dict) -> dict:
-        steps[0] += 1
+    def count(batch: object) -> None:
+        nonlocal steps
+        steps += 1
         updates.follow()
-        return step(batch)
 
-    trainer.train_step = counted
+    observe(trainer, "train_step", before=count)
     trainer.run_training()
     weights = trainer.network.module.state_dict().values()
     digest = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in weights))
     losses = trainer.logger.get_value("train_losses", step=None)
     return {
         "losses": list(map(float, losses)),
-        "steps": steps[0],
+        "steps": steps,
         "updates": updates.count,
         "compiled": trainer._do_i_compile(),
         "weights": digest.hexdigest(),

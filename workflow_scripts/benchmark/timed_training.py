@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,121 @@ from torch._dynamo import OptimizedModule
 
 from workflow_scripts.benchmark.compute_rate import measure_rates
 from workflow_scripts.common import hardware, nnunet_setup
+from workflow_scripts.common.observers import observe
 from workflow_scripts.common.trainer_protocol import as_curriculum_trainer
 from workflow_scripts.records.compilation import compilation_clock
 from workflow_scripts.records.energy_meter import EnergyMeter
 from workflow_scripts.records.flop_counter import FlopTable
-from workflow_scripts.records.ledger import Ledger
+from workflow_scripts.records.ledger import EpochWork, Ledger
 from workflow_scripts.records.recorder import Recorder
 from workflow_scripts.records.updates import UpdateCounter
 from workflow_scripts.study.settings import RunSettings
 from workflow_scripts.study.specification import RunSpec
 from workflow_scripts.training.trainer_factory import make_trainer
+
+
+@dataclass
+class Iteration:
+    """A training iteration.
+
+    Attributes:
+        epoch: number, from 0.
+        patch_size: voxels per axis.
+        seconds: from the end of the previous one (or of the epoch's preparation), with loading but
+            without compilation.
+        gflop: operations.
+        wait: seconds until its batch was there.
+        device: where the batch was when the step began.
+        loss: its loss.
+        updated: whether it changed the weights.
+        compilations: frames that were compiled in it.
+    """
+
+    epoch: int
+    patch_size: tuple[int, ...]
+    seconds: float
+    gflop: float
+    wait: float
+    device: str
+    loss: float
+    updated: bool
+    compilations: int
+
+
+class StepTimer:
+    """Observes the training steps of a trainer and the workers that load its batches.
+
+    Attributes:
+        iterations: all so far.
+        outputs: types of the network's output.
+        reductions: seconds of each reduction of a batch's frequencies.
+        worker_mb, load_seconds: memory and processor time of the workers at the end.
+    """
+
+    def __init__(self, trainer: Any, flops: FlopTable) -> None:
+        """Observe a trainer that has not started yet."""
+        self.iterations: list[Iteration] = []
+        self.outputs: set[str] = set()
+        self.reductions: list[float] = []
+        self.worker_mb = self.load_seconds = 0.0
+        self._trainer, self._flops = trainer, flops
+        self._curriculum = as_curriculum_trainer(trainer)
+        self._compiler, self._updates = compilation_clock(), UpdateCounter(trainer)
+        self._clock = self._reduction_began = 0.0
+        trainer.loss.register_forward_pre_hook(self._note_output)
+        observe(trainer, "on_train_start", after=self._watch_reductions)
+        observe(trainer, "on_train_epoch_start", after=self._start_clock)
+        observe(trainer, "train_step", before=self._before_step, after=self._after_step)
+        observe(trainer, "on_train_end", before=self._measure_workers)
+
+    def _start_clock(self, _: object = None) -> None:
+        self._clock = time.monotonic()
+
+    def _before_step(self, batch: dict[str, Any]) -> None:
+        self._wait = time.monotonic() - self._clock
+        self._device = batch["data"].device.type
+        self._size = tuple(batch["data"].shape)
+        self._scale = self._curriculum.scale_of_step("train") if self._curriculum else None
+        self._updates.follow()
+        self._before = self._updates.count, self._compiler.count, self._compiler.seconds
+
+    def _after_step(self, output: dict[str, Any]) -> None:
+        seconds = time.monotonic() - self._clock
+        updates, compilations, compile_seconds = self._before
+        batch_size, _, *patch_size = self._size
+        self.iterations.append(
+            Iteration(
+                epoch=self._trainer.current_epoch,
+                patch_size=tuple(patch_size),
+                seconds=seconds - (self._compiler.seconds - compile_seconds),
+                gflop=self._flops.training_step(batch_size, tuple(patch_size), self._scale) / 1e9,
+                wait=self._wait,
+                device=self._device,
+                loss=float(output["loss"]),
+                updated=self._updates.count > updates,
+                compilations=self._compiler.count - compilations,
+            )
+        )
+        self._start_clock()
+
+    def _note_output(self, _: object, tensors: Any) -> None:
+        self.outputs.add(str(tensors[0][0].dtype).removeprefix("torch."))
+
+    def _watch_reductions(self, _: object) -> None:
+        loader = self._trainer.dataloader_train
+        if hasattr(loader, "_reduce"):
+            observe(loader, "_reduce", before=self._before_reduction, after=self._after_reduction)
+
+    def _before_reduction(self, *_: object) -> None:
+        self._reduction_began = time.monotonic()
+
+    def _after_reduction(self, _: object) -> None:
+        self.reductions.append(time.monotonic() - self._reduction_began)
+
+    def _measure_workers(self) -> None:
+        workers = psutil.Process().children(recursive=True)
+        self.worker_mb = sum(worker.memory_info().rss for worker in workers) / 2**20
+        self.load_seconds = sum(sum(worker.cpu_times()[:2]) for worker in workers)
 
 
 def compute_in_full_precision(trainer: Any, network: Any) -> None:
@@ -65,7 +171,7 @@ def measure(
     """Train as `train_fold` does, with its meter and ledger, and return the measurements.
 
     Args:
-        run, settings, plans_file: as in `fold_session.Fold`.
+        run, settings, plans_file: as in `training.fold.Fold`.
         folder: an empty folder for nnU-Net's results.
         rates: also measure the compute rates of the network and of matrix products.
         full_precision: compute in fp32, even on a GPU.
@@ -94,120 +200,58 @@ def measure(
 
     if backend is not None:
         compile_with(backend)
-    clock_of_compiler = compilation_clock()
-    began = time.monotonic()
+    compiler, began = compilation_clock(), time.monotonic()
     trainer = make_trainer(run, settings.training, plans_file, found.device, resume=False)
     network = getattr(trainer.network, "_orig_mod", trainer.network)
     flops = FlopTable(network, trainer.num_input_channels)
-    memory_format = hardware.set_memory_format(network, found.memory_format, found.device)
-    if found.precision == "bf16":
-        hardware.autocast_network(network)
+    memory_format = hardware.prepare_network(network, found)
     if full_precision:
         compute_in_full_precision(trainer, network)
-    ledger = Ledger(folder / "ledger.jsonl")
-    meter = EnergyMeter(settings.energy, found.gpu)
-    Recorder(ledger, meter, flops, 1, began, lambda _: None).attach(trainer)
-    curriculum = as_curriculum_trainer(trainer)
-    updates = UpdateCounter(trainer)
-    iterations: list[list] = []
-    updated: list[bool] = []
-    devices: list[str] = []
-    compilations: list[int] = []
-    outputs: set[str] = set()
-    trainer.loss.register_forward_pre_hook(
-        lambda _, tensors: outputs.add(str(tensors[0][0].dtype).removeprefix("torch."))
-    )
-    losses: list[float] = []
-    waits: list[float] = []
-    clock = [0.0]
-    step, start, end = trainer.train_step, trainer.on_train_epoch_start, trainer.on_train_end
-    memory, loading = [0.0], [0.0]
-    reducing: list[float] = []
-
-    def time_reducing(batches: Any) -> None:
-        reduce = batches._reduce
-
-        def timed(*arguments: Any) -> dict:
-            before = time.monotonic()
-            reduced = reduce(*arguments)
-            reducing.append(time.monotonic() - before)
-            return reduced
-
-        batches._reduce = timed
-
-    def timed_start() -> None:
-        start()
-        clock[0] = time.monotonic()
-
-    def timed_step(batch: dict) -> dict:
-        waits.append(time.monotonic() - clock[0])
-        devices.append(batch["data"].device.type)
-        updates.follow()
-        before = updates.count, clock_of_compiler.count, clock_of_compiler.seconds
-        scale = curriculum.scale_of_step("train") if curriculum else None
-        output = step(batch)
-        size = tuple(batch["data"].shape)
-        now = time.monotonic()
-        gflop = flops.training_step(size[0], size[2:], scale) / 1e9
-        losses.append(float(output["loss"]))
-        seconds = now - clock[0] - (clock_of_compiler.seconds - before[2])
-        iterations.append([trainer.current_epoch, list(size[2:]), seconds, gflop])
-        updated.append(updates.count > before[0])
-        compilations.append(clock_of_compiler.count - before[1])
-        clock[0] = time.monotonic()
-        return output
-
-    def measured_end() -> None:
-        children = psutil.Process().children(recursive=True)
-        memory[0] = sum(child.memory_info().rss for child in children) / 2**20
-        loading[0] = sum(sum(child.cpu_times()[:2]) for child in children)
-        end()
-
-    prepare = trainer.on_train_start
-
-    def prepared() -> None:
-        prepare()
-        if hasattr(trainer.dataloader_train, "_reduce"):
-            time_reducing(trainer.dataloader_train)
-
-    trainer.on_train_start = prepared
-    trainer.train_step, trainer.on_train_epoch_start = timed_step, timed_start
-    trainer.on_train_end = measured_end
+    ledger, meter = Ledger(folder / "ledger.jsonl"), EnergyMeter(settings.energy, found.gpu)
+    Recorder(ledger, meter, flops, 1, began).attach(trainer)
+    timer = StepTimer(trainer, flops)
     trainer.run_training()
     whole_seconds = time.time() - psutil.Process().create_time()
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    own_mb = own / 2**20 if sys.platform == "darwin" else own / 2**10
     on_gpu = found.device == "cuda"
-    peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else own_mb + memory[0]
-    reserved = torch.cuda.max_memory_reserved() / 2**20 if on_gpu else None
-    epochs = [e for e in ledger.read() if e.get("phase") == "training"]
+    peak_mb = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _own_mb() + timer.worker_mb
+    reserved_mb = torch.cuda.max_memory_reserved() / 2**20 if on_gpu else None
     measured = {"rates": measure_rates(trainer, found, flops)} if rates else {}
     return measured | {
-        "losses": losses,
-        "updated": updated,
-        "devices": devices,
+        "losses": [each.loss for each in timer.iterations],
+        "updated": [each.updated for each in timer.iterations],
+        "devices": [each.device for each in timer.iterations],
         "compiled": isinstance(trainer.network, OptimizedModule),
-        "compilations": compilations,
-        "compile_seconds": clock_of_compiler.seconds,
-        "output": ", ".join(sorted(outputs)),
+        "compilations": [each.compilations for each in timer.iterations],
+        "compile_seconds": compiler.seconds,
+        "output": ", ".join(sorted(timer.outputs)),
         "scaler": trainer.grad_scaler is not None,
         "memory_format": memory_format,
-        "waits": waits,
-        "load_seconds": loading[0],
+        "waits": [each.wait for each in timer.iterations],
+        "load_seconds": timer.load_seconds,
         "whole_seconds": whole_seconds,
-        "iterations": iterations,
-        "epochs": [
-            [e["seconds"] - e["compile_seconds"], e["train_seconds"], e["val_seconds"]]
-            for e in epochs
+        "iterations": [
+            [each.epoch, list(each.patch_size), each.seconds, each.gflop]
+            for each in timer.iterations
         ],
-        "peak_mb": peak,
-        "reserved_mb": reserved,
-        "reduce_seconds": sum(reducing),
-        "reduced": len(reducing),
+        "epochs": [
+            [e.seconds - e.compile_seconds, e.steps.train_seconds, e.steps.val_seconds]
+            for e in ledger.read()
+            if isinstance(e, EpochWork)
+        ],
+        "peak_mb": peak_mb,
+        "reserved_mb": reserved_mb,
+        "reduce_seconds": sum(timer.reductions),
+        "reduced": len(timer.reductions),
         "precision": found.precision,
         "cpu": str(torch.cpu.get_capabilities().get("cpu_name", "")),
         "amx": bool(torch.cpu.get_capabilities().get("amx_bf16")),
     }
+
+
+def _own_mb() -> float:
+    """Return the peak memory of this process."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def run_variant(
     """Measure one training in a fresh process.
 
     Args:
-        run, settings, plans_file: as in `fold_session.Fold`.
+        run, settings, plans_file: as in `training.fold.Fold`.
         folder: where a temporary folder for its results is made.
         environment: environment variables in addition to this process's.
         options: options of `timed_training.measure`.

@@ -166,6 +166,19 @@ def set_memory_format(network: Any, wanted: str, device: str) -> str:
     return wanted
 
 
+def prepare_network(network: Any, hardware: Hardware) -> str:
+    """Give a network the precision and memory format of a job; return the memory format.
+
+    Args:
+        network: an uncompiled network; one on a CPU computes in bf16 from now on if that is chosen.
+        hardware: as returned by `prepare`.
+    """
+    memory_format = set_memory_format(network, hardware.memory_format, hardware.device)
+    if hardware.precision == "bf16":
+        autocast_network(network)
+    return memory_format
+
+
 def make_deterministic(device: str) -> None:
     """Make torch bitwise reproducible on one machine with one number of threads.
 

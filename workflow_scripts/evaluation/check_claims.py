@@ -151,7 +151,10 @@ def reference_sentence(table: pd.DataFrame) -> str:
     """Summarise reference_runs.csv in one sentence."""
     comparable = table[table["comparable"] == "yes"]
     if table.empty:
-        return "No run of the arm constant has a published counterpart (same MSD task and fold)."
+        return (
+            "No run of the arm constant with its default parameters has a published counterpart "
+            "(same MSD task and fold)."
+        )
     if comparable.empty:
         return (
             f"Published nnU-Net runs exist for {counted(len(table), 'training')} of the arm "

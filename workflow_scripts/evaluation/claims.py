@@ -1,7 +1,8 @@
 """Compare published claims with the results of a study, and reach a verdict if possible."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,48 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """How the published results were trained; a verdict requires the same."""
+
+    iterations: int
+    plans: str
+    configuration: str
+    folds: int
+
+
+@dataclass(frozen=True)
 class PublishedClaims:
     """Content of claims.yaml: conditions of a verdict, trainer class of each arm, claims."""
 
-    conditions: dict[str, Any]
+    conditions: Conditions
     arms: dict[str, str]
     claims: tuple[Claim, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a study has about a claim.
+
+    Attributes:
+        claim: the claim.
+        tasks, subset: tasks that the claim names; its data sets outside MSD are the study's own
+            tasks with them, as far as it has any.
+        absent: the claim's other data sets outside MSD.
+        runs: runs.csv.
+        pairs: `pair_runs`, with `add_targets` if that is known.
+    """
+
+    claim: Claim
+    tasks: tuple[str, ...]
+    subset: tuple[str, ...]
+    absent: tuple[str, ...]
+    runs: pd.DataFrame
+    pairs: pd.DataFrame
+
+    @property
+    def outside(self) -> int:
+        """Number of the claim's data sets that the study cannot have."""
+        return self.claim.data_sets - len(self.tasks)
 
 
 @dataclass(frozen=True)
@@ -114,7 +151,7 @@ def read_claims(path: Path, schema_path: Path) -> PublishedClaims:
             )
         if claim.data_sets < len(named):
             raise UserError(f"{path}: {claim.id}: fewer data_sets than tasks")
-    return PublishedClaims(content["conditions"], arms, claims)
+    return PublishedClaims(Conditions(**content["conditions"]), arms, claims)
 
 
 def _claim(fields: Mapping[str, Any]) -> Claim:
@@ -138,10 +175,10 @@ def runs_of(runs: pd.DataFrame, trainer: str) -> pd.DataFrame:
     return chosen[chosen["iterations"] == longest]
 
 
-def departures(rows: pd.DataFrame, conditions: dict[str, Any]) -> list[str]:
+def departures(rows: pd.DataFrame, conditions: Conditions) -> list[str]:
     """Return how runs differ from the published training; empty if they do not."""
     keys = ("iterations", "plans", "configuration")
-    wanted = {key: conditions[key] for key in keys if key in rows}
+    wanted = {key: getattr(conditions, key) for key in keys if key in rows}
     words = {
         "iterations": "{:,} iterations per run",
         "plans": "the plans {}",
@@ -156,17 +193,19 @@ def departures(rows: pd.DataFrame, conditions: dict[str, Any]) -> list[str]:
     return found
 
 
-def pair_runs(runs: pd.DataFrame, claim: Claim, arms: Mapping[str, str]) -> pd.DataFrame:
+def pair_runs(
+    runs: pd.DataFrame, claim: Claim, arms: Mapping[str, str], tasks: Collection[str]
+) -> pd.DataFrame:
     """Return pairs of runs of both arms on the same task and fold.
 
-    Columns are `*_arm` and `*_reference`. Only the claim's tasks are included, or all tasks if the
-    study has none of them, so that there is something to show.
+    Columns are `*_arm` and `*_reference`. Only the claim's `tasks` are included, or all tasks if
+    the study has none of them, so that there is something to show.
     """
     keys = ["task", "fold", "seed"]
     pairs = runs_of(runs, arms[claim.arm]).merge(
         runs_of(runs, arms[claim.reference]), on=keys, suffixes=("_arm", "_reference")
     )
-    claimed = pairs[pairs["task"].isin(claim.tasks)]
+    claimed = pairs[pairs["task"].isin(tasks)]
     return pairs if claimed.empty else claimed
 
 
@@ -194,35 +233,65 @@ def add_targets(pairs: pd.DataFrame, trainings: Trainings) -> pd.DataFrame:
     return pairs.join(pd.DataFrame(rows, index=pairs.index))
 
 
-def shortcomings(
+def gather(
     runs: pd.DataFrame,
-    pairs: pd.DataFrame,
     claim: Claim,
     published: PublishedClaims,
-    estimates: Sequence[Estimate],
+    own: Mapping[str, str],
+    trainings: Trainings | None,
+) -> Evidence:
+    """Return what a study has about a claim; the arguments are those of `find`."""
+    trained = set(runs["task"])
+    names = {name: task for name, task in own.items() if name in claim.own and task in trained}
+    tasks = (*claim.tasks, *names.values())
+    pairs = pair_runs(runs, claim, published.arms, tasks)
+    if trainings and {quantity.quantity for quantity in claim.quantities} & set(TARGET_RATIOS):
+        pairs = add_targets(pairs, trainings)
+    return Evidence(
+        claim=claim,
+        tasks=tasks,
+        subset=tuple(names.get(name, name) for name in claim.subset),
+        absent=tuple(name for name in claim.own if name not in names),
+        runs=runs,
+        pairs=pairs,
+    )
+
+
+def missing_arm(runs: pd.DataFrame, arm: str, trainer: str) -> str | None:
+    """Return what the study lacks of an arm; None if it has been trained unmodified."""
+    if not runs_of(runs, trainer).empty:
+        return None
+    own = runs.loc[runs["trainer"] == trainer, "parameters"]
+    if own.empty:
+        return f"the arm {arm}"
+    names = sorted({name for text in own for name in json.loads(text)})
+    return f"the arm {arm} with its default parameters (here with its own {', '.join(names)})"
+
+
+def shortcomings(
+    evidence: Evidence, published: PublishedClaims, estimates: Sequence[Estimate]
 ) -> list[str]:
     """Return a description of what the study lacks to decide a claim; empty if nothing."""
-    conditions = published.conditions
-    missing = [
-        f"the arm {arm}"
-        for arm in (claim.reference, claim.arm)
-        if runs_of(runs, published.arms[arm]).empty
+    claim, pairs, conditions = evidence.claim, evidence.pairs, published.conditions
+    arms = [
+        missing_arm(evidence.runs, arm, published.arms[arm]) for arm in (claim.reference, claim.arm)
     ]
-    absent = [task for task in claim.tasks if task not in set(pairs["task"])]
+    missing = [arm for arm in arms if arm]
+    absent = [task for task in evidence.tasks if task not in set(pairs["task"])]
     if absent:
         names = f": {', '.join(absent)}" if len(absent) < 4 else ""
-        missing.append(f"{len(absent)} of its {len(claim.tasks)} tasks{names}")
+        missing.append(f"{len(absent)} of its {len(evidence.tasks)} tasks{names}")
     if pairs.empty:
         return missing
     fewest = pairs.groupby("task")["fold"].nunique().min()
-    if fewest < conditions["folds"]:
-        missing.append(f"{conditions['folds']} folds per task (here {fewest})")
+    if fewest < conditions.folds:
+        missing.append(f"{conditions.folds} folds per task (here {fewest})")
     sides = [
         pairs.rename(columns=lambda name, side=side: name.removesuffix(side))
         for side in ("_arm", "_reference")
     ]
     keys = ["iterations", "plans", "configuration"]
-    own = {**conditions, "iterations": claim.iterations_of_arm or conditions["iterations"]}
+    own = replace(conditions, iterations=claim.iterations_of_arm or conditions.iterations)
     for side, wanted in zip(sides, (own, conditions), strict=True):
         missing += departures(side[keys], wanted)
     missing = list(dict.fromkeys(missing))
@@ -283,25 +352,13 @@ def find(
     in at most 5 % of studies. `own` maps data sets outside MSD to the study's own tasks. Without
     `trainings`, quantities of `TARGET_RATIOS` are unknown.
     """
-    trained = set(runs["task"])
-    names = {
-        name: task for name, task in (own or {}).items() if name in claim.own and task in trained
-    }
-    absent = [name for name in claim.own if name not in names]
-    claim = replace(
-        claim,
-        tasks=(*claim.tasks, *names.values()),
-        subset=tuple(names.get(name, name) for name in claim.subset),
-    )
-    pairs = pair_runs(runs, claim, published.arms)
-    if trainings and {quantity.quantity for quantity in claim.quantities} & set(TARGET_RATIOS):
-        pairs = add_targets(pairs, trainings)
+    evidence = gather(runs, claim, published, own or {}, trainings)
+    pairs, outside = evidence.pairs, evidence.outside
     level = LEVEL / len(claim.quantities)
     estimates = [
-        estimate(quantity.quantity, pairs, claim.subset, level) for quantity in claim.quantities
+        estimate(quantity.quantity, pairs, evidence.subset, level) for quantity in claim.quantities
     ]
-    missing = shortcomings(runs, pairs, claim, published, estimates)
-    outside = claim.data_sets - len(claim.tasks)
+    missing = shortcomings(evidence, published, estimates)
     verdict = reach_verdict(
         [
             holds(quantity, each, outside)
@@ -309,7 +366,9 @@ def find(
         ]
     )
     if outside and (missing or verdict == UNDECIDED):
-        missing.append(f"{outside} of its {claim.data_sets} data sets: {', '.join(absent)}")
+        missing.append(
+            f"{outside} of its {claim.data_sets} data sets: {', '.join(evidence.absent)}"
+        )
     return Finding(
         claim=claim,
         estimates=estimates,

@@ -8,20 +8,16 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from workflow_scripts.common.arm_schedule import has_schedule, plan_arm
 from workflow_scripts.common.console import redirect
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.figure_style import Style, grid, load_style, save
 from workflow_scripts.common.files import read_json
 from workflow_scripts.common.nnunet_setup import configure, find_trainer
-from workflow_scripts.common.trainer_protocol import CurriculumTrainer
 from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.trainers.curricula.batches.lowpass import reduce_image
-from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
-from workflow_scripts.trainers.curricula.schedules.planner import plan_schedule
 from workflow_scripts.trainers.curricula.schedules.schedule import Schedule, Stage
-from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
 
 MOMENTS = 10
 """Number of columns: a training is split into equal parts, each shown at its middle epoch."""
@@ -134,17 +130,14 @@ def plan_arms(
 
     Arms without a schedule are left out. `arms` contains trainer, parameters and training of each.
     """
-    chosen = PlansManager(read_json(plans)).get_configuration(configuration)
-    plan = PatchPlan.of(chosen)
-    planned = {}
+    content, planned = read_json(plans), {}
     for arm, settings in arms.items():
         trainer, parameters = find_trainer(settings["trainer"]), settings["parameters"]
-        if not isinstance(trainer, CurriculumTrainer):  # the class already has the attributes
-            continue
-        length = TrainingSettings(**settings["training"]).length
-        schedule = plan_schedule(plan, length, CurriculumSettings.of(trainer, parameters))
-        planned[arm] = (schedule, trainer, parameters)
-    return plan.patch_size, planned
+        if has_schedule(trainer):
+            length = TrainingSettings(**settings["training"]).length
+            schedule = plan_arm(content, configuration, trainer, parameters, length)
+            planned[arm] = (schedule, trainer, parameters)
+    return tuple(content["configurations"][configuration]["patch_size"]), planned
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,71 @@ from workflow_scripts.study.specification import Arm
 
 CHECKPOINTS = 2
 """Checkpoints that nnU-Net keeps per training: the best one and the final one."""
+
+
+@dataclass(frozen=True)
+class PlannedStudy:
+    """A study before its first training: the parameters of the rule `check_needs`.
+
+    Attributes:
+        study: its name.
+        tasks, folds, arms: sections of the configuration.
+        seeds: number of trainings per fold.
+        configuration: nnU-Net's configuration.
+        overrides: changes of the plans, by task.
+        training: section `training` of the configuration.
+        mirroring: whether the final validation uses mirroring.
+        own_plans: file of nnU-Net's own plans, by task; it need not exist.
+        published: tasks whose plans are published.
+        records: task, arm and file of every training; the file exists if it is finished.
+        manifests, splits: files of the preprocessed cases and of the folds, by task.
+        device: `auto`, `cpu` or `cuda`.
+    """
+
+    study: str
+    tasks: Sequence[str]
+    folds: Sequence[int]
+    seeds: int
+    arms: Mapping[str, Mapping[str, Any]]
+    configuration: str
+    overrides: Mapping[str, dict[str, Any]]
+    training: Mapping[str, Any]
+    mirroring: bool
+    own_plans: Mapping[str, str]
+    published: Collection[str]
+    records: Sequence[tuple[str, str, str]]
+    manifests: Mapping[str, str]
+    splits: Mapping[str, str]
+    device: str
+
+    @property
+    def design(self) -> StudyDesign:
+        """What determines the work of every arm."""
+        return StudyDesign(
+            configuration=self.configuration,
+            training=TrainingSettings(**self.training),
+            folds=self.folds,
+            mirroring=self.mirroring,
+            seeds=self.seeds,
+        )
+
+    def find_plans(self, published: Mapping[str, Plan]) -> tuple[dict[str, Plan], list[str]]:
+        """Return the plans that exist, by task, and a fault for each unsuitable override."""
+        plans: dict[str, Plan] = {}
+        faults: list[str] = []
+        for task in self.tasks:
+            try:
+                plan = find_plan(
+                    own=Path(self.own_plans[task]),
+                    published=published[task] if task in self.published else None,
+                    configuration=self.configuration,
+                    overrides=self.overrides[task],
+                )
+            except UserError as error:
+                faults.append(str(error))
+            else:
+                plans |= {} if plan is None else {task: plan}
+        return plans, faults
 
 
 def check_plans(
@@ -121,52 +186,34 @@ def refuse(study: str, faults: Iterable[str]) -> None:
 
 
 def check_needs(
-    params: Any, published: Mapping[str, Plan], results: Path, gpu_gb: float | None = None
+    study: PlannedStudy,
+    published: Mapping[str, Plan],
+    results: Path,
+    gpu_gb: float | None = None,
 ) -> dict[str, Any]:
     """Check a study; return the bytes that it still has to write, and its largest GPU memory.
 
     Args:
-        params: parameters of the rule `check_needs`.
+        study: what is planned.
         published: published plans, by task.
         results: results folder of the study.
         gpu_gb: memory of the smallest GPU, in GB; None if there is none, or it is not known here.
 
     Raises UserError with all faults.
     """
-    plans: dict[str, Plan] = {}
-    faults: list[str] = []
-    for task in params.tasks:
-        try:
-            plan = find_plan(
-                own=Path(params.own_plans[task]),
-                published=published[task] if task in params.published else None,
-                configuration=params.configuration,
-                overrides=params.overrides[task],
-            )
-        except UserError as error:
-            faults.append(str(error))
-        else:
-            plans |= {} if plan is None else {task: plan}
-    design = StudyDesign(
-        configuration=params.configuration,
-        training=TrainingSettings(**params.training),
-        folds=params.folds,
-        mirroring=params.mirroring,
-        seeds=params.seeds,
+    plans, faults = study.find_plans(published)
+    sizes, memory, misfits = check_plans(
+        plans, {name: Arm(**arm) for name, arm in study.arms.items()}, study.design
     )
-    arms = {name: Arm(**arm) for name, arm in params.arms.items()}
-    sizes, memory, misfits = check_plans(plans, arms, design)
     faults += misfits + check_memory(memory, gpu_gb)
     left = [
         sizes[task, arm]
-        for task, arm, record in params.records
+        for task, arm, record in study.records
         if (task, arm) in sizes and not Path(record).is_file()
     ]
-    unprepared = [task for task, path in params.manifests.items() if not Path(path).is_file()]
+    unprepared = [task for task, path in study.manifests.items() if not Path(path).is_file()]
     data = sum(
-        preprocessed_bytes(plans[task], params.configuration)
-        for task in unprepared
-        if task in plans
+        preprocessed_bytes(plans[task], study.configuration) for task in unprepared if task in plans
     )
     checkpoints = CHECKPOINTS * sum(left)
     wanted = {
@@ -174,8 +221,8 @@ def check_needs(
         f"the checkpoints of {counted(len(left), 'training')}": (checkpoints, results),
     }
     faults += check_disk(wanted)
-    faults += check_names({task: Path(path) for task, path in params.splits.items()})
-    refuse(params.study, faults)
+    faults += check_names({task: Path(path) for task, path in study.splits.items()})
+    refuse(study.study, faults)
     largest = max((need.total for need in memory.values()), default=None)
     return {
         "preprocessed_bytes": data,
@@ -189,7 +236,7 @@ if __name__ == "__main__":
 
     nnunet_setup.configure(processes=1)
     needs = Path(snakemake.output.needs)
-    listed = published_plans(Path(snakemake.input.plans))
-    gpu_gb = smallest_gpu(snakemake.params.device)
-    found = check_needs(snakemake.params, listed, results=needs.parents[1], gpu_gb=gpu_gb)
+    study = PlannedStudy(**dict(snakemake.params.items()))
+    listed, gpu_gb = published_plans(Path(snakemake.input.plans)), smallest_gpu(study.device)
+    found = check_needs(study, listed, results=needs.parents[1], gpu_gb=gpu_gb)
     write_json(found, needs)

@@ -11,19 +11,16 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from workflow_scripts.common.arm_schedule import has_schedule, plan_arm
 from workflow_scripts.common.errors import UserError
-from workflow_scripts.common.trainer_protocol import CurriculumTrainer, mirrors
+from workflow_scripts.common.trainer_protocol import mirrors
 from workflow_scripts.forecast.plans import Plan
 from workflow_scripts.records.flop_counter import FlopTable
 from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
-from workflow_scripts.trainers.curricula.schedules.planner import (
-    iterations_of_stages,
-    plan_schedule,
-)
+from workflow_scripts.trainers.curricula.schedules.planner import iterations_of_stages
 from workflow_scripts.trainers.curricula.schedules.scale_factors import ScaleSpaceSettings
 from workflow_scripts.trainers.curricula.schedules.schedule import Schedule, Stage
-from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
 
 MIRRORINGS = 8
 """Predictions per window with test-time mirroring along three axes."""
@@ -178,14 +175,11 @@ def fit_arm(
 
     Raises UserError if the settings of the arm do not fit the plan.
     """
-    chosen = PlansManager(plan.plans).get_configuration(design.configuration)
+    configuration, length = design.configuration, design.training.length
     try:
-        planned = PatchPlan.of(chosen)
-        curriculum = CurriculumSettings.of(trainer, parameters)
-        schedule = plan_schedule(planned, design.training.length, curriculum)
-        # The check only looks at attributes, which the class already has.
-        is_curriculum = isinstance(trainer, CurriculumTrainer)
-        network = trainer.network_settings(parameters) if is_curriculum else None
+        planned = PatchPlan.of(PlansManager(plan.plans).get_configuration(configuration))
+        schedule = plan_arm(plan.plans, configuration, trainer, parameters, length)
+        network = trainer.network_settings(parameters) if has_schedule(trainer) else None
     except ValueError as error:
         raise UserError(f"{plan.plans['dataset_name']}, {trainer.__name__}: {error}") from None
     return planned, schedule, network

@@ -1,36 +1,14 @@
 """Energy of consecutive pieces of work, read by codecarbon's offline tracker."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.gpus import Gpu
+from workflow_scripts.records.energy_reading import MeterDescription, Reading
 from workflow_scripts.records.energy_settings import EnergySettings
 from workflow_scripts.records.run_columns import COUNTER, ESTIMATE
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Energy of one piece of work. If energies are NaN, `error` is the reason.
-
-    Attributes:
-        kwh, cpu_kwh, gpu_kwh, ram_kwh: energy, times the power usage effectiveness.
-        kg_co2eq: emissions at the carbon intensity of the country.
-        cpu_seconds, machine_cpu_seconds: processor time of this training with its children, and of
-            everything on the machine.
-        note: what else used the GPU whose energy was read.
-    """
-
-    kwh: float = math.nan
-    cpu_kwh: float = math.nan
-    gpu_kwh: float = math.nan
-    ram_kwh: float = math.nan
-    kg_co2eq: float = math.nan
-    error: str = ""
-    cpu_seconds: float = math.nan
-    machine_cpu_seconds: float = math.nan
-    note: str = ""
 
 
 def energy_mix(country: str) -> dict[str, Any]:
@@ -133,26 +111,17 @@ class EnergyMeter:
             self._fail(error)
             return Reading(error=self.error)
 
-    def describe(self) -> dict[str, object]:
-        """Return how the energy is measured.
-
-        Sensors, source of each component's energy (`counter`, `estimate`, or empty if there is no
-        such component), mode, country, year of its carbon intensity, PUE, hardware, codecarbon's
-        version.
-        """
-        described: dict[str, object] = {
-            "sensors": "",
-            "cpu_source": "",
-            "gpu_source": "",
-            "ram_source": "",
-            "tracking_mode": self._settings.tracking_mode,
-            "country": self._settings.country,
-            "intensity_year": self._intensity_year,
-            "pue": self._settings.pue,
-            "cpu_model": "",
-            "gpu_model": "",
-            "codecarbon": "",
-        }
+    def describe(self) -> MeterDescription:
+        """Return how the energy is measured."""
+        described = MeterDescription(
+            cpu_source="",
+            gpu_source="",
+            ram_source="",
+            tracking_mode=self._settings.tracking_mode,
+            country=self._settings.country,
+            intensity_year=self._intensity_year,
+            pue=self._settings.pue,
+        )
         if self.error:
             return described
         try:
@@ -160,16 +129,20 @@ class EnergyMeter:
 
             hardware = self._tracker.get_detected_hardware()
             devices = self._tracker._hardware
-            described |= {
-                "sensors": "; ".join(sorted(map(_sensor, devices))),
-                **{f"{_component(device).lower()}_source": _source(device) for device in devices},
-                "cpu_model": hardware["cpu_model"],
-                "gpu_model": hardware["gpu_model"],
-                "codecarbon": codecarbon.__version__,
-            }
+            kinds = {_component(device): _source(device) for device in devices}
+            return replace(
+                described,
+                cpu_source=kinds.get("CPU", ""),
+                gpu_source=kinds.get("GPU", ""),
+                ram_source=kinds.get("RAM", ""),
+                sensors="; ".join(sorted(map(_sensor, devices))),
+                cpu_model=hardware["cpu_model"],
+                gpu_model=hardware["gpu_model"],
+                codecarbon=codecarbon.__version__,
+            )
         except Exception as error:
             self._fail(error)
-        return described
+            return described
 
     def _begin(self) -> None:
         self._pieces += 1

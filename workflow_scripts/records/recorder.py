@@ -4,21 +4,30 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.observers import observe
 from workflow_scripts.common.trainer_protocol import Phase, as_curriculum_trainer
 from workflow_scripts.records.compilation import compilation_clock
 from workflow_scripts.records.energy_meter import EnergyMeter
 from workflow_scripts.records.flop_counter import FlopTable
-from workflow_scripts.records.ledger import Entry, Ledger
+from workflow_scripts.records.ledger import (
+    CaseWork,
+    EpochResult,
+    EpochWork,
+    Ledger,
+    Steps,
+    ValidationWork,
+    Work,
+)
 from workflow_scripts.records.updates import UpdateCounter
 from workflow_scripts.trainers.curricula.schedules.schedule import Stage
 
+Kind = TypeVar("Kind", bound=Work)
 Step = tuple[int, tuple[int, ...], float | None]
 """Batch size, patch size and scale factor."""
 
@@ -40,7 +49,7 @@ class Recorder:
         flops: computation of each step.
         attempt: number of this attempt, 1 for the first.
         began: `time.monotonic()` when the meter started.
-        after_epoch: called with the ledger's entries after every epoch.
+        after_epoch: called after every epoch.
     """
 
     def __init__(
@@ -50,7 +59,7 @@ class Recorder:
         flops: FlopTable,
         attempt: int,
         began: float,
-        after_epoch: Callable[[list[Entry]], None],
+        after_epoch: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger, self._meter, self._flops = ledger, meter, flops
         self._attempt, self._after_epoch = attempt, after_epoch
@@ -65,39 +74,55 @@ class Recorder:
         """Observe the trainer's steps; its results are passed through unchanged."""
         self._trainer, self._curriculum = trainer, as_curriculum_trainer(trainer)
         self._updates = UpdateCounter(trainer)
-        self._wrap("on_train_start", after=lambda: self.finish("setup"))
-        self._wrap("on_epoch_end", before=self._end_epoch)
+        observe(trainer, "on_train_start", after=lambda _: self.finish("setup"))
+        observe(trainer, "on_epoch_end", before=self._end_epoch)
         if self._curriculum:
-            checked = partial(self._check_weights, "before its checkpoint")
-            self._wrap("save_checkpoint_within_epoch", before=checked, after=self._end_part)
+            observe(
+                trainer,
+                "save_checkpoint_within_epoch",
+                before=partial(self._check_weights, "before its checkpoint"),
+                after=lambda _: self._end_part(),
+            )
         watched: tuple[tuple[Phase, str, str, str], ...] = (
             ("train", "train_step", "on_train_epoch_start", "on_train_epoch_end"),
             ("val", "validation_step", "on_validation_epoch_start", "on_validation_epoch_end"),
         )
         for phase, step, begin, end in watched:
-            self._wrap(begin, before=partial(self._clock, phase, -1))
-            self._wrap(end, after=partial(self._clock, phase, 1))
-            self._count(step, phase)
+            observe(trainer, begin, before=partial(self._clock, phase, -1))
+            observe(trainer, end, after=partial(self._clock, phase, 1))
+            observe(trainer, step, before=partial(self._count, phase))
 
-    def finish(self, phase: str, **fields: object) -> Entry:
-        """Close the current piece of work as one ledger entry and start the next.
+    def finish(self, phase: str) -> None:
+        """Close the current piece of work as an entry without more details, and start the next."""
+        self._close(Work, phase=phase)
 
-        Its `seconds` include `compile_seconds`, those of torch.compile.
-        """
+    def finish_case(self, case: str) -> None:
+        """Close the prediction of a case of the final validation."""
+        self._close(CaseWork, case=case)
+
+    def finish_validation(self, checkpoint: str, mirroring: bool, ended: str) -> None:
+        """Close the final validation; the arguments are those of `ValidationWork`."""
+        self._close(ValidationWork, checkpoint=checkpoint, mirroring=mirroring, ended=ended)
+
+    def _close(self, kind: type[Kind], **own: Any) -> None:
+        """Write the current piece of work to the ledger and start the next."""
         now, compiled = time.monotonic(), self._compilation.seconds
-        entry = {"entry": "work", "attempt": self._attempt, "phase": phase, **fields}
-        entry |= {"seconds": now - self._last, "compile_seconds": compiled - self._compiled_before}
-        entry |= asdict(self._meter.read())
+        work = kind(
+            attempt=self._attempt,
+            seconds=now - self._last,
+            compile_seconds=compiled - self._compiled_before,
+            reading=self._meter.read(),
+            **own,
+        )
         self._last, self._compiled_before = now, compiled
-        self._ledger.append(entry)
-        return entry
+        self._ledger.append(work)
 
     def _end_part(self) -> None:
-        """Close the part of an epoch up to a checkpoint, as an entry marked `partial`."""
+        """Close the part of an epoch up to a checkpoint."""
         running = [name for name, seconds in self._seconds.items() if seconds < 0]
         for name in running:
             self._clock(name, 1)
-        self.finish("training", partial=True, **self._describe_steps())
+        self._close(EpochWork, steps=self._describe_steps())
         self._reset()
         for name in running:
             self._clock(name, -1)
@@ -106,25 +131,24 @@ class Recorder:
         trainer, log = self._trainer, self._trainer.logger
         self._check_weights(f"at the end of epoch {trainer.current_epoch}")
         steps = self._describe_steps()
-        updated = steps["iterations"] > steps["skipped_steps"] or not steps["iterations"]
+        updated = steps.iterations > steps.skipped_steps or not steps.iterations
         self._stuck = 0 if updated else self._stuck + 1
-        self.finish(
-            "training",
-            **steps,
+        result = EpochResult(
             lr=float(trainer.optimizer.param_groups[0]["lr"]),
             train_loss=_finite(log.get_value("train_losses", step=-1)),
             val_loss=_finite(log.get_value("val_losses", step=-1)),
             pseudo_dice=float(log.get_value("mean_fg_dice", step=-1)),
-            **self._describe_scales(),
+            pseudo_dice_by_scale=self._describe_scales(),
         )
-        if self._stuck >= STUCK_EPOCHS and not (steps["loss_scale"] or 0) >= 1:
+        self._close(EpochWork, steps=steps, result=result)
+        if self._stuck >= STUCK_EPOCHS and not (steps.loss_scale or 0) >= 1:
             raise UserError(
                 f"training is stuck: the gradients of every step of the last {STUCK_EPOCHS} epochs "
-                f"were not finite, and the gradient scaler's scale is {steps['loss_scale']}. "
+                f"were not finite, and the gradient scaler's scale is {steps.loss_scale}. "
                 "It cannot recover: choose a lower `initial_lr` and another `study` name"
             )
         self._reset()
-        self._after_epoch(self._ledger.read())
+        self._after_epoch()
 
     def _check_weights(self, when: str) -> None:
         """Stop a training whose weights are not finite, before it replaces a good checkpoint."""
@@ -143,11 +167,8 @@ class Recorder:
             steps.clear()
         self._seconds = {"train": 0.0, "val": 0.0}
 
-    def _describe_steps(self) -> dict[str, Any]:
-        """Return this attempt's work in the current epoch; sizes are None if it trained nothing.
-
-        The seconds are those of training and validation without compilation.
-        """
+    def _describe_steps(self) -> Steps:
+        """Return the steps since the start of the epoch or its last checkpoint."""
         epoch, scaler = self._trainer.current_epoch, self._trainer.grad_scaler
         train, val = self._batches["train"], self._batches["val"]
         iterations = sum(train.values())
@@ -158,22 +179,22 @@ class Recorder:
         size = Stage(next(iter(sizes)), 1).label if len(sizes) == 1 else "random"
         number, stage = self._stage_of(epoch)
         loaded = Stage(stage.field_of_view, 1).label if stage and stage.field_of_view else size
-        return {
-            "epoch": epoch,
-            "stage": number,
-            "patch_size": size if sizes else None,
-            "field_of_view": loaded if sizes else None,
-            "augmentation": stage.augmentation if stage else 1.0,
-            "batch_size": next(iter(batches)) if len(batches) == 1 else None,
-            "gflop": train_gflop + _gflop(val, self._flops.validation_step),
-            "train_seconds": self._seconds["train"],
-            "val_seconds": self._seconds["val"],
-            "train_gflop": train_gflop,
-            "voxels_per_iteration": voxels / iterations if iterations else None,
-            "iterations": iterations,
-            "skipped_steps": iterations - (self._updates.count - self._updates_before),
-            "loss_scale": scaler.get_scale() if scaler else None,
-        }
+        return Steps(
+            epoch=epoch,
+            stage=number,
+            patch_size=size if sizes else None,
+            field_of_view=loaded if sizes else None,
+            augmentation=stage.augmentation if stage else 1.0,
+            batch_size=next(iter(batches)) if len(batches) == 1 else None,
+            gflop=train_gflop + _gflop(val, self._flops.validation_step),
+            train_seconds=self._seconds["train"],
+            val_seconds=self._seconds["val"],
+            train_gflop=train_gflop,
+            voxels_per_iteration=voxels / iterations if iterations else None,
+            iterations=iterations,
+            skipped_steps=iterations - (self._updates.count - self._updates_before),
+            loss_scale=scaler.get_scale() if scaler else None,
+        )
 
     def _stage_of(self, epoch: int) -> tuple[int | None, Stage | None]:
         """Return the epoch's stage number and stage; None if batches differ or none is planned."""
@@ -183,45 +204,20 @@ class Recorder:
         number = schedule.stage_of_epoch(epoch)
         return number, None if number is None else schedule.stages[number]
 
-    def _describe_scales(self) -> dict[str, dict[str, float]]:
+    def _describe_scales(self) -> dict[str, float] | None:
         """Return the pseudo Dice of each scale factor (as text), if the trainer has several."""
         found = self._curriculum.pseudo_dice_by_scale if self._curriculum else {}
-        named = {f"{scale:g}": dice for scale, dice in found.items()}
-        return {"pseudo_dice_by_scale": named} if named else {}
+        return {f"{scale:g}": dice for scale, dice in found.items()} or None
 
-    def _clock(self, phase: Phase, sign: int) -> None:
+    def _clock(self, phase: Phase, sign: int, *_: object) -> None:
         self._seconds[phase] += sign * (time.monotonic() - self._compilation.seconds)
 
-    def _count(self, name: str, phase: Phase) -> None:
-        """Count steps by batch size, patch size and, if the network has one, scale factor."""
-        step = getattr(self._trainer, name)
-
-        def counted(batch: dict[str, Any]) -> object:
-            batch_size, _, *size = batch["data"].shape
-            scale = self._curriculum.scale_of_step(phase) if self._curriculum else None
-            self._batches[phase][batch_size, tuple(size), scale] += 1
-            self._updates.follow()
-            return step(batch)
-
-        setattr(self._trainer, name, counted)
-
-    def _wrap(
-        self,
-        name: str,
-        before: Callable[[], object] | None = None,
-        after: Callable[[], object] | None = None,
-    ) -> None:
-        method = getattr(self._trainer, name)
-
-        def observed(*args: object, **kwargs: object) -> object:
-            if before:
-                before()
-            result = method(*args, **kwargs)
-            if after:
-                after()
-            return result
-
-        setattr(self._trainer, name, observed)
+    def _count(self, phase: Phase, batch: dict[str, Any]) -> None:
+        """Count a step by batch size, patch size and, if the network has one, scale factor."""
+        batch_size, _, *size = batch["data"].shape
+        scale = self._curriculum.scale_of_step(phase) if self._curriculum else None
+        self._batches[phase][batch_size, tuple(size), scale] += 1
+        self._updates.follow()
 
 
 def _gflop(steps: Mapping[Step, int], count: Callable[..., int]) -> float:

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,61 +16,83 @@ from workflow_scripts.records.energy_conditions import (
     shared_note,
     sources_of,
 )
-from workflow_scripts.records.ledger import Entry
+from workflow_scripts.records.energy_reading import MeterDescription
+from workflow_scripts.records.ledger import (
+    CaseWork,
+    Entry,
+    EpochWork,
+    Start,
+    ValidationWork,
+    Work,
+    starts,
+)
 from workflow_scripts.records.run_columns import ENERGY, EPOCHS, STAGES
 from workflow_scripts.records.run_reader import name_labels
 
+Value = TypeVar("Value")
 RUN_KEYS = [
     "study", "task", "dataset", "arm", "trainer", "fold", "configuration", "plans", "parameters",
     "seed", "epochs", "iterations_per_epoch", "validation_iterations_per_epoch", "plans_hash",
     "splits_hash",
 ]  # fmt: skip
 TRAINED_KEYS = [
-    "device", "precision", "threads", "gpu_model", "versions", "git_commit", "trainer_code",
+    "device", "precision", "threads", "gpu_model", "versions", "git_commit", "trainer_code", "gpu",
+    "nnunet_code", "imported_from", "environment",
 ]  # fmt: skip
-ADDED_LATER = ["nnunet_code", "imported_from", "environment"]
-"""Keys missing in the ledgers of earlier versions."""
-SUMMED = ["seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds", "train_gflop"]
+"""Keys of run.json from the start of the last attempt that trained."""
+COSTS = ["gflop", "train_seconds", "val_seconds", "train_gflop"]
 COUNTED_LATER = ["compile_seconds", "skipped_steps"]
 """Sums that ledgers of earlier versions lack."""
+SUMMED = ["seconds", "kwh", "kg_co2eq", *COSTS]
 ENERGIES = ["kwh", "kg_co2eq", "cpu_kwh", "gpu_kwh", "ram_kwh"]
-DEFAULTS = {
-    "stage": None, "error": "", "partial": False, "note": "", "cpu_seconds": math.nan,
-    "machine_cpu_seconds": math.nan,
-}  # fmt: skip
-"""Fields that not every entry of the ledger has."""
+METERED = [*ENERGIES, "cpu_seconds", "machine_cpu_seconds"]
 
 
-def kept_work(entries: Iterable[Entry]) -> dict[int, list[Entry]]:
-    """Return the ledger's entries behind the final weights, by epoch, in order.
+@dataclass(frozen=True)
+class FinalValidation:
+    """A complete final validation: the prediction of each case, and the rest."""
+
+    cases: tuple[CaseWork, ...]
+    end: ValidationWork
+
+    @property
+    def work(self) -> list[Work]:
+        """All its pieces of work, in order."""
+        return [*self.cases, self.end]
+
+
+def kept_work(entries: Iterable[Entry]) -> dict[int, list[EpochWork]]:
+    """Return the work behind the final weights by epoch, in order.
 
     An attempt that resumed at iteration i of epoch r discards the later work of earlier attempts.
-    An epoch interrupted with a checkpoint has several entries; all but the last are `partial`.
+    An epoch interrupted with a checkpoint has several parts; only the last has a result.
     """
-    kept: dict[int, list[Entry]] = {}
+    kept: dict[int, list[EpochWork]] = {}
     for entry in entries:
-        if entry["entry"] == "attempt":
-            resumed, within = entry["resumed_at"], entry.get("resumed_within", 0)
-            parts = [e for e in kept.get(resumed, []) if e.get("partial")] if within else []
+        if isinstance(entry, Start):
+            resumed = entry.resumed_at
+            parts = kept.get(resumed, []) if entry.resumed_within else []
+            parts = [part for part in parts if part.result is None]
             kept = {n: rows for n, rows in kept.items() if n < resumed}
             kept |= {resumed: parts} if parts else {}
-        elif entry.get("phase") == "training":
-            kept.setdefault(entry["epoch"], []).append(entry)
+        elif isinstance(entry, EpochWork):
+            kept.setdefault(entry.steps.epoch, []).append(entry)
     return dict(sorted(kept.items()))
 
 
-def kept_validation(entries: Iterable[Entry]) -> list[Entry]:
-    """Return the ledger's entries behind the last final validation, in order.
+def kept_validation(entries: Iterable[Entry]) -> FinalValidation | None:
+    """Return the last complete final validation; None if there is none yet.
 
     If a case was predicted more than once, the last time counts.
     """
-    validations = [entry for entry in entries if entry.get("phase") == "validation"]
-    ends = [number for number, entry in enumerate(validations) if not entry.get("partial")]
-    if not ends:
-        return []
-    *cases, end = validations[: ends[-1] + 1]
-    last = {case["case"]: case for case in cases if case.get("partial")}
-    return [*last.values(), end]
+    cases: dict[str, CaseWork] = {}
+    kept = None
+    for entry in entries:
+        if isinstance(entry, CaseWork):
+            cases[entry.case] = entry
+        elif isinstance(entry, ValidationWork):
+            kept = FinalValidation(tuple(cases.values()), entry)
+    return kept
 
 
 def epochs_table(entries: Iterable[Entry]) -> pd.DataFrame:
@@ -77,37 +100,43 @@ def epochs_table(entries: Iterable[Entry]) -> pd.DataFrame:
 
     `seconds` are those without compilation, unlike in the ledger.
     """
-    done = [parts for parts in kept_work(entries).values() if not parts[-1].get("partial")]
-    table = pd.DataFrame([_join_parts(parts) for parts in done], columns=EPOCHS)
+    done = [parts for parts in kept_work(entries).values() if parts[-1].result]
+    table = pd.DataFrame([_row_of_epoch(parts) for parts in done], columns=EPOCHS)
     table["seconds"] -= table["compile_seconds"].astype(float).fillna(0)
     floats = dict.fromkeys(("train_loss", "val_loss", "compile_seconds", "loss_scale"), float)
     return table.astype(dict.fromkeys(("stage", "batch_size", "skipped_steps"), "Int64") | floats)
 
 
-def _join_parts(parts: list[Entry]) -> Entry:
-    """Return an epoch's last entry with the costs and sizes of all its parts."""
+def _row_of_epoch(parts: list[EpochWork]) -> dict[str, Any]:
+    """Return an epoch's result with the costs and sizes of all its parts."""
+    last, trained = parts[-1], [part.steps for part in parts if part.steps.iterations]
+    assert last.result is not None  # only finished epochs have a row
+    row = asdict(last.steps) | asdict(last.result) | {"attempt": last.attempt}
+    row |= {
+        name: sum(getattr(part, name) for part in parts) for name in ("seconds", "compile_seconds")
+    }
+    row |= {
+        name: sum(getattr(part.reading, name) for part in parts) for name in ("kwh", "kg_co2eq")
+    }
     if len(parts) == 1:
-        return parts[0]
-    trained = [part for part in parts if part["iterations"]]
-    iterations = sum(part["iterations"] for part in trained)
-    voxels = sum(part["voxels_per_iteration"] * part["iterations"] for part in trained)
-    sizes = {part["patch_size"] for part in trained}
-    views = {part.get("field_of_view") for part in trained}
-    batches = {part["batch_size"] for part in trained}
-    return {
-        **parts[-1],
-        **{name: sum(part[name] for part in parts) for name in SUMMED},
-        **{
-            name: sum(part[name] for part in parts)
-            for name in COUNTED_LATER
-            if all(name in part for part in parts)
-        },
+        return row
+    row |= {
+        name: sum(getattr(part.steps, name) for part in parts) for name in (*COSTS, "skipped_steps")
+    }
+    iterations = sum(steps.iterations for steps in trained)
+    voxels = sum((steps.voxels_per_iteration or 0) * steps.iterations for steps in trained)
+    return row | {
         "iterations": iterations,
-        "patch_size": sizes.pop() if len(sizes) == 1 else "random",
-        "field_of_view": views.pop() if len(views) == 1 else "random",
-        "batch_size": batches.pop() if len(batches) == 1 else None,
+        "patch_size": _common({steps.patch_size for steps in trained}, "random"),
+        "field_of_view": _common({steps.field_of_view for steps in trained}, "random"),
+        "batch_size": _common({steps.batch_size for steps in trained}, None),
         "voxels_per_iteration": voxels / iterations,
     }
+
+
+def _common(values: set[Value], otherwise: Value) -> Value:
+    """Return the only value of a set, or what stands for several."""
+    return values.pop() if len(values) == 1 else otherwise
 
 
 def stages_table(epochs: pd.DataFrame) -> pd.DataFrame:
@@ -136,19 +165,30 @@ def energy_table(entries: list[Entry]) -> pd.DataFrame:
     meter failed for a piece of work, the energies of its row are empty, with the reason. `note`
     says what else a reading includes.
     """
-    meters = {e["attempt"]: _complete(e["meter"]) for e in entries if e["entry"] == "attempt"}
-    kept = {id(entry) for parts in kept_work(entries).values() for entry in parts}
-    kept |= {id(entry) for entry in kept_validation(entries)}
+    meters = {start.attempt: _complete(start.meter) for start in starts(entries)}
+    validation = kept_validation(entries)
+    kept = {id(work) for parts in kept_work(entries).values() for work in parts}
+    kept |= {id(work) for work in validation.work} if validation else set()
     work = pd.DataFrame(
-        [{**DEFAULTS, **e, "kept": id(e) in kept}
-         for e in entries if e["entry"] == "work"]
-    )  # fmt: skip
+        [
+            {
+                "attempt": entry.attempt,
+                "phase": entry.phase,
+                "stage": entry.steps.stage if isinstance(entry, EpochWork) else None,
+                "ends": isinstance(entry, EpochWork) and entry.result is not None,
+                "seconds": entry.seconds,
+                **asdict(entry.reading),
+                "kept": id(entry) in kept,
+            }
+            for entry in entries
+            if isinstance(entry, Work)
+        ]
+    )
     rows = []
     for key, group in work.groupby(["attempt", "phase", "stage"], sort=False, dropna=False):
         row = dict(zip(["attempt", "phase", "stage"], key, strict=True))
-        row["epochs"] = sum(~group["partial"]) if row["phase"] == "training" else None
-        summed = ["seconds", *ENERGIES, "cpu_seconds", "machine_cpu_seconds"]
-        row |= {name: group[name].sum(skipna=False) for name in summed}
+        row["epochs"] = sum(group["ends"]) if row["phase"] == EpochWork.phase else None
+        row |= {name: group[name].sum(skipna=False) for name in ("seconds", *METERED)}
         part = group[group["kept"]]
         row |= {f"{name}_kept": part[name].sum(skipna=False) for name in ENERGIES[:2]}
         row["g_co2eq_per_kwh"] = 1000 * row["kg_co2eq"] / row["kwh"] if row["kwh"] else None
@@ -161,11 +201,12 @@ def energy_table(entries: list[Entry]) -> pd.DataFrame:
     return table.astype({"stage": "Int64", "epochs": "Int64"})
 
 
-def _complete(meter: dict[str, Any]) -> dict[str, Any]:
-    """Return a ledger's description of a meter with what earlier versions did not write."""
-    if "cpu_source" in meter:
-        return {**meter, "note": ""}
-    return {**meter, **sources_of(meter["sensors"]), "note": meter_note(meter)}
+def _complete(meter: MeterDescription) -> dict[str, Any]:
+    """Return the columns of a meter, with what earlier versions did not write."""
+    columns = asdict(meter)
+    if meter.cpu_source is not None:
+        return {**columns, "note": ""}
+    return {**columns, **sources_of(meter.sensors), "note": meter_note(columns)}
 
 
 def describe_run(
@@ -186,10 +227,12 @@ def describe_run(
         summary: nnU-Net's validation summary.
         folder: nnU-Net's fold folder.
     """
-    attempts = [entry for entry in entries if entry["entry"] == "attempt"]
-    trained = [a for a in attempts if a["resumed_at"] < run["epochs"]][-1]
+    attempts = starts(entries)
+    trained = [start for start in attempts if start.resumed_at < run["epochs"]][-1]
     energy, epochs = energy_table(entries), epochs_table(entries)
     validation = kept_validation(entries)
+    if validation is None:
+        raise ValueError(f"the final validation of {folder} has not ended")
     dice = {label: scores["Dice"] for label, scores in summary["mean"].items()}
     per_case = [
         scores["Dice"] for case in summary["metric_per_case"] for scores in case["metrics"].values()
@@ -200,16 +243,16 @@ def describe_run(
         "patch_size": plan["patch_size"],
         "batch_size": plan["batch_size"],
         "stages": int(epochs["stage"].nunique(dropna=False)),
-        **{key: trained[key] for key in TRAINED_KEYS},
-        "gpu": trained.get("gpu"),
-        **{key: trained.get(key) for key in ADDED_LATER},
-        "cpu_model": trained["meter"]["cpu_model"],
+        **{key: getattr(trained, key) for key in TRAINED_KEYS},
+        "cpu_model": trained.meter.cpu_model,
         "attempts": len(attempts),
-        "started": attempts[0]["started"],
-        "finished": validation[-1]["ended"],
+        "started": attempts[0].started,
+        "finished": validation.end.ended,
         **{f"training_{name}": epochs[name].sum(skipna=False) for name in measures},
-        **{f"validation_{name}": sum(part[name] for part in validation) for name in measures},
-        "validation_mirroring": validation[-1]["mirroring"],
+        "validation_seconds": sum(part.seconds for part in validation.work),
+        "validation_kwh": sum(part.reading.kwh for part in validation.work),
+        "validation_kg_co2eq": sum(part.reading.kg_co2eq for part in validation.work),
+        "validation_mirroring": validation.end.mirroring,
         **{f"total_{name}": energy[name].sum(skipna=False) for name in measures},
         **conditions(energy),
         "training_gflop": epochs["train_gflop"].sum(),

@@ -125,7 +125,7 @@ def _cheapest(results: Results, others: pd.DataFrame) -> list[str]:
     return [
         f"**{cheap['arm']}** takes the least energy: {cheap['training_kwh_relative']:.2f} of that "
         f"of {reference}, in {share(cheap['training_seconds_relative'])} of its time, for a "
-        f"difference of Dice of {cheap['dice_difference']:+.3f} ({tested(results, cheap['arm'])})."
+        f"difference in Dice of {cheap['dice_difference']:+.3f} ({tested(results, cheap['arm'])})."
     ]
 
 
@@ -248,7 +248,8 @@ def significance_page(results: Results) -> str:
     without = sorted(set(results.tasks) - set(tests.loc[tests["measure"] == "nsd", "task"]))
     if without:
         parts.append(
-            f"No NSD for {', '.join(without)}: `config/tables/datasets.tsv` has no tolerance for the task."
+            f"No NSD for {', '.join(without)}: `config/tables/datasets.tsv` has no tolerance for "
+            "the task."
         )
     return "\n\n".join(parts)
 

@@ -92,9 +92,7 @@ def evaluate_scale(
     network, patch = predictor.network, predictor.configuration_manager.patch_size
     channels = _input_channels(predictor)
     gmac = FlopTable(network, channels).validation_step(1, tuple(patch)) / 2e9
-    hardware.set_memory_format(network, hardware_used.memory_format, hardware_used.device)
-    if hardware_used.precision == "bf16":
-        hardware.autocast_network(network)
+    hardware.prepare_network(network, hardware_used)
     network.to(torch_device).eval()
     warm_up(network, torch.zeros((1, channels, *patch), device=torch_device))
     passes = [0]

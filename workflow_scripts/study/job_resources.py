@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.common.nnunet_setup import PREPROCESSED
-from workflow_scripts.records.ledger import KILLED
+from workflow_scripts.records.ledger import Ledger, killed_attempts
 from workflow_scripts.study.specification import RunSpec, Study
 
 TRAINING = "train_fold"
@@ -134,7 +134,7 @@ class JobResources:
         """
         killed = attempt - 1
         if rule == TRAINING:
-            killed = killed_attempts(self._ledger(wildcards))
+            killed = killed_attempts(self._ledger(wildcards).read())
         need = self.needs[rule]
         voxels = 1e6 * self._images(wildcards).largest
         each = need.process_mb + need.bytes_per_voxel * voxels / 2**20
@@ -195,10 +195,10 @@ class JobResources:
             sizes.append(image_sizes(fingerprint, self._published.get(dataset)))
         return Images(max(size.largest for size in sizes), sum(size.total for size in sizes))
 
-    def _ledger(self, wildcards: Any) -> Path:
+    def _ledger(self, wildcards: Any) -> Ledger:
         run = RunSpec(**self._study.run(wildcards.task, wildcards.arm, int(wildcards.fold)))
         results = self._study.results(wildcards.arm, wildcards.seed_suffix)
-        return run.fold_folder(results) / "ledger.jsonl"
+        return Ledger(run.fold_folder(results) / "ledger.jsonl")
 
 
 def image_sizes(fingerprint: Path, published: Mapping[str, str] | None) -> Images:
@@ -229,21 +229,6 @@ def forecast_hours(table: Path, task: str, arm: str) -> float | None:
             if (row["task"], row["arm"]) == (task, arm) and row["hours"]:
                 return float(row["hours"]) / (int(row["folds"]) * int(row.get("seeds", 1)))
     return None
-
-
-def killed_attempts(ledger: Path) -> int:
-    """Count the attempts of a training that ended without a message.
-
-    They were ended by SIGKILL, with which a scheduler and the kernel stop a process that uses too
-    much memory. Other signals, the time limit and all errors leave a message.
-    """
-    told: dict[int, str] = {}
-    for line in ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else ():
-        if '"attempt", ' in line or '"end", ' in line:
-            with contextlib.suppress(json.JSONDecodeError):  # truncated by a kill
-                entry = json.loads(line)
-                told[entry["attempt"]] = entry.get("how", KILLED)
-    return list(told.values()).count(KILLED)
 
 
 def _bounded(wanted: float, limit: int | None) -> int:

@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from workflow_scripts.common import hardware, nnunet_setup
 from workflow_scripts.common.console import announce
-from workflow_scripts.common.files import read_json, write_csv, write_json
+from workflow_scripts.common.files import read_json, write_json
 from workflow_scripts.common.hashing import json_hash
 from workflow_scripts.records.energy_conditions import changed_settings
 from workflow_scripts.records.energy_settings import EnergySettings
+from workflow_scripts.records.ledger import Entry, starts
 from workflow_scripts.study.data_changes import RECORD, digests_of_cases
 from workflow_scripts.study.settings import RunSettings, TrainingSettings
 from workflow_scripts.study.specification import RunSpec
@@ -64,13 +64,9 @@ def train_fold(
     check_origins()
     found = hardware.prepare(settings.training, settings.training.threads)
     nnunet_setup.configure(found.processes, found.augmentation_workers, files.results)
-    from workflow_scripts.records.run_tables import (
-        describe_run,
-        energy_table,
-        epochs_table,
-        stages_table,
-    )
-    from workflow_scripts.training.fold_session import Fold, resume
+    from workflow_scripts.records.run_tables import describe_run
+    from workflow_scripts.training.attempt import Attempt
+    from workflow_scripts.training.fold import Fold
 
     plans, outputs = read_json(files.plans), files.outputs
     split = read_json(files.splits, kind=list)[run.fold]
@@ -88,15 +84,8 @@ def train_fold(
         cases=len(split["val"]),
         folder=folder,
         hardware=found,
+        outputs=outputs,
     )
-
-    def write_tables(entries: list[dict]) -> pd.DataFrame:
-        epochs = epochs_table(entries)
-        write_csv(epochs, outputs["epochs"])
-        write_csv(stages_table(epochs), outputs["stages"])
-        write_csv(energy_table(entries), outputs["energy"])
-        return epochs
-
     fold.check_identity()
     if fold.is_done():
         _announce_changes(fold.ledger.read(), settings.energy, run)
@@ -105,21 +94,22 @@ def train_fold(
         wait_minutes = min(training.wait_minutes, deadline.seconds_left / 60)
         with lease.hold(folder, training.lease_minutes, wait_minutes) as held:
             if not fold.is_done():  # by the process that held the lease
-                resume(fold, held, deadline, write_tables)
-    entries = fold.ledger.read()
-    write_tables(entries)
+                Attempt(fold, held, deadline).run()
+    fold.write_tables()
     shutil.copyfile(fold.summary, outputs["summary"])
     dataset = read_json(files.plans.parent / "dataset.json")
     plan = plans["configurations"][run.configuration]
     scores = read_json(fold.summary)
-    record = describe_run({**asdict(run), **identity}, plan, dataset, entries, scores, folder)
+    record = describe_run(
+        {**asdict(run), **identity}, plan, dataset, fold.ledger.read(), scores, folder
+    )
     write_json(record, outputs["run"])
 
 
-def _announce_changes(entries: list[dict], energy: EnergySettings, run: RunSpec) -> None:
+def _announce_changes(entries: list[Entry], energy: EnergySettings, run: RunSpec) -> None:
     """Say that changed settings of the meter do not change what a finished training has used."""
-    meter = [entry for entry in entries if entry["entry"] == "attempt"][-1]["meter"]
-    if changed := changed_settings(meter, asdict(energy)):
+    meter = starts(entries)[-1].meter
+    if changed := changed_settings(asdict(meter), asdict(energy)):
         announce(
             f"{run.task} {run.arm} fold {run.fold} is finished: its energy stays as it was metered "
             f"({changed}). To measure it again, choose another `study` name"

@@ -14,6 +14,7 @@ import psutil
 
 from workflow_scripts.common.console import announce
 from workflow_scripts.common.errors import UserError
+from workflow_scripts.common.observers import observe
 from workflow_scripts.common.trainer_protocol import CurriculumTrainer, as_curriculum_trainer
 from workflow_scripts.training.lease import Lease
 
@@ -81,12 +82,9 @@ class Interruption:
         `TrainingStopped`. One that cannot, and any trainer at a second signal, stops at once.
         """
         self._curriculum = as_curriculum_trainer(trainer)
-        for name, before in (
-            ("train_step", self._before_step),
-            ("validation_step", self._before_step),
-            ("save_checkpoint", self._lease.check),
-        ):
-            setattr(trainer, name, _preceded(getattr(trainer, name), before))
+        for step in ("train_step", "validation_step"):
+            observe(trainer, step, before=self._before_step)
+        observe(trainer, "save_checkpoint", before=lambda *_: self._lease.check())
         with _handled(self._on_signal, signal.SIGTERM, signal.SIGINT):
             yield
 
@@ -144,7 +142,7 @@ class Interruption:
             f"limit: {progress}; run again to continue"
         )
 
-    def _before_step(self) -> None:
+    def _before_step(self, batch: object) -> None:
         if self._lease.lost:
             self._lease.check()
         if self.reason is None and self._deadline.seconds_left <= 0:
@@ -188,14 +186,6 @@ def _training_stopped() -> SystemExit:
     from workflow_scripts.trainers.curricula.resumable import TrainingStopped
 
     return TrainingStopped(143)
-
-
-def _preceded(method: Callable, before: Callable[[], None]) -> Callable:
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        before()
-        return method(*args, **kwargs)
-
-    return watched
 
 
 QUERY = ("squeue", "--noheader", "--format=%L", "--job")
