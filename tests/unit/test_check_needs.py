@@ -10,7 +10,8 @@ import torch
 from helpers.tree import ROOT
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.forecast import check_needs as module
-from workflow_scripts.forecast.check_needs import PlannedStudy, check_needs, preprocessed_bytes
+from workflow_scripts.forecast.check_needs import check_needs, preprocessed_bytes
+from workflow_scripts.forecast.planned_study import CheckedStudy
 from workflow_scripts.forecast.plans import published_plans
 from workflow_scripts.planning import preprocess_task
 
@@ -37,7 +38,7 @@ RESULTS = Path("results/s")
 
 def study(root, arms=ARMS, overrides=None, tasks=(TASK,)):
     """Return the rule's parameters for a study that has not begun."""
-    return PlannedStudy(
+    return CheckedStudy(
         study="s",
         tasks=list(tasks),
         folds=[0, 1],

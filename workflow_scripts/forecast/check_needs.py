@@ -3,8 +3,8 @@
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,78 +22,13 @@ from workflow_scripts.forecast.gpu_memory import (
     estimate_memory,
     smallest_gpu,
 )
-from workflow_scripts.forecast.plans import Plan, find_plan, published_plans
+from workflow_scripts.forecast.planned_study import CheckedStudy
+from workflow_scripts.forecast.plans import Plan, published_plans
 from workflow_scripts.forecast.workload import StudyDesign, build_network, fit_arm
-from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.study.specification import Arm
 
 CHECKPOINTS = 2
 """Checkpoints that nnU-Net keeps per training: the best one and the final one."""
-
-
-@dataclass(frozen=True)
-class PlannedStudy:
-    """A study before its first training: the parameters of the rule `check_needs`.
-
-    Attributes:
-        study: its name.
-        tasks, folds, arms: sections of the configuration.
-        seeds: number of trainings per fold.
-        configuration: nnU-Net's configuration.
-        overrides: changes of the plans, by task.
-        training: section `training` of the configuration.
-        mirroring: whether the final validation uses mirroring.
-        own_plans: file of nnU-Net's own plans, by task; it need not exist.
-        published: tasks whose plans are published.
-        records: task, arm and file of every training; the file exists if it is finished.
-        manifests, splits: files of the preprocessed cases and of the folds, by task.
-        device: `auto`, `cpu` or `cuda`.
-    """
-
-    study: str
-    tasks: Sequence[str]
-    folds: Sequence[int]
-    seeds: int
-    arms: Mapping[str, Mapping[str, Any]]
-    configuration: str
-    overrides: Mapping[str, dict[str, Any]]
-    training: Mapping[str, Any]
-    mirroring: bool
-    own_plans: Mapping[str, str]
-    published: Collection[str]
-    records: Sequence[tuple[str, str, str]]
-    manifests: Mapping[str, str]
-    splits: Mapping[str, str]
-    device: str
-
-    @property
-    def design(self) -> StudyDesign:
-        """What determines the work of every arm."""
-        return StudyDesign(
-            configuration=self.configuration,
-            training=TrainingSettings(**self.training),
-            folds=self.folds,
-            mirroring=self.mirroring,
-            seeds=self.seeds,
-        )
-
-    def find_plans(self, published: Mapping[str, Plan]) -> tuple[dict[str, Plan], list[str]]:
-        """Return the plans that exist, by task, and a fault for each unsuitable override."""
-        plans: dict[str, Plan] = {}
-        faults: list[str] = []
-        for task in self.tasks:
-            try:
-                plan = find_plan(
-                    own=Path(self.own_plans[task]),
-                    published=published[task] if task in self.published else None,
-                    configuration=self.configuration,
-                    overrides=self.overrides[task],
-                )
-            except UserError as error:
-                faults.append(str(error))
-            else:
-                plans |= {} if plan is None else {task: plan}
-        return plans, faults
 
 
 def check_plans(
@@ -186,7 +121,7 @@ def refuse(study: str, faults: Iterable[str]) -> None:
 
 
 def check_needs(
-    study: PlannedStudy,
+    study: CheckedStudy,
     published: Mapping[str, Plan],
     results: Path,
     gpu_gb: float | None = None,
@@ -201,10 +136,16 @@ def check_needs(
 
     Raises UserError with all faults.
     """
-    plans, faults = study.find_plans(published)
-    sizes, memory, misfits = check_plans(
-        plans, {name: Arm(**arm) for name, arm in study.arms.items()}, study.design
-    )
+    plans: dict[str, Plan] = {}
+    faults: list[str] = []
+    for task in study.tasks:
+        try:
+            plan = study.find_plan(task, published)
+        except UserError as error:
+            faults.append(str(error))
+        else:
+            plans |= {} if plan is None else {task: plan}
+    sizes, memory, misfits = check_plans(plans, study.trained_arms(), study.design)
     faults += misfits + check_memory(memory, gpu_gb)
     left = [
         sizes[task, arm]
@@ -236,7 +177,7 @@ if __name__ == "__main__":
 
     nnunet_setup.configure(processes=1)
     needs = Path(snakemake.output.needs)
-    study = PlannedStudy(**dict(snakemake.params.items()))
+    study = CheckedStudy(**dict(snakemake.params.items()))
     listed, gpu_gb = published_plans(Path(snakemake.input.plans)), smallest_gpu(study.device)
     found = check_needs(study, listed, results=needs.parents[1], gpu_gb=gpu_gb)
     write_json(found, needs)

@@ -16,7 +16,8 @@ from workflow_scripts.forecast.calibration import Calibration, Loading
 from workflow_scripts.forecast.forecast_columns import SUMS, UNPLANNED
 from workflow_scripts.forecast.forecast_page import to_markdown, total_line
 from workflow_scripts.forecast.gpu_memory import estimate_memory
-from workflow_scripts.forecast.plans import Plan, find_plan, published_plans
+from workflow_scripts.forecast.planned_study import ForecastStudy
+from workflow_scripts.forecast.plans import Plan, published_plans
 from workflow_scripts.forecast.workload import StudyDesign, count_work
 from workflow_scripts.records.energy_meter import energy_mix
 from workflow_scripts.study.settings import TrainingSettings
@@ -115,68 +116,65 @@ def published_work(published: Mapping[str, Plan]) -> dict[str, tuple[float, floa
     return {task: (work.steps, work.tflop) for task, work in counted.items()}
 
 
+def calibrate(
+    study: ForecastStudy, published: Mapping[str, Plan], runs: Path, loading: Path
+) -> tuple[Calibration, Loading | None]:
+    """Return the calibration that a study asks for, and that of the loading of batches.
+
+    Measured seconds already include waiting for batches, so there is none for those.
+
+    Args:
+        study: the study.
+        published: published plans, by task.
+        runs, loading: tables of the published runs and of the loading of batches.
+    """
+    if study.calibration == "measured":
+        return calibration.measured([Path(path).parent for path in study.runs]), None
+    if study.device == "cpu":
+        return calibration.unmeasured("CPU"), None
+    found = calibration.published(pd.read_csv(runs, sep="\t"), published_work(published))
+    return found, Loading.fit(pd.read_csv(loading, sep="\t", comment="#"))
+
+
 if __name__ == "__main__":
     redirect(snakemake.log[0])
 
     nnunet_setup.configure(processes=1)
 
-    params = snakemake.params
+    study = ForecastStudy(**dict(snakemake.params.items()))
     listed = published_plans(Path(snakemake.input.plans))
-    loading = None
-    if params.calibration == "published" and params.device == "cpu":
-        fitted = calibration.unmeasured("CPU")
-    elif params.calibration == "published":
-        runs = pd.read_csv(snakemake.input.runs, sep="\t")
-        fitted = calibration.published(runs, published_work(listed))
-        loading = Loading.fit(pd.read_csv(snakemake.input.loading, sep="\t", comment="#"))
-    else:  # the measured seconds already include waiting for batches
-        fitted = calibration.measured([Path(path).parent for path in params.runs])
-    pue = params.pue
+    fitted, loading = calibrate(
+        study, listed, Path(snakemake.input.runs), Path(snakemake.input.loading)
+    )
     fitted = replace(
         fitted,
-        kwh_per_second=fitted.kwh_per_second * pue,
-        kwh_per_tflop=fitted.kwh_per_tflop * pue,
+        kwh_per_second=fitted.kwh_per_second * study.pue,
+        kwh_per_tflop=fitted.kwh_per_tflop * study.pue,
     )
-    intensity = energy_mix(params.country)["carbon_intensity"] / 1000
-    found = {
-        task: find_plan(
-            own=Path(params.own_plans[task]),
-            published=listed[task] if task in params.published else None,
-            configuration=params.configuration,
-            overrides=params.overrides[task],
-        )
-        for task in params.tasks
-    }
-    arms = {name: Arm(**arm) for name, arm in params.arms.items()}
+    intensity = energy_mix(study.country)["carbon_intensity"] / 1000
     table = forecast_rows(
-        found,
-        arms,
-        StudyDesign(
-            configuration=params.configuration,
-            training=TrainingSettings(**params.training),
-            folds=params.folds,
-            mirroring=params.mirroring,
-            seeds=params.seeds,
-        ),
+        {task: study.find_plan(task, listed) for task in study.tasks},
+        study.trained_arms(),
+        study.design,
         fitted,
-        reference_arm=params.reference_arm,
+        reference_arm=study.reference_arm,
         kg_per_kwh=intensity,
         loading=loading,
-        workers=params.workers,
+        workers=study.workers,
     )
     write_csv(table, Path(snakemake.output.csv))
     Path(snakemake.output.md).write_text(
         to_markdown(
             table,
-            study=snakemake.params.study,
-            reference_arm=params.reference_arm,
-            training=params.training,
+            study=study.study,
+            reference_arm=study.reference_arm,
+            training=study.training,
             calibration=fitted,
-            country=params.country,
+            country=study.country,
             kg_per_kwh=intensity,
-            pue=pue,
-            workers=params.workers if loading else None,
-            arms=arms.values(),
+            pue=study.pue,
+            workers=study.workers if loading else None,
+            arms=study.trained_arms().values(),
         ),
         encoding="utf-8",
     )
