@@ -8,7 +8,7 @@ from helpers.tree import ROOT
 from workflow_scripts.common.arm_schedule import has_schedule, plan_arm
 from workflow_scripts.common.hardware import Hardware, prepare_network
 from workflow_scripts.common.nnunet_setup import find_trainer
-from workflow_scripts.forecast.workload import published_plans
+from workflow_scripts.forecast.plans import published_plans
 from workflow_scripts.trainers.curricula.schedules.settings import TrainingLength
 
 PLAN = published_plans(ROOT / "config/published/nnunet_plans.tsv")["Task04_Hippocampus"]
