@@ -74,7 +74,7 @@ demo: .venv/lock-installed
 	@if [ ! -e $(DEMO)/report.zip ] || [ -n "$$(find $(DEMO)/tables $(DEMO)/figures $(DEMO)/notebooks -type f -newer $(DEMO)/report.zip)" ]; then \
 	  $(RUN) snakemake --report $(DEMO)/report.zip || { rm -f $(DEMO)/report.zip; exit 1; }; \
 	fi
-	@echo; cat $(DEMO)/tables/comparison.md; echo
+	@echo; cat $(DEMO)/tables/verdicts.md; echo; cat $(DEMO)/tables/comparison.md; echo
 	@echo 'Open $(DEMO)/notebooks/results.html: it begins with the answer.'
 	@echo 'Everything in one file: $(DEMO)/report.zip (unpack it and open report.html)'
 

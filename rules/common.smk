@@ -89,6 +89,7 @@ TABLES = expand(
     table=[
         *(f"{name}.csv" for name in ("runs", "cases", "epochs", "stages", "energy")),
         *(f"{name}.{kind}" for name in ("comparison", "overview") for kind in ("csv", "md", "tex")),
+        *("verdicts.csv", "verdicts.md", "ranks.csv", "ranks.md"),
         "class_balance.csv",
         "significance.csv",
         "targets.csv",

@@ -22,6 +22,8 @@ and in results/{study}/tables/:
     comparison.{csv,md,tex}   the arms against the reference arm, per task and overall
     overview.{csv,md,tex}     tasks by arms: Dice with ranks and significance, and relative costs
     significance.csv          every arm against the reference arm, paired over cases
+    verdicts.{csv,md}         is Dice kept: a verdict for each arm and task, and what would settle it
+    ranks.{csv,md}            stability of the ranks, and whether a task tells arms apart
     targets.{csv,md}          cost for each arm to become as good as the fully trained reference arm
     budget.{csv,md}, budget_targets.csv   of a sweep of training lengths (`snakemake budget_sweep`): Dice
                               at equal cost, crossing points, and the cost to reach a final Dice
@@ -142,6 +144,45 @@ rule assess_significance:
         f"Assessing the differences between the arms of the study {STUDY.name}"
     script:
         "../workflow_scripts/evaluation/assess_significance.py"
+
+
+rule decide_arms:
+    input:
+        **{
+            table: f"{RESULTS}/tables/{table}.csv"
+            for table in ("runs", "cases", "epochs", "comparison")
+        },
+        code=code("evaluation/decide_arms.py"),
+    output:
+        csv=f"{RESULTS}/tables/verdicts.csv",
+        md=report(
+            f"{RESULTS}/tables/verdicts.md",
+            caption="report/verdicts.rst",
+            category="Answer",
+            labels={"table": "Is Dice kept?"},
+        ),
+        ranks=f"{RESULTS}/tables/ranks.csv",
+        ranks_md=report(
+            f"{RESULTS}/tables/ranks.md",
+            caption="report/ranks.rst",
+            category="Tables",
+            labels={"table": "Stability of ranks"},
+        ),
+    log:
+        f"logs/decide_arms/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        reference_arm=config["reference_arm"],
+        tasks=STUDY.tasks,
+        arms=list(config["arms"]),
+        comparison=config["comparison"],
+        seed=config["training"]["seed"],
+    message:
+        f"Deciding about the arms of the study {STUDY.name}"
+    script:
+        "../workflow_scripts/evaluation/decide_arms.py"
 
 
 rule tabulate_overview:

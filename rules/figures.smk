@@ -3,7 +3,7 @@ This part of the workflow draws the figures, each as .svg and .png.
 
 REQUIRED INPUTS:
 
-    results/{study}/tables/{runs,cases,epochs,comparison,significance,targets,class_balance}.csv
+    results/{study}/tables/{runs,cases,epochs,comparison,verdicts,significance,targets,class_balance}.csv
     config/plotting.yaml, the style of the figures: an edit only redraws figures
     for patches, in resources/nnUNet_preprocessed/{dataset}/: plans and preprocessed cases
     for predictions, images and references in resources/nnUNet_raw/{dataset}/, and the predictions in
@@ -11,6 +11,7 @@ REQUIRED INPUTS:
 
 OUTPUTS, in results/{study}/figures/:
 
+    decision.{svg,png}      the answer: change in Dice against relative cost, by arm and task
     {differences,dice,cost,convergence,profiles,schedule,class_balance}.{svg,png}
     patches.{svg,png}       one patch as the network sees it, from the beginning to the end of a training
     predictions.{svg,png}   slices of the worst, median and best case
@@ -31,7 +32,7 @@ OF_TABLES = {
 }
 FIGURES = expand(
     f"{RESULTS}/figures/{{figure}}.{{kind}}",
-    figure=[*OF_TABLES, "patches", "predictions"],
+    figure=["decision", *OF_TABLES, "patches", "predictions"],
     kind=["svg", "png"],
 )
 
@@ -63,6 +64,33 @@ for figure, (tables, title) in OF_TABLES.items():
             script=f"plot_{figure}.py",
         script:
             "../workflow_scripts/figures/{params.script}"
+
+
+rule plot_decision:
+    input:
+        verdicts=f"{RESULTS}/tables/verdicts.csv",
+        style=STYLE,
+        code=code("figures/plot_decision.py"),
+    output:
+        svg=f"{RESULTS}/figures/decision.svg",
+        png=report(
+            f"{RESULTS}/figures/decision.png",
+            caption="report/decision.rst",
+            category="Answer",
+            labels={"figure": "Change in Dice against cost"},
+        ),
+    log:
+        f"logs/plot_decision/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        cost=config["comparison"]["cost"],
+        reference_arm=config["reference_arm"],
+    message:
+        "Drawing the change in Dice against the cost"
+    script:
+        "../workflow_scripts/figures/plot_decision.py"
 
 
 rule plot_patches:

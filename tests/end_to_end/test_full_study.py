@@ -40,7 +40,7 @@ for arm in CONFIG["arms"].values():
 del CONFIG["cluster"]  # it would require a forecast, which is not made here
 AFTER_TRAINING = ["collect_results", "compare_arms", "assess_significance", "check_claims"]
 AFTER_TRAINING += ["separate_variance", "measure_targets", "plot_profiles", "plot_differences"]
-AFTER_TRAINING += ["tabulate_overview"]
+AFTER_TRAINING += ["tabulate_overview", "decide_arms", "plot_decision"]
 AFTER_TRAINING += [f"plot_{name}" for name in ("dice", "cost", "convergence", "schedule")]
 AFTER_TRAINING += ["plot_class_balance", "plot_predictions", "run_notebook", "all"]
 TRAINERS = {arm: chosen["trainer"] for arm, chosen in CONFIG["arms"].items()}

@@ -26,8 +26,10 @@ TABLES = [
     *(f"{name}.{kind}" for name in ("comparison", "overview") for kind in ("csv", "md", "tex")),
     *("significance.csv", "variance.csv", "targets.csv", "targets.md"),
     *("claims.csv", "claims.md", "reference_runs.csv"),
+    *("verdicts.csv", "verdicts.md", "ranks.csv", "ranks.md"),
 ]
 FIGURES = [
+    "decision",
     "differences",
     "dice",
     "cost",

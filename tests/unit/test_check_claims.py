@@ -315,8 +315,11 @@ def test_a_demo_decides_nothing_and_shows_what_it_measured(tmp_path, gain):
     beside = check_claims(runs, PUBLISHED, CONTENT)[1]
     text = to_markdown(table.reset_index(), reference_sentence(beside))
     assert "250,000 iterations per run (here 12)" in " ".join(text.split())
-    assert SUPPORTED not in text
-    assert CONTRADICTED not in text
+    assert "Verdicts: – not enough evidence." in text
+    assert text.count(" – ") >= 3 and "✓" not in text and "✗" not in text
+    absent = table.index[table["tasks"] == ""]
+    assert f"{len(absent)} further claims about arms that this" in " ".join(text.split())
+    assert all(f"**{claim}**" not in text for claim in absent)
     assert "No run of the arm constant with its default parameters has a published" in " ".join(
         text.split()
     )
@@ -339,6 +342,14 @@ def test_a_claim_is_not_rewritten_for_a_study(full):
         found = find(runs, claim, CONTENT, own)
         assert found.claim is claim
         assert set(found.tasks) >= set(own.values()) or not claim.own or not found.tasks
+
+
+def test_a_study_without_a_claimed_arm_only_names_the_claims(tmp_path):
+    runs = runs_of(FakeStudy(tmp_path, arms=("constant",), folds=(0,)))
+    claims, beside = check_claims(runs, PUBLISHED, CONTENT)
+    text = to_markdown(claims, reference_sentence(beside))
+    assert f"{len(CONTENT.claims)} further claims about arms" in text
+    assert "|" not in text
 
 
 def test_cases_are_counted_once_whatever_the_number_of_seeds(tmp_path):
@@ -388,13 +399,14 @@ def test_reference_runs_of_another_length_have_no_difference(full):
 def test_markdown_tells_evidence_and_what_is_missing(full):
     claims, beside = check_claims(full, PUBLISHED, CONTENT)
     text = to_markdown(claims, reference_sentence(beside))
-    assert text.count("| supported ") == 6, "PGPS (3), time and costs of PGPS+, EfficientTrain++"
-    assert text.count("| contradicted ") == 1, "PGPS+ is better on no task"
+    assert text.count("| ✓ ") == 6, "PGPS (3), time and costs of PGPS+, EfficientTrain++"
+    assert text.count("| ✗ ") == 1, "PGPS+ is better on no task"
+    assert "Verdicts: ✓ supported, ✗ contradicted" in text
     assert "10 tasks, 5 folds, 2 seeds, 50 cases, 250,000 iterations per run" in " ".join(
         text.split()
     )
-    for claim in CONTENT.claims:
-        assert f"**{claim.id}**" in text
+    for claim in claims.itertuples():
+        assert (f"**{claim.claim}**" in text) == bool(claim.tasks)
 
 
 MISTAKES = {

@@ -28,6 +28,7 @@ from workflow_scripts.figures.plot_budget_sweep import COSTS, budgets, plot_budg
 from workflow_scripts.figures.plot_class_balance import plot_class_balance
 from workflow_scripts.figures.plot_convergence import POINTS, blocks, plot_convergence
 from workflow_scripts.figures.plot_cost import plot_cost
+from workflow_scripts.figures.plot_decision import apart, panels, plot_decision, reach
 from workflow_scripts.figures.plot_dice import plot_dice
 from workflow_scripts.figures.plot_differences import axis_limit, differences, plot_differences
 from workflow_scripts.figures.plot_patches import plot_patches, seen, stages_of
@@ -140,6 +141,52 @@ def test_the_line_of_the_cost_crosses_no_text(study, style, monkeypatch):
         line = axis.transData.transform((1.0, 0))[0]
         ends = [text.get_window_extent() for text in axis.texts]
         assert ends and not any(box.x0 <= line <= box.x1 for box in ends)
+
+
+def verdicts_of(tasks, **more):
+    """Return verdicts.csv of three arms: kept, failed, undecided."""
+    arms = {"arm": ["progressive", "random", "new"], "verdict": ["kept", "none", "undecided"]}
+    arms |= {"difference": [0.002, -0.8, -0.004], "ci_low": [-0.004, -0.9, -0.02]}
+    arms |= {"ci_high": [0.008, -0.7, 0.01], "time": [0.5, 0.4, 0.502], "energy": [0.5, 0.4, 0.5]}
+    arms |= {"margin": 0.01, "covers_seeds": True} | more
+    return pd.concat([pd.DataFrame(arms).assign(task=task) for task in tasks], ignore_index=True)
+
+
+@pytest.mark.parametrize("tasks", [["A"], [*"ABCDEFGHIJ", "overall"], []])
+def test_the_decision_is_drawn_for_any_number_of_tasks(style, tmp_path, tasks):
+    table = verdicts_of(tasks) if tasks else verdicts_of("A").iloc[:0]
+    paths = [tmp_path / "decision.png", tmp_path / "decision.svg"]
+    plot_decision(table, style, paths, "time", "constant")
+    check(paths)
+    text = paths[1].read_text()
+    assert ("−0.80" in text) == bool(tasks), "a change beyond the axis is written"
+    assert ("mean of 10 tasks" in text) == (len(tasks) > 1)
+    before = paths[1].read_bytes()
+    plot_decision(table, style, paths, "time", "constant")
+    assert paths[1].read_bytes() == before
+
+
+def test_an_interval_over_cases_alone_is_told_from_one_over_seeds(style, tmp_path):
+    texts = []
+    for covers in (True, False):
+        path = tmp_path / f"{covers}.svg"
+        plot_decision(verdicts_of("A", covers_seeds=covers), style, [path], "energy", "constant")
+        texts.append(path.read_text())
+        assert "training energy" in texts[-1]
+    assert ["new cases only" in text for text in texts] == [False, True]
+
+
+def test_the_decision_shows_the_mean_first_and_fits_the_margin():
+    table = verdicts_of(["A", "overall"])
+    assert panels(table) == ["overall", "A"]
+    assert panels(verdicts_of("A")) == ["A"]
+    assert reach(table) == pytest.approx(1.1 * 3 * 0.02), "a failed arm does not stretch the axis"
+    assert reach(table.assign(margin=0.1)) == pytest.approx(0.16)
+
+
+def test_marks_of_equal_cost_are_moved_apart():
+    places = apart(np.array([0.5, 1.0, 0.501, np.nan]), 0.03)
+    assert places == pytest.approx([0.4855, 1.0, 0.5155, np.nan], nan_ok=True)
 
 
 def test_the_mean_of_the_tasks_combines_their_intervals():

@@ -9,7 +9,7 @@ from workflow_scripts.evaluation.tabulate_overview import COSTS as MEASURED
 from workflow_scripts.evaluation.tabulate_overview import to_markdown as overview_markdown
 from workflow_scripts.report.results_page import (
     Results,
-    answer,
+    answer_parts,
     cost_tables,
     describe_arms,
     describe_study,
@@ -71,41 +71,24 @@ def results(arms=tuple(DICE), tasks=("A", "B"), seeds=("1",), epochs=1000, **tes
     )
 
 
-def test_the_answer_names_the_best_and_the_cheapest_arm():
-    text = answer(results())
-    assert "**fast** has the highest mean Dice, 0.820 against 0.800" in text
-    assert "+0.020 on 2 tasks; significantly higher on 2, lower on 0 given this seed" in text
-    assert "at 0.90 of its energy" in text
-    assert "**cheap** takes the least energy: 0.50" in text
-    assert "2 tasks, 1 fold and 1 seed" in text
-    assert text.endswith("1,000 optimiser steps, and one of constant 2 h and 2 Wh.")
+def test_the_answer_stands_above_the_figure_and_the_arms_below_it():
+    assert answer_parts("**Use a**.\n\n- a\n\n- b\n") == ("**Use a**.", "- a\n\n- b\n")
+    assert answer_parts("Nothing to compare.\n") == ("Nothing to compare.\n", "")
 
 
 @pytest.mark.parametrize(
-    ("arms", "words"),
-    [
-        (("constant",), "nothing to compare"),
-        (("constant", "cheap"), "No arm reaches"),
-        (("constant", "fast"), "**fast** has a mean Dice of"),
-    ],
+    ("effect", "p", "words"), [(-0.5, 0.01, "higher on 0"), (0.5, None, "few")]
 )
-def test_the_verdict_depends_on_the_arms(arms, words):
-    assert words in answer(results(arms))
-    assert ("given this seed" in answer(results(arms, seeds=("1", "2")))) is False
+def test_a_sentence_says_what_the_tests_decided(effect, p, words):
+    """An effect against the mean difference decides nothing."""
+    assert words in describe_arms(results(effect=effect, p=p))
 
 
-def test_an_effect_against_the_mean_difference_decides_nothing():
-    assert "higher on 0, lower on 0" in answer(results(effect=-0.5))
-    assert "too few cases" in answer(results(p=None))
-
-
-def test_unknown_energy_is_neither_low_nor_nan():
+def test_unknown_energy_is_not_nan():
     made = results()
     made.comparison[["training_kwh", "training_kwh_relative"]] = math.nan
-    text = answer(made)
-    assert "least energy" not in text
-    assert "an unknown share of its energy" in text
-    assert "nan" not in text + describe_arms(made)
+    assert "an unknown share of its energy" in describe_arms(made)
+    assert "nan" not in describe_arms(made)
 
 
 def test_ratios_are_means_over_tasks():

@@ -209,6 +209,10 @@ MISTAKES = {
         {"planning": {"overrides": {"Task05_Prostate": {"batch_size": 2}}}},
         "config: planning.overrides: 'Task05_Prostate' is not among the study's tasks",
     ),
+    "margin of a task that is not in the study": (
+        {"comparison": {"task_margins": {"Task05_Prostate": 0.02}}},
+        "config: comparison.task_margins: 'Task05_Prostate' is not among the study's tasks",
+    ),
     "task that is not described": (
         {"tasks": ["Task501_Mine"]},
         "config: tasks[0]: 'Task501_Mine' is unknown; describe it in own_tasks",

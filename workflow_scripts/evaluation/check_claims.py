@@ -12,6 +12,10 @@ from workflow_scripts.common.files import read_csv
 from workflow_scripts.common.formatting import bullets, counted, pipe_table
 from workflow_scripts.evaluation.claim_quantities import Estimate
 from workflow_scripts.evaluation.claims import (
+    CONTRADICTED,
+    INSUFFICIENT,
+    SUPPORTED,
+    UNDECIDED,
     Finding,
     PublishedClaims,
     Quantity,
@@ -68,6 +72,8 @@ TEXTS = {
     "subset_gain": ("gain on the subset {} × that on the others", ".3f"),
 }
 """How a quantity is printed, and the format of its number."""
+MARKS = {SUPPORTED: "✓", CONTRADICTED: "✗", UNDECIDED: "?", INSUFFICIENT: "–"}
+"""Verdicts in the printed table; the legend below it explains them."""
 
 
 def published_text(quantity: Quantity, of: int) -> str:
@@ -169,11 +175,24 @@ def reference_sentence(table: pd.DataFrame) -> str:
 
 
 def to_markdown(table: pd.DataFrame, sentence: str) -> str:
-    """Return claims.csv as a table of verdicts, followed by the evidence and its gaps."""
-    short = table[["claim", "arm", "published", "measured", "verdict"]].replace("", "–")
-    short = short.rename(columns={"measured": "measured here"})
-    notes = []
-    for claim in table.to_dict("records"):
+    """Return claims.csv as a table of verdicts, followed by the evidence and its gaps.
+
+    Claims about arms that the study does not train with default parameters are only named.
+    """
+    own = table[table["tasks"] != ""]
+    names = ["claim", "arm", "published", "measured", "verdict"]
+    short = own[names].replace("", "–").replace({"verdict": MARKS})
+    short = short.rename(columns={"measured": "measured here", "verdict": ""})
+    marks = [mark for verdict, mark in MARKS.items() if verdict in set(own["verdict"])]
+    legend = ", ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items() if mark in marks)
+    notes = [f"Verdicts: {legend}."] if marks else []
+    others = table.loc[table["tasks"] == "", "claim"]
+    if len(others):
+        notes.append(
+            f"{counted(len(others), 'further claim')} about arms that this study does not train "
+            f"with their default parameters: {', '.join(others)}."
+        )
+    for claim in own.to_dict("records"):
         tasks, folds, seeds = (claim[key].split() for key in ("tasks", "folds", "seeds"))
         lengths = " or ".join(f"{int(count):,}" for count in claim["iterations"].split())
         names = f" ({', '.join(tasks)})" if len(tasks) < 4 else ""
@@ -181,14 +200,14 @@ def to_markdown(table: pd.DataFrame, sentence: str) -> str:
             f"{counted(len(tasks), 'task')}{names}, {counted(len(folds), 'fold')}, "
             f"{counted(len(seeds), 'seed')}, {counted(claim['cases'], 'case')}, "
             f"{lengths} iterations per run"
-            if tasks
-            else "none"
         )
         missing = f" Missing: {claim['missing']}." if claim["missing"] else ""
         notes.append(
             f"**{claim['claim']}** (arm {claim['arm']} against {claim['reference_arm']}): "
             f"{claim['statement']} {claim['source']}. Evidence: {evidence}.{missing}"
         )
+    if own.empty:
+        return f"{bullets([*notes, sentence])}\n"
     notes += [
         "Numbers with × are relative to the other arm. In brackets: intervals that hold jointly "
         "for all numbers of a claim in 95 % of studies, for new seeds and cases of these tasks "

@@ -88,60 +88,10 @@ class Results:
         return self.overall[self.overall["arm"] != self.reference]
 
 
-def answer(results: Results) -> str:
-    """Return the answer in one paragraph: best arm, cheapest arm, and what this rests on."""
-    others = results.others.dropna(subset=["dice_difference"])
-    if others.empty:
-        sentences = [NOTHING.format(results.reference)]
-    else:
-        sentences = [_best(results, others), *_cheapest(results, others)]
-    return " ".join([*sentences, _basis(results)])
-
-
-def _best(results: Results, others: pd.DataFrame) -> str:
-    reference = results.reference
-    best, base = others.loc[others["dice_mean"].idxmax()], results.overall.loc[reference]
-    if best["dice_difference"] < 0:
-        verdict = f"No arm reaches the mean Dice of {reference}; **{best['arm']}** comes closest,"
-    elif len(others) > 1:
-        verdict = f"**{best['arm']}** has the highest mean Dice,"
-    else:
-        verdict = f"**{best['arm']}** has a mean Dice of"
-    return (
-        f"{verdict} {best['dice_mean']:.3f} against {base['dice_mean']:.3f} for {reference} "
-        f"({best['dice_difference']:+.3f} on {counted(len(results.tasks), 'task')}; "
-        f"{tested(results, best['arm'])}), at {share(best['training_kwh_relative'])} of its energy."
-    )
-
-
-def _cheapest(results: Results, others: pd.DataFrame) -> list[str]:
-    """Return a sentence about the arm with the least energy, or none if no energy is known."""
-    known = others.dropna(subset=["training_kwh_relative"])
-    if known.empty:
-        return []
-    cheap, reference = known.loc[known["training_kwh_relative"].idxmin()], results.reference
-    if cheap["training_kwh_relative"] >= 1:
-        return [f"No arm takes less energy than {reference}."]
-    return [
-        f"**{cheap['arm']}** takes the least energy: {cheap['training_kwh_relative']:.2f} of that "
-        f"of {reference}, in {share(cheap['training_seconds_relative'])} of its time, for a "
-        f"difference in Dice of {cheap['dice_difference']:+.3f} ({tested(results, cheap['arm'])})."
-    ]
-
-
-def _basis(results: Results) -> str:
-    base, steps = results.overall.loc[results.reference], results.overall["training_steps"]
-    hours, kwh = base["training_seconds"] / 3600, base["training_kwh"]
-    time = f"{hours:.3g} h" if hours >= 1 else f"{hours * 60:.3g} min"
-    energy = f"{kwh:.3g} kWh" if kwh >= 1 else f"{kwh * 1000:.3g} Wh"
-    energy = "an unknown amount of energy" if pd.isna(kwh) else energy
-    low, high = f"{steps.min():,.0f}", f"{steps.max():,.0f}"
-    return (
-        f"This rests on {counted(len(results.tasks), 'task')}, "
-        f"{counted(len(results.folds), 'fold')} and {counted(len(results.seeds), 'seed')}; "
-        f"a training takes {low if low == high else f'{low} to {high}'} optimiser steps, "
-        f"and one of {results.reference} {time} and {energy}."
-    )
+def answer_parts(text: str) -> tuple[str, str]:
+    """Return verdicts.md as what stands above the figure, the answer, and what stands below it."""
+    answer, _, rest = text.partition("\n\n")
+    return answer, rest
 
 
 def share(value: float) -> str:

@@ -130,6 +130,22 @@ class Validation(Section):
     3D)."""
 
 
+Margin = Annotated[float, Keywords(exclusiveMinimum=0, exclusiveMaximum=1)]
+
+
+@dataclass(frozen=True)
+class Comparison(Section):
+    """What [the verdicts](../explanation/evidence.md#is-dice-kept) about the arms ask."""
+
+    margin: Margin = 0.01
+    """Loss of Dice against the reference arm that is accepted: Dice is *kept* if the whole interval
+    of the difference lies above minus this margin."""
+    task_margins: dict[Task, Margin] = field(default_factory=dict)
+    """Task → its own margin. The margin of the mean over tasks is the mean of theirs."""
+    cost: Literal["time", "energy", "flop"] = "time"
+    """The cost by which arms are ordered and drawn; the others are stated beside it."""
+
+
 @dataclass(frozen=True)
 class ScaleSpaceTransfer(Section):
     """Dice of a hypernetwork's weights for one scale factor in another's network, for all pairs."""
@@ -309,6 +325,7 @@ class Config(Section):
     planning: Planning = field(default_factory=Planning)
     training: TrainingSettings
     validation: Validation = field(default_factory=Validation)
+    comparison: Comparison = field(default_factory=Comparison)
     energy: EnergySettings = field(default_factory=EnergySettings)
     scale_factor: ScaleFactor | None = None
     """The scale factor for which `snakemake bake` makes a model. `null` selects the cheapest

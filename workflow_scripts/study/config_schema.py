@@ -30,6 +30,8 @@ def make_schema() -> dict[str, Any]:
     # pydantic describes no alternative names of a map.
     names = [{"enum": ["all"]}, *_plain(Task)["anyOf"]]
     sections["planning"]["properties"]["overrides"]["propertyNames"] = {"anyOf": names}
+    margins = sections["comparison"]["properties"]["task_margins"]
+    margins["propertyNames"] = {"anyOf": names[1:]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Configuration of a study",

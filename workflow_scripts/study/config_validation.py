@@ -217,6 +217,9 @@ def _cross_check(config: dict[str, Any], shipped: list[str]) -> Iterator[str]:
     for task in config["planning"]["overrides"]:
         if task not in ("all", *config["tasks"]):
             yield f"planning.overrides: {task!r} is not among the study's tasks"
+    for task in config["comparison"]["task_margins"]:
+        if task not in config["tasks"]:
+            yield f"comparison.task_margins: {task!r} is not among the study's tasks"
 
 
 def _check_tasks(config: dict[str, Any], shipped: list[str]) -> Iterator[str]:
