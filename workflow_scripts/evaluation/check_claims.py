@@ -180,8 +180,8 @@ def to_markdown(table: pd.DataFrame, sentence: str) -> str:
     Claims about arms that the study does not train with default parameters are only named.
     """
     own = table[table["tasks"] != ""]
-    names = ["claim", "arm", "published", "measured", "verdict"]
-    short = own[names].replace("", "–").replace({"verdict": MARKS})
+    columns = ["claim", "arm", "published", "measured", "verdict"]
+    short = own[columns].replace("", "–").replace({"verdict": MARKS})
     short = short.rename(columns={"measured": "measured here", "verdict": ""})
     marks = [mark for verdict, mark in MARKS.items() if verdict in set(own["verdict"])]
     legend = ", ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items() if mark in marks)

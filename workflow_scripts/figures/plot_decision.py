@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -128,7 +129,7 @@ def _draw_arm(axis: Axes, row, x: float, limit: float, style: Style) -> None:
     y = float(np.clip(row.difference, -0.92 * limit, 0.92 * limit))
     if not pd.isna(row.ci_low) and not none:
         ends = np.clip([row.ci_low, row.ci_high], -limit, limit)
-        dash = "solid" if row.covers_seeds else (0, (2, 1.5))
+        dash: Any = "solid" if row.covers_seeds else (0, (2, 1.5))
         axis.plot([x, x], ends, color=color, linewidth=1.3, linestyle=dash, zorder=2)
     face = color if row.verdict in ("better", "kept", "worse", "lost") else "white"
     axis.plot(
@@ -153,8 +154,8 @@ def _draw_arm(axis: Axes, row, x: float, limit: float, style: Style) -> None:
         )
 
 
-def _handles(verdicts: pd.DataFrame, style: Style, reference_arm: str) -> list:
-    handles = []
+def _handles(verdicts: pd.DataFrame, style: Style, reference_arm: str) -> list[Any]:
+    handles: list[Any] = []
     for arm in style.order([reference_arm, *verdicts["arm"]]):
         looks = style.arm(arm)
         handles.append(
@@ -167,14 +168,15 @@ def _handles(verdicts: pd.DataFrame, style: Style, reference_arm: str) -> list:
             )
         )
     found = set(verdicts["verdict"])
-    grey = {"linestyle": "none", "color": "#555555"}
+    grey: dict[str, Any] = {"linestyle": "none", "color": "#555555"}
     handles.append(Patch(color=BAND, label="kept: above −margin"))
     if "undecided" in found:
         handles.append(Line2D([], [], marker="o", markerfacecolor="white", **grey))
         handles[-1].set_label("hollow: undecided")
     if "none" in found:
         handles.append(Line2D([], [], marker="x", label="no verdict", **grey))
-    for covers, dash, text in ((True, "solid", SOLID), (False, "dashed", HOLLOW)):
+    dashes: tuple[tuple[bool, Any, str], ...] = ((True, "solid", SOLID), (False, "dashed", HOLLOW))
+    for covers, dash, text in dashes:
         if (verdicts["covers_seeds"] == covers).any():
             handles.append(Line2D([], [], color="#555555", linestyle=dash, label=f"95 %: {text}"))
     return handles
