@@ -140,6 +140,17 @@ def test_the_order_in_memory_follows_the_features(features, device, wanted, expe
     assert last == (expected == "channels_last")
 
 
+@pytest.mark.parametrize("wanted", ["auto", "contiguous", "channels_last"])
+def test_a_2d_network_is_channels_last_only_on_request(wanted):
+    network = PlainConvUNet(
+        1, 2, [8, 16], torch.nn.Conv2d, 3, [1, 2], 1, 2, 1, norm_op=torch.nn.InstanceNorm2d
+    )
+    last = wanted == "channels_last"
+    assert set_memory_format(network, wanted, "cpu") == (wanted if last else "contiguous")
+    weight = network.encoder.stages[1][0].convs[0].conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == last
+
+
 def test_another_network_keeps_its_order():
     assert set_memory_format(TwoHeads(), "auto", "cpu") == "contiguous"
 
