@@ -28,6 +28,7 @@ from workflow_scripts.forecast.workload import (
     build_network,
     find_plan,
     fit_arm,
+    median_shape,
     published_plans,
 )
 from workflow_scripts.study.settings import TrainingSettings
@@ -72,7 +73,7 @@ def preprocessed_bytes(plan: Plan, configuration: str) -> float:
     All cases are assumed to have the median size; docs/how-to/storage.md compares this with a
     measurement.
     """
-    voxels = math.prod(plan.plans["configurations"][configuration]["median_image_size_in_voxels"])
+    voxels = math.prod(median_shape(plan.plans, configuration))
     channels = len(plan.dataset.get("channel_names", plan.dataset.get("modality", {})))
     return float(plan.dataset["numTraining"]) * voxels * (4 * channels + 1)
 

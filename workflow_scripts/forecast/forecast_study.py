@@ -116,8 +116,10 @@ if __name__ == "__main__":
     params = snakemake.params
     listed = published_plans(Path(snakemake.input.plans))
     loading = None
-    if params.calibration == "published" and params.device == "cpu":
-        fitted = calibration.unmeasured("CPU")
+    in_2d = params.configuration == "2d"
+    if params.calibration == "published" and (in_2d or params.device == "cpu"):
+        device = "CPU" if params.device == "cpu" else "GPU"
+        fitted = calibration.unmeasured(f"{device} in 2D" if in_2d else device)
     elif params.calibration == "published":
         runs = pd.read_csv(snakemake.input.runs, sep="\t")
         fitted = calibration.published(runs, published_work(listed))
