@@ -118,7 +118,7 @@ class BatchedAugmentation:
 
     def place(self, samples: int, draws: Draws) -> "Placement":
         """Draw the spatial transform of every sample."""
-        transform, axes = self._spatial, 2 if self._dummy_2d else 3
+        transform, axes = self._spatial, len(self._spatial.patch_size)
         rotated = draws.happens(transform.p_rotation, samples)
         scaled = draws.happens(transform.p_scaling, samples)
         moved = np.flatnonzero(rotated | scaled)
@@ -532,7 +532,8 @@ def _lower_resolution(
         groups[tuple(size)].append(row)
     for size, members in groups.items():
         small = interpolate(planes[members][None], size, mode="nearest-exact")
-        planes[members] = interpolate(small, spatial, mode="trilinear")[0]
+        mode = "bilinear" if len(spatial) == 2 else "trilinear"
+        planes[members] = interpolate(small, spatial, mode=mode)[0]
 
 
 def _gamma(batch: Batch, t: GammaTransform, probability: float, draws: Draws) -> None:
