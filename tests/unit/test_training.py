@@ -481,6 +481,18 @@ def test_a_configuration_that_was_not_planned_is_named():
         override_plans(planned(), "study", "3d_lowres", {})
 
 
+def test_a_plan_of_2d_images_says_what_to_set():
+    plans = planned()
+    del plans["configurations"]["3d_fullres"]
+    with pytest.raises(UserError, match=r"planned only 2d .* 2D: set planning\.configuration: 2d$"):
+        override_plans(plans, "study", "3d_fullres", {})
+
+
+def test_a_patch_with_other_axes_than_the_plan_is_refused():
+    with pytest.raises(UserError, match=r"patch_size \[16, 16\] has 2 axes, but .* has 3$"):
+        overridden(patch_size=[16, 16])
+
+
 def test_splits_are_nnunet_s():
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
