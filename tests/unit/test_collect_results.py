@@ -51,7 +51,7 @@ def test_tables_have_a_row_for_everything(study):
 def test_columns_of_cases(study):
     cases = tidy_tables(read_study(study.folders()))["cases"]
     expected = "task arm fold seed case label label_name dice iou tp fp fn n_ref n_pred"
-    expected += " nsd nsd_tolerance_mm"
+    expected += " nsd nsd_tolerance_mm nsd_tolerance_px"
     assert cases.columns.tolist() == expected.split()
     assert cases["label_name"].unique().tolist() == ["inner", "outer & rim"]
     assert cases["case"].iloc[0] == "case_000"

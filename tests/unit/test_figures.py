@@ -268,6 +268,7 @@ def test_predictions(study, style, monkeypatch):
     paths = outputs(study, "predictions")
     plot_predictions(runs, cases, style, raw, "constant", paths)
     check(paths)
+    assert "axial slice" in next(p for p in paths if p.suffix == ".svg").read_text()
     gone = next(raw.glob("*/labelsTr/*.nii.gz"))
     for path in raw.glob("*/labelsTr/*.nii.gz"):
         path.unlink()
@@ -355,6 +356,27 @@ def test_schedule_tells_what_a_low_pass_left(tmp_path, style):
     plot_schedule(epochs, runs, style, paths)
     check(paths)
     assert "augmentation" in paths[1].read_text()
+
+
+def test_schedule_of_2d_plans_has_two_axes(tmp_path, style):
+    study = FakeStudy(tmp_path, arms=("constant", "progressive"), folds=(0,), epochs=3).write()
+    collect_results(study.folders(), {n: tmp_path / f"{n}.csv" for n in ("runs", "epochs")})
+    epochs, runs = read_tables(tmp_path / "epochs.csv", tmp_path / "runs.csv")
+    for table in (epochs, runs):
+        table["patch_size"] = table["patch_size"].str.partition("x")[2]
+    epochs["field_of_view"] = "16x16"
+    epochs["augmentation"] = 1.0
+    result = schedule(epochs, runs)
+    assert [name for name in result if name.startswith("axis")] == ["axis_0", "axis_1"]
+    grown = result[result["arm"] == "progressive"]
+    assert grown["bandwidth"].tolist()[-1] == 1
+    sizes = [tuple(map(int, size.split("x"))) for size in epochs["patch_size"]]
+    kept = [(a * b / 256) ** 0.5 for a, b in sizes]
+    assert result["bandwidth"].tolist() == pytest.approx(kept)
+    paths = [tmp_path / "flat.svg"]
+    plot_schedule(epochs, runs, style, paths)
+    assert "axis 1" in paths[0].read_text()
+    assert "axis 2" not in paths[0].read_text()
 
 
 TRAINER = SimpleNamespace(lowpass="fft", half_voxel_shift=True)

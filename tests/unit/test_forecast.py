@@ -30,6 +30,7 @@ from workflow_scripts.forecast.workload import (
     StageWork,
     StudyDesign,
     count_work,
+    median_shape,
     training_flop,
     windows,
 )
@@ -212,6 +213,19 @@ def test_windows_are_those_of_nnunet(shape, patch):
     padded = [max(size, tile) for size, tile in zip(shape, patch, strict=True)]
     steps = compute_steps_for_sliding_window(tuple(padded), tuple(patch), 0.5)
     assert windows(shape, patch) == math.prod(len(axis) for axis in steps)
+
+
+def test_a_2d_patch_slides_over_every_slice():
+    assert windows((20, 100, 60), (64, 64)) == 20 * 3
+    plans = {
+        "original_median_shape_after_transp": [20, 90, 70],
+        "configurations": {
+            "2d": {"median_image_size_in_voxels": [100, 60]},
+            "3d_fullres": {"median_image_size_in_voxels": [10, 100, 60]},
+        },
+    }
+    assert median_shape(plans, "2d") == (20, 100, 60)
+    assert median_shape(plans, "3d_fullres") == (10, 100, 60)
 
 
 def test_cases_of_the_folds_are_those_of_nnunet():

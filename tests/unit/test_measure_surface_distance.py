@@ -2,11 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+from skimage import io
 
 from helpers.fake_study import FakeStudy
 from workflow_scripts.common.errors import UserError
@@ -89,12 +91,13 @@ def test_table_of_a_run(run):
     expected = pd.Series([1, math.nan, 0.5, math.nan, 1, math.nan])
     pd.testing.assert_series_equal(table["nsd"], expected, check_names=False)
     assert (table["tolerance_mm"] == 1).all()
+    assert table["tolerance_px"].isna().all()
 
 
 def test_without_a_tolerance_no_image_is_read_and_the_cells_are_empty(run):
     table = measure_run(run[0], run[1] / "absent", tolerance=None)
     assert len(table) == 6
-    assert table[["nsd", "tolerance_mm"]].isna().all(axis=None)
+    assert table[["nsd", "tolerance_mm", "tolerance_px"]].isna().all(axis=None)
 
 
 def test_missing_or_other_images_are_named(run, tmp_path):
@@ -150,6 +153,35 @@ def test_voxels_in_micrometres_are_those_of_nnunet_s_reader(run, tmp_path):
         nibabel.save(small, path)
     table = measure_run(run_json, raw, tolerance=2.0)
     assert table["nsd"].dropna().tolist() == [1, 1, 1], "all of it is within 0.2 mm"
+
+
+def test_images_without_a_spacing_are_measured_in_pixels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = FakeStudy(tmp_path, arms=("constant",), folds=(0,)).write()
+    key = study.keys()[0]
+    run_json = study.folder(key) / "run.json"
+    record = json.loads(run_json.read_text()) | {"file_ending": ".png"}
+    run_json.write_text(json.dumps(record))
+    summary = run_json.with_name("summary.json")
+    summary.write_text(summary.read_text().replace(".nii.gz", ".png"))
+    predictions = Path(record["results_folder"], "validation")
+    for folder in (tmp_path / "imagesTr", tmp_path / "labelsTr", predictions):
+        folder.mkdir(parents=True)
+    describe(tmp_path, file_ending=".png")
+    square = np.zeros((20, 20), np.uint8)
+    square[5:15, 5:15] = 1
+    for number in range(3):
+        name = f"case_0{number:02d}"
+        io.imsave(tmp_path / f"imagesTr/{name}_0000.png", square, check_contrast=False)
+        io.imsave(tmp_path / f"labelsTr/{name}.png", square, check_contrast=False)
+        moved = np.roll(square, 3 * (number == 1), axis=1)
+        io.imsave(predictions / f"{name}.png", moved, check_contrast=False)
+    table = measure_run(run_json, tmp_path, tolerance=3.0)
+    assert (table["tolerance_px"] == 3).all()
+    assert table["tolerance_mm"].isna().all()
+    assert table.loc[table["label"] == "1", "nsd"].tolist() == [1, 1, 1]
+    closer = measure_run(run_json, tmp_path, tolerance=2.0)
+    assert closer["nsd"][2] < 1
 
 
 def test_a_single_slice_has_outlines_only():

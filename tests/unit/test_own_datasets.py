@@ -456,20 +456,6 @@ def test_every_ending_of_nnunet_s_readers_is_imported(dataset, tmp_path, ending)
     assert (beside <= found) == ending.startswith(".tif")
 
 
-@pytest.mark.parametrize("ending", [".png", ".bmp", ".nii.gz"])
-def test_2d_images_are_refused_with_the_reason(dataset, tmp_path, ending):
-    for path in [*dataset.glob("*/*.nii.gz")]:
-        values = np.ones((1, 6, 5), np.uint8)
-        path.unlink()
-        other = path.with_name(path.name.removesuffix(".nii.gz") + ending)
-        SimpleITK.WriteImage(
-            SimpleITK.GetImageFromArray(values if "gz" in ending else values[0]), other
-        )
-    edit(dataset, file_ending=ending)
-    with pytest.raises(UserError, match="1 fault:\n  all images are 2D: nnU-Net plans only 2D"):
-        put(dataset, tmp_path)
-
-
 def test_all_channels_may_be_in_one_file(dataset, tmp_path):
     for case in CASES:
         save(dataset / f"imagesTr/{case}_0000.nii.gz", np.zeros((*SHAPE, 2), np.float32))

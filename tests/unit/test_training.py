@@ -140,6 +140,17 @@ def test_the_order_in_memory_follows_the_features(features, device, wanted, expe
     assert last == (expected == "channels_last")
 
 
+@pytest.mark.parametrize("wanted", ["auto", "contiguous", "channels_last"])
+def test_a_2d_network_is_channels_last_only_on_request(wanted):
+    network = PlainConvUNet(
+        1, 2, [8, 16], torch.nn.Conv2d, 3, [1, 2], 1, 2, 1, norm_op=torch.nn.InstanceNorm2d
+    )
+    last = wanted == "channels_last"
+    assert set_memory_format(network, wanted, "cpu") == (wanted if last else "contiguous")
+    weight = network.encoder.stages[1][0].convs[0].conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == last
+
+
 def test_another_network_keeps_its_order():
     assert set_memory_format(TwoHeads(), "auto", "cpu") == "contiguous"
 
@@ -468,6 +479,18 @@ def test_other_numbers_of_features_are_refused(features):
 def test_a_configuration_that_was_not_planned_is_named():
     with pytest.raises(UserError, match="is 3d_lowres, but nnU-Net planned only 2d, 3d_fullres"):
         override_plans(planned(), "study", "3d_lowres", {})
+
+
+def test_a_plan_of_2d_images_says_what_to_set():
+    plans = planned()
+    del plans["configurations"]["3d_fullres"]
+    with pytest.raises(UserError, match=r"planned only 2d .* 2D: set planning\.configuration: 2d$"):
+        override_plans(plans, "study", "3d_fullres", {})
+
+
+def test_a_patch_with_other_axes_than_the_plan_is_refused():
+    with pytest.raises(UserError, match=r"patch_size \[16, 16\] has 2 axes, but .* has 3$"):
+        overridden(patch_size=[16, 16])
 
 
 def test_splits_are_nnunet_s():

@@ -251,6 +251,31 @@ MISTAKES = {
         "config: checksums: 'Task501_Mine' is not one of "
         + ", ".join(SCHEMA["properties"]["checksums"]["propertyNames"]["enum"]),
     ),
+    "patch of three axes in 2D": (
+        {
+            "planning": {
+                "configuration": "2d",
+                "overrides": {"all": {"patch_size": [16, 32, 32]}},
+            }
+        },
+        "config: planning.overrides.all.patch_size: [16, 32, 32] has 3 axes, but "
+        "planning.configuration 2d has 2",
+    ),
+    "stage of two axes in 3D": (
+        {
+            "arms": {
+                "constant": {"trainer": "nnUNetTrainerConstantPatch"},
+                "mine": {
+                    "trainer": "nnUNetTrainerListedPatch",
+                    "parameters": {
+                        "stage_list": [{"patch_size": [8, 8], "batch_size": 2, "epochs": 84}]
+                    },
+                },
+            }
+        },
+        "config: arms.mine.parameters.stage_list[0].patch_size: [8, 8] has 2 axes, but "
+        "planning.configuration 3d_fullres has 3",
+    ),
     "misspelt name of an override": (
         {"planning": {"overrides": {"al": {"batch_size": 2}}}},
         "config: planning.overrides: 'al' is unknown; did you mean all?",

@@ -137,10 +137,11 @@ def autocast_network(network: Any) -> None:
 
 
 SLIM = 16
-"""Number of features in the first stage below which channels-last is faster on a CPU.
+"""Number of features in the first stage below which channels-last is faster on a CPU in 3D.
 
 oneDNN computes convolutions in blocks of 16 channels (8 without AVX-512), which a slim network
-leaves half empty. Measured in docs/results/performance.md.
+leaves half empty. Measured in docs/results/performance.md. In 2D, channels-last took 0.96 to 1.19
+times as long (networks of 8 to 32 features, one core with AVX2).
 """
 
 
@@ -148,21 +149,24 @@ def set_memory_format(network: Any, wanted: str, device: str) -> str:
     """Set and return the memory format of a network's weights; the images follow it.
 
     Args:
-        network: for nnU-Net's U-Nets, `auto` depends on the first convolution. For hypernetworks,
-            it leaves the weights unchanged, because they are made for each step.
+        network: for nnU-Net's U-Nets in 3D, `auto` depends on the first convolution. For
+            hypernetworks, it leaves the weights unchanged, because they are made for each step.
         wanted: `contiguous`, `channels_last`, or `auto`, which selects the faster one on a CPU.
         device: `cuda` or `cpu`.
     """
+    kinds = torch.nn.Conv2d | torch.nn.Conv3d
+    first = next(module for module in network.modules() if isinstance(module, kinds))
+    in_3d = isinstance(first, torch.nn.Conv3d)
     if wanted == "auto":
-        convolutions = (m for m in network.modules() if isinstance(m, torch.nn.Conv3d))
         slim = (
             device == "cpu"
             and isinstance(network, AbstractDynamicNetworkArchitectures)
-            and next(convolutions).out_channels < SLIM
+            and in_3d
+            and first.out_channels < SLIM
         )
         wanted = "channels_last" if slim else "contiguous"
     if wanted == "channels_last":
-        network.to(memory_format=torch.channels_last_3d)
+        network.to(memory_format=torch.channels_last_3d if in_3d else torch.channels_last)
     return wanted
 
 

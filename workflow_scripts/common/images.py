@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import PIL.Image
 import SimpleITK
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import (
@@ -32,7 +33,7 @@ ENDINGS = tuple(
 """File endings that nnU-Net's readers support, in lower case."""
 READ_CHUNK = 1 << 24
 GIPL_HEADER = 256
-PNG_END = b"IEND\xaeB`\x82"
+PNG_BEGIN, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,10 @@ def check_whole(path: Path) -> None:
         item = SimpleITK.GetArrayFromImage(SimpleITK.Image([1, 1], header.GetPixelID())).itemsize
         wanted = GIPL_HEADER + math.prod(header.GetSize()) * item
     elif name.endswith(".png"):
-        if not path.read_bytes().endswith(PNG_END):
+        content = path.read_bytes()
+        if not content.startswith(PNG_BEGIN):
+            raise RuntimeError("not a PNG image, despite its name")
+        if not content.endswith(PNG_END):
             raise EOFError("the end is missing")
         return
     else:
@@ -193,6 +197,23 @@ def check_whole(path: Path) -> None:
         size = path.stat().st_size
     if size < wanted:
         raise EOFError(f"{wanted - size} bytes short")
+
+
+def check_values(path: Path) -> None:
+    """Check that a 2D image file stores values, not numbers of colours in a palette.
+
+    nnU-Net would read the colours: three channels, and no label.
+
+    Raises:
+        RuntimeError: it has a palette.
+        OSError: it is no image.
+    """
+    with PIL.Image.open(path) as image:
+        if image.mode == "P":
+            raise RuntimeError(
+                "it has a palette, and nnU-Net would read its colours: save a label as grey values "
+                "0, 1, 2, …, an image as grey or RGB"
+            )
 
 
 def describe_failure(reader: BaseReaderWriter, error: Exception) -> str:

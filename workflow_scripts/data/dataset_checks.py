@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import read_json, visible
@@ -19,6 +20,7 @@ from workflow_scripts.common.formatting import counted
 from workflow_scripts.common.images import (
     Image,
     check_name,
+    check_values,
     check_whole,
     describe_failure,
     find_reader,
@@ -28,10 +30,7 @@ from workflow_scripts.common.images import (
 from workflow_scripts.common.progress import progress_bar
 
 FAULTS_SHOWN = 10
-FLAT = (
-    "all images are 2D: nnU-Net plans only 2D networks for them, and the curricula here grow 3D "
-    "patches, as in the paper (docs/how-to/own_dataset.md)"
-)
+UNREAD = (0, 0, 0)
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -143,17 +142,28 @@ def check_cases(
     reader = find_reader(description, cases[min(cases)][0][0])
     pool = ThreadPoolExecutor(max_workers=max(1, threads))
     with pool, progress_bar(len(cases), "case", f"check {name}") as bar:
-        flat, values = True, set[float]()
-        for shape, seen, found in pool.map(
-            lambda case: check_case(case, *cases[case], reader, channels, labels), sorted(cases)
+        values = set[float]()
+        flat: dict[bool, str] = {}
+        for case, (shape, seen, found) in zip(
+            sorted(cases),
+            pool.map(
+                lambda case: check_case(case, *cases[case], reader, channels, labels), sorted(cases)
+            ),
+            strict=True,
         ):
-            flat = flat and shape[0] == 1
+            if shape != UNREAD:
+                flat.setdefault(1 in shape, case)
             values |= seen
             faults += found
             bar.update(1)
+    if len(flat) == 2:
+        faults.append(
+            f"2D and 3D images are mixed: {flat[True]} has one slice, {flat[False]} several. Make "
+            "a dataset of each"
+        )
     if not faults and values <= {0}:
         faults.append("no case has foreground, so nnU-Net cannot plan from these labels")
-    return [*faults, FLAT] if flat else faults
+    return faults
 
 
 def _same_names(cases: Iterable[str]) -> list[str]:
@@ -181,15 +191,23 @@ def check_case(
     """Return shape (z, y, x), label values and faults of a case; faults begin with the case's name.
 
     All files must be readable to the end, contain only finite intensities and declared labels,
-    share shape, spacing and position, and have `channels` channels in total.
+    share shape, spacing and position, and have `channels` channels in total. The shape of a case
+    that cannot be read is `UNREAD`.
     """
+    natural = isinstance(reader, NaturalImage2DIO)
     try:
         reference = _read(label, reader, is_label=True)
-        faults = _orientation(reference, label)
+        faults = _orientation(reference, label) + _slice_axis(reference)
+        if len(reference.values) > 1:
+            faults.append(
+                f"{label.parent.name}/{label.name} has {len(reference.values)} channels, but a "
+                "label has one: save its values as grey"
+            )
         values = set(pd.unique(reference.values.ravel()).tolist())
         if alien := sorted(values - labels):
             shown = ", ".join(f"{value:.9g}" for value in alien[:5])
-            faults.append(f"label values {shown} are not declared ({sorted(labels)})")
+            hint = f": {_grey_hint(alien)}" if natural else ""
+            faults.append(f"label values {shown} are not declared ({sorted(labels)}){hint}")
         channels_read = 0
         for path in images:
             image = _read(path, reader, is_label=False)
@@ -197,11 +215,35 @@ def check_case(
             faults += _differences(image, reference)
             channels_read += len(image.values)
     except _UnreadableError as error:
-        return (0, 0, 0), set(), [f"{case}: {error}"]
+        return UNREAD, set(), [f"{case}: {error}"]
     if channels_read != channels:
         name = type(reader).__name__
-        faults.append(f"{name} reads {channels_read} channels, but `dataset.json` names {channels}")
+        hint = ": a grey image has 1, RGB 3, RGB with transparency 4" if natural else ""
+        faults.append(
+            f"{name} reads {channels_read} channels, but `dataset.json` names {channels}{hint}"
+        )
     return reference.shape, values, [f"{case}: {fault}" for fault in dict.fromkeys(faults)]
+
+
+def _grey_hint(alien: Sequence[float]) -> str:
+    """Return the likely reason for undeclared values of a label that was drawn or resized."""
+    if len(alien) == 1:
+        return "a label contains 0, 1, 2, …, which look black; 255 is white in most editors"
+    return "values in between come from smoothed edges (anti-aliasing) or from resizing"
+
+
+def _slice_axis(image: Image) -> list[str]:
+    """Return a fault if nnU-Net would not recognise a single slice.
+
+    It takes the axis with the largest spacing for that of the slices (`determine_transpose`).
+    """
+    if 1 not in image.shape or np.argmax(image.spacing) == image.shape.index(1):
+        return []
+    thick, side = image.spacing[image.shape.index(1)], max(image.spacing)
+    return [
+        f"a single slice whose thickness, {thick:g} mm, is smaller than a pixel, {side:g} mm: "
+        "nnU-Net would slice along another axis. Save it as a 2D image, or as thicker than a pixel"
+    ]
 
 
 class _UnreadableError(Exception):
@@ -212,6 +254,8 @@ def _read(path: Path, reader: BaseReaderWriter, is_label: bool) -> Image:
     """Read a file; raise _UnreadableError if that fails or its values are not finite."""
     try:
         check_whole(path)
+        if isinstance(reader, NaturalImage2DIO):
+            check_values(path)
         image = read_label(reader, path) if is_label else read_image(reader, path)
     except Exception as error:  # each reader has its own exceptions
         fault = describe_failure(reader, error)
@@ -239,7 +283,8 @@ def _orientation(image: Image, path: Path) -> list[str]:
 def _differences(image: Image, reference: Image) -> list[str]:
     """Return how an image and its label differ in shape, spacing or position."""
     if image.shape != reference.shape:
-        shapes = [str(one.shape[::-1]) for one in (image, reference)]
+        flat = image.shape[0] == reference.shape[0] == 1
+        shapes = [str(one.shape[flat:][::-1]) for one in (image, reference)]
         return [f"image shape {shapes[0]} and label shape {shapes[1]} differ"]
     if not np.allclose(image.spacing, reference.spacing):  # nnU-Net's own tolerance
         spacings = ["×".join(f"{n:g}" for n in one.spacing[::-1]) for one in (image, reference)]

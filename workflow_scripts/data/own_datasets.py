@@ -16,6 +16,7 @@ from workflow_scripts.data.dataset_checks import check_cases, refuse
 NEEDED = "docs/how-to/own_dataset.md describes its content"
 Cases = dict[str, tuple[list[Path], Path]]
 """Case -> image files of its channels, and its label file."""
+JPEG = (".jpg", ".jpeg", ".JPG", ".JPEG")
 SPACING_FILES = (".tif", ".tiff")
 """Endings of images that may come with a `.json` file for the spacing."""
 
@@ -54,8 +55,9 @@ def read_raw_description(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: the keys of `channel_names` are not 0, 1, 2, … as nnU-Net needs.")
     ending = description["file_ending"]
     if ending.lower() not in ENDINGS:
+        why = " JPEG loses detail, and changes labels: save as PNG." if ending in JPEG else ""
         raise UserError(
-            f"{path}: `file_ending` is {ending}, but nnU-Net reads {', '.join(ENDINGS)} only."
+            f"{path}: `file_ending` is {ending}, but nnU-Net reads {', '.join(ENDINGS)} only.{why}"
         )
     try:
         declared_labels(description)

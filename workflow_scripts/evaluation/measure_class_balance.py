@@ -47,7 +47,7 @@ COLUMNS = [
 def label_shares(patches: np.ndarray, labels: Sequence[int | tuple[int, ...]]) -> np.ndarray:
     """Return the share of voxels by patch and label, with shape (patches, 1 + labels).
 
-    The first column is the share of any label. `patches` has the shape (patches, z, y, x); voxels
+    The first column is the share of any label. `patches` has the shape (patches, *spatial); voxels
     outside the image (-1) count as patch. A region is given as the tuple of its values.
     """
     flat = patches.reshape(len(patches), -1).astype(np.int64)

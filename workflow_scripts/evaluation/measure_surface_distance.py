@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from numpy.typing import NDArray
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 
@@ -27,7 +28,7 @@ def surface_dice(
     spacing: tuple[float, ...],
     tolerance: float,
 ) -> float:
-    """Return the NSD of two masks of the same shape (z, y, x); `spacing` and `tolerance` in mm.
+    """Return the NSD of two masks (z, y, x); `spacing` and `tolerance` in mm or both in pixels.
 
     It is NaN if both masks are empty (like nnU-Net's Dice) and 0 if one is. For a single slice,
     outlines are compared instead of surfaces.
@@ -51,7 +52,8 @@ def measure_run(run_json: Path, raw: Path, tolerance: float | None) -> pd.DataFr
     Args:
         run_json: path of the run's record.
         raw: folder of the dataset in nnU-Net's raw format.
-        tolerance: in mm; with None the NSD is missing and no image is read.
+        tolerance: in mm, or in pixels if nnU-Net's reader knows no spacing (PNG, BMP, 2D TIFF);
+            with None the NSD is missing and no image is read.
 
     Raises:
         UserError: an image is missing, cannot be read, or does not fit its reference.
@@ -59,10 +61,11 @@ def measure_run(run_json: Path, raw: Path, tolerance: float | None) -> pd.DataFr
     record = read_json(run_json, "train this fold again")
     ending = ending_of(record)
     table = read_cases(run_json.with_name("summary.json"), record["label_names"], ending)
-    table = table[["case", "label"]].assign(nsd=math.nan, tolerance_mm=tolerance)
+    table = table[["case", "label"]].assign(nsd=math.nan, tolerance_mm=None, tolerance_px=None)
     if tolerance is None:
         return table[SURFACE]
     reader = reader_of(raw)
+    table["tolerance_px" if isinstance(reader, NaturalImage2DIO) else "tolerance_mm"] = tolerance
     ignored = read_json(raw / "dataset.json")["labels"].get("ignore")
     for case, rows in table.groupby("case", sort=False):
         path = Path(record["results_folder"], "validation", f"{case}{ending}")

@@ -35,7 +35,8 @@ def stages_of(schedule: Schedule) -> list[Stage]:
 def central_patch(folder: Path, planned: tuple[int, ...]) -> np.ndarray:
     """Return a preprocessed patch around the foreground of the first case that has foreground.
 
-    It is the first channel, padded as in nnU-Net. Raises UserError if no case has foreground.
+    It is the first channel, padded as in nnU-Net, with the axes of `planned`: a 2D patch is from
+    the slice of the median foreground voxel. Raises UserError if no case has foreground.
     """
     dataset = infer_dataset_class(str(folder))(str(folder))
     for case in sorted(dataset.identifiers):
@@ -43,8 +44,9 @@ def central_patch(folder: Path, planned: tuple[int, ...]) -> np.ndarray:
         places = [found for found in properties["class_locations"].values() if len(found)]
         if places:
             centre = np.median(np.concatenate(places), axis=0)[1:].astype(int)
-            box = [[c - n // 2, c - n // 2 + n] for c, n in zip(centre, planned, strict=True)]
-            return np.asarray(crop_and_pad_nd(data, box, 0)[0])
+            size = (*[1] * (len(centre) - len(planned)), *planned)
+            box = [[c - n // 2, c - n // 2 + n] for c, n in zip(centre, size, strict=True)]
+            return np.asarray(crop_and_pad_nd(data, box, 0)[0]).reshape(planned)
     raise UserError(
         f"{folder} contains no preprocessed case with foreground; rerun preprocess_task"
     )
@@ -66,9 +68,9 @@ def seen(patch: np.ndarray, stage: Stage, trainer: Any, parameters: Mapping) -> 
 
 def draw(axis: Any, found: np.ndarray, stage: Stage, limits: tuple[float, float]) -> None:
     """Draw the middle slice at its place in the planned patch; unseen parts stay grey."""
-    reach = [n / 2 for n in stage.loaded_size[1:]]
+    reach = [n / 2 for n in stage.loaded_size[-2:]]
     axis.imshow(
-        found[found.shape[0] // 2],
+        found if found.ndim == 2 else found[found.shape[0] // 2],
         cmap="gray",
         vmin=limits[0],
         vmax=limits[1],
@@ -107,7 +109,7 @@ def plot_patches(
     figure, axes = grid(style, len(rows), MOMENTS, height=height)
     figure.set_figwidth(1.5 * style.figure["width"])
     limits = tuple(np.percentile(patch, (1, 99.5)))
-    reach = [n / 2 for n in patch.shape[1:]]
+    reach = [n / 2 for n in patch.shape[-2:]]
     for row, names in zip(axes, rows.values(), strict=True):
         schedule, trainer, parameters = arms[names[0]]
         for axis, stage in zip(row, stages_of(schedule), strict=True):

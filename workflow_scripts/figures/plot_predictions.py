@@ -137,6 +137,7 @@ def plot_predictions(
     named = cases.assign(numbers=cases["label"].map(label_values)).drop_duplicates("numbers")
     named = named.sort_values("numbers").reset_index(drop=True)
     looks = {row.numbers: style.outline(number) for number, row in enumerate(named.itertuples(), 1)}
+    volumes = False
     for row, (task, name, case) in zip(axes, shown, strict=True):
         dice = cases[(cases["task"] == task) & (cases["case"] == case)]
         dice = dice[dice["seed"] == dice["seed"].iloc[0]]
@@ -149,6 +150,7 @@ def plot_predictions(
             load_image(reader, folder / "imagesTr" / f"{case}_0000{ending}")
         )
         reference, _ = to_patient_axes(load_label(reader, folder / "labelsTr" / f"{case}{ending}"))
+        volumes |= reference.shape[2] > 1
         cut = window(np.isin(reference, np.hstack(list(outlined))))
         slices = {"image": None, "reference": reference[cut]}
         for arm in arms:
@@ -176,7 +178,8 @@ def plot_predictions(
             text = legend_text(str(row.label_name))
         handles.append(Line2D([], [], **looks[row.numbers], label=text))
     arm = style.arm(reference_arm)["label"]
-    figure.suptitle(f"Cases by the Dice of {arm}; axial slice with the most foreground")
+    chosen_slice = "; axial slice with the most foreground" * volumes
+    figure.suptitle(f"Cases by the Dice of {arm}{chosen_slice}")
     below(figure, handles)
     save(figure, style, outputs)
 

@@ -21,7 +21,8 @@ from workflow_scripts.records.run_reader import KEYS
 def schedule(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Return one row per epoch of each arm's first fold and seed.
 
-    Columns: task, arm, epoch (from 1), relative, axis_0, axis_1, axis_2, bandwidth, augmentation.
+    Columns: task, arm, epoch (from 1), relative, axis_0, axis_1, axis_2 (not if all plans are 2D),
+    bandwidth, augmentation.
     `relative` is voxels per iteration divided by those of the planned patch and batch. The axes are
     NaN if the sizes within an epoch differ ("random"). `bandwidth` is the share of frequencies per
     axis that a low-pass keeps (geometric mean over the axes); it is 1 without a low-pass.
@@ -40,10 +41,11 @@ def schedule(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     known = table.reindex(columns=[*table.columns.union(["field_of_view", "augmentation"])])
     views = _axes(known["field_of_view"].astype(object).fillna(known["patch_size"]))
     kept = axes.prod(axis=1) / views.prod(axis=1)
+    dimensions = axes.notna().sum(axis=1).clip(lower=1)
     result = table[["task", "arm"]].assign(
         epoch=table["epoch"] + 1,
         relative=table["voxels_per_iteration"] / table["planned"],
-        bandwidth=kept ** (1 / 3),
+        bandwidth=kept ** (1 / dimensions),
         augmentation=known["augmentation"].fillna(1.0).astype(float),
     )
     return pd.concat([result, axes], axis=1)
@@ -52,7 +54,8 @@ def schedule(epochs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 def _axes(sizes: pd.Series) -> pd.DataFrame:
     """Return sizes such as `40x56x40` as columns 0, 1, 2; NaN if they are "random"."""
     axes = sizes.where(sizes != "random").str.split("x", expand=True)
-    return axes.reindex(columns=range(3)).astype(float)
+    # In 3D, sizes that are all "random" have no columns.
+    return axes.reindex(columns=range(2 if axes.shape[1] == 2 else 3)).astype(float)
 
 
 def plot_schedule(
@@ -65,7 +68,8 @@ def plot_schedule(
     table = schedule(epochs, runs)
     tasks, arms = list(epochs["task"].unique()), style.order(epochs["arm"])
     panels = {"relative": "voxels per iteration\n/ planned"}
-    panels |= {f"axis_{axis}": f"patch size\naxis {axis}" for axis in range(3)}
+    drawn_axes = [name for name in ("axis_0", "axis_1", "axis_2") if name in table]
+    panels |= {name: f"patch size\naxis {name[-1]}" for name in drawn_axes}
     optional = {"bandwidth": "share of\nfrequencies", "augmentation": "strength of\naugmentation"}
     panels |= {name: title for name, title in optional.items() if (table[name] < 1).any()}
     figure, axes = grid(style, len(tasks), len(panels), height=1.0 if len(tasks) == 1 else 0.7)

@@ -30,9 +30,9 @@ ONE_SIZE = (
 )
 
 
-UNMEASURED = (
-    "The published runs are of a GPU and say nothing about a CPU. To get time and energy, train "
-    "one fold on this machine, best of an arm with small patches, then set in the configuration "
+HOW_TO_MEASURE = (
+    "To get time and energy, train one fold on your machine, best of an arm with small patches, "
+    "then set in the configuration "
     "`forecast: { calibration: measured, runs: [results/STUDY/runs] }` with that fold's study, and "
     "run `snakemake forecast` again."
 )
@@ -237,7 +237,10 @@ def unmeasured(device: str) -> Calibration:
         seconds_per_tflop=math.nan,
         kwh_per_second=math.nan,
         kwh_per_tflop=math.nan,
-        notes=[UNMEASURED],
+        notes=[
+            "The published runs are of a GPU in 3D and say nothing about a "
+            f"{device}. {HOW_TO_MEASURE}"
+        ],
         device=device,
     )
 

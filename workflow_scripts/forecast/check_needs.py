@@ -24,7 +24,7 @@ from workflow_scripts.forecast.gpu_memory import (
 )
 from workflow_scripts.forecast.planned_study import CheckedStudy
 from workflow_scripts.forecast.plans import Plan, published_plans
-from workflow_scripts.forecast.workload import StudyDesign, build_network, fit_arm
+from workflow_scripts.forecast.workload import StudyDesign, build_network, fit_arm, median_shape
 from workflow_scripts.study.specification import Arm
 
 CHECKPOINTS = 2
@@ -66,7 +66,7 @@ def preprocessed_bytes(plan: Plan, configuration: str) -> float:
     All cases are assumed to have the median size; docs/how-to/storage.md compares this with a
     measurement.
     """
-    voxels = math.prod(plan.plans["configurations"][configuration]["median_image_size_in_voxels"])
+    voxels = math.prod(median_shape(plan.plans, configuration))
     channels = len(plan.dataset.get("channel_names", plan.dataset.get("modality", {})))
     return float(plan.dataset["numTraining"]) * voxels * (4 * channels + 1)
 

@@ -130,8 +130,10 @@ def calibrate(
     """
     if study.calibration == "measured":
         return calibration.measured([Path(path).parent for path in study.runs]), None
-    if study.device == "cpu":
-        return calibration.unmeasured("CPU"), None
+    in_2d, on_cpu = study.configuration == "2d", study.device == "cpu"
+    if in_2d or on_cpu:
+        device = "CPU" if on_cpu else "GPU"
+        return calibration.unmeasured(f"{device} in 2D" if in_2d else device), None
     found = calibration.published(pd.read_csv(runs, sep="\t"), published_work(published))
     return found, Loading.fit(pd.read_csv(loading, sep="\t", comment="#"))
 

@@ -17,10 +17,13 @@ from workflow_scripts.forecast.plans import Plan
 from workflow_scripts.forecast.workload import StudyDesign, build_network, fit_arm
 from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
 
-REFERENCE = {"PlainConvUNet": 560e6, "ResidualEncoderUNet": 680e6}
+REFERENCE = {
+    2: {"PlainConvUNet": 85e6, "ResidualEncoderUNet": 135e6},
+    3: {"PlainConvUNet": 560e6, "ResidualEncoderUNet": 680e6},
+}
 """Values in all feature maps of a sample for which a batch of `REFERENCE_BATCH` needs
-`REFERENCE_GB` (`UNet_reference_val_3d` of nnU-Net's planners)."""
-REFERENCE_BATCH, REFERENCE_GB = 2, 8
+`REFERENCE_GB`, by axes (`UNet_reference_val_2d` and `_3d` of nnU-Net's planners)."""
+REFERENCE_BATCH, REFERENCE_GB = {2: 12, 3: 2}, 8
 GB = 2**30
 STATES = {"adamw": 3}
 """States that an optimiser stores per weight: AdamW with AMSGrad 3, SGD with momentum 1."""
@@ -131,8 +134,10 @@ def _planned_memory(content: str, configuration: str) -> float:
             allow_init=False,
         )
     values = network.compute_conv_feature_map_size(chosen.patch_size)
-    reference = REFERENCE.get(kind.rsplit(".", 1)[-1], REFERENCE["PlainConvUNet"])
-    return REFERENCE_GB * float(values) / reference * chosen.batch_size / REFERENCE_BATCH
+    axes = len(chosen.patch_size)
+    references = REFERENCE[axes]
+    reference = references.get(kind.rsplit(".", 1)[-1], references["PlainConvUNet"])
+    return REFERENCE_GB * float(values) / reference * chosen.batch_size / REFERENCE_BATCH[axes]
 
 
 def smallest_gpu(device: str) -> float | None:

@@ -22,9 +22,6 @@ from workflow_scripts.trainers.curricula.schedules.planner import iterations_of_
 from workflow_scripts.trainers.curricula.schedules.scale_factors import ScaleSpaceSettings
 from workflow_scripts.trainers.curricula.schedules.schedule import Schedule, Stage
 
-MIRRORINGS = 8
-"""Predictions per window with test-time mirroring along three axes."""
-
 
 @dataclass(frozen=True)
 class StageWork:
@@ -119,7 +116,6 @@ def count_work(
     Raises UserError if the settings of the arm do not fit the plan.
     """
     training, trainings = design.training, design.trainings
-    chosen = PlansManager(plan.plans).get_configuration(design.configuration)
     planned, schedule, network = fit_arm(plan, trainer, parameters, design)
     content = json.dumps([plan.plans, plan.dataset])
     table = _flop_table(content, design.configuration, trainer.build_network_architecture, network)
@@ -153,8 +149,10 @@ def count_work(
     ]
     val_iterations = training.epochs * training.validation_iterations_per_epoch
     cases = design.seeds * sum(plan.validation_cases(fold) for fold in design.folds)
-    predictions = windows(chosen.median_image_size_in_voxels, planned.patch_size) * cases
-    predictions *= MIRRORINGS if design.mirroring and mirrors(trainer, parameters) else 1
+    predictions = windows(median_shape(plan.plans, design.configuration), planned.patch_size)
+    predictions *= cases
+    if design.mirroring and mirrors(trainer, parameters):
+        predictions *= 2 ** len(planned.patch_size)
     return Work(
         stages=len(schedule.stages),
         epochs=training.epochs * trainings,
@@ -251,13 +249,26 @@ def build_network(
         return build(manager, chosen, channels, heads, True, **options), channels
 
 
+def median_shape(plans: dict[str, Any], configuration: str) -> tuple[float, ...]:
+    """Return the median shape of the preprocessed cases: three axes, also of a 2D plan.
+
+    A 2D plan lists two axes; the number of slices stays that of the images.
+    """
+    planned = plans["configurations"][configuration]["median_image_size_in_voxels"]
+    if len(planned) == 2:
+        return (plans["original_median_shape_after_transp"][0], *planned)
+    return tuple(planned)
+
+
 def windows(shape: Sequence[float], patch_size: Sequence[int], step: float = 0.5) -> int:
     """Return the number of windows of nnU-Net's sliding-window prediction of an image.
 
-    As in nnU-Net's `compute_steps_for_sliding_window`, an axis shorter than the patch is padded.
+    As in nnU-Net's `compute_steps_for_sliding_window`, an axis shorter than the patch is padded. A
+    2D patch slides over every slice of the image's first axis.
     """
+    slices, within = shape[: -len(patch_size)], shape[-len(patch_size) :]
     each = [
         math.ceil((max(size, patch) - patch) / (patch * step)) + 1
-        for size, patch in zip(shape, patch_size, strict=True)
+        for size, patch in zip(within, patch_size, strict=True)
     ]
-    return math.prod(each)
+    return math.prod(each) * math.ceil(math.prod(slices))

@@ -15,6 +15,12 @@ PER_STAGE = (
 )
 
 
+def why_planned(plans: dict[str, Any]) -> str:
+    """Return what to do if nnU-Net planned only 2D networks, as the end of a message."""
+    only_2d = list(plans["configurations"]) == ["2d"]
+    return ", because its images are 2D: set planning.configuration: 2d" if only_2d else ""
+
+
 def override_plans(
     plans: dict[str, Any], name: str, configuration: str, overrides: dict[str, Any]
 ) -> dict[str, Any]:
@@ -37,6 +43,7 @@ def override_plans(
         raise UserError(
             f"planning.configuration is {configuration}, but nnU-Net planned only "
             f"{', '.join(sorted(plans['configurations']))} for {plans['dataset_name']}"
+            f"{why_planned(plans)}"
         )
     plans = copy.deepcopy(plans)
     plans["plans_name"] = name
@@ -55,6 +62,12 @@ def override_plans(
         kwargs["n_conv_per_stage_decoder"] = kwargs["n_conv_per_stage_decoder"][: len(features) - 1]
         kwargs["n_stages"], kwargs["features_per_stage"] = len(features), list(features)
     if size := overrides.get("patch_size"):
+        if len(size) != len(chosen["patch_size"]):
+            raise UserError(
+                f"planning.overrides: patch_size {list(size)} has {len(size)} axes, but the "
+                f"configuration {configuration} of {plans['dataset_name']} has "
+                f"{len(chosen['patch_size'])}"
+            )
         try:
             PatchPlan.from_strides(size, kwargs["strides"], chosen["batch_size"])
         except ValueError:

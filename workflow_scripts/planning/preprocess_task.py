@@ -13,6 +13,7 @@ from workflow_scripts.common.files import read_json, write_json
 from workflow_scripts.common.formatting import DISK, in_unit
 from workflow_scripts.common.hashing import json_hash
 from workflow_scripts.common.worker_pools import watched_pools
+from workflow_scripts.planning.plan_overrides import why_planned
 from workflow_scripts.study.data_changes import (
     RECORD,
     changed_cases,
@@ -46,7 +47,7 @@ def preprocess_task(dataset: str, plans: str, configuration: str, processes: int
     if configuration not in content["configurations"]:
         raise UserError(
             f"planning.configuration is {configuration}, but nnU-Net planned only "
-            f"{', '.join(sorted(content['configurations']))} for {dataset}"
+            f"{', '.join(sorted(content['configurations']))} for {dataset}{why_planned(content)}"
         )
     check_memory(read_json(nnunet_setup.PREPROCESSED / dataset / "dataset_fingerprint.json"))
     number = nnunet_setup.dataset_number(dataset)

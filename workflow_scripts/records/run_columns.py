@@ -18,7 +18,7 @@ ENERGY = [
     "g_co2eq_per_kwh", "intensity_year", "pue", "cpu_model", "gpu_model", "codecarbon", "error",
     "cpu_source", "gpu_source", "ram_source", "cpu_seconds", "machine_cpu_seconds", "note",
 ]  # fmt: skip
-SURFACE = ["case", "label", "nsd", "tolerance_mm"]
+SURFACE = ["case", "label", "nsd", "tolerance_mm", "tolerance_px"]
 TABLES = {
     "epochs.csv": EPOCHS,
     "stages.csv": STAGES,
@@ -28,7 +28,7 @@ TABLES = {
 ADDED_LATER = {
     "iterations", "field_of_view", "augmentation", "intensity_year", "compile_seconds",
     "skipped_steps", "loss_scale", "cpu_source", "gpu_source",
-    "ram_source", "cpu_seconds", "machine_cpu_seconds", "note",
+    "ram_source", "cpu_seconds", "machine_cpu_seconds", "note", "tolerance_px",
 }  # fmt: skip
 """Columns missing in runs of earlier versions."""
 TEXTS = {

@@ -175,19 +175,20 @@ def read_cases(path: Path, label_names: Mapping[str, str], ending: str) -> pd.Da
 
 
 def add_surface(cases: pd.DataFrame, surface: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Return `cases` with the columns nsd and nsd_tolerance_mm, from surface.csv at `path`.
+    """Return `cases` with NSD and its tolerance in mm or pixels, from surface.csv at `path`.
 
     Raises UserError unless both have the same cases and labels.
     """
     keys = ["case", "label"]
-    measured = surface.set_index(keys)[["nsd", "tolerance_mm"]]
+    tolerances = {f"tolerance_{unit}": f"nsd_tolerance_{unit}" for unit in ("mm", "px")}
+    measured = surface.set_index(keys).reindex(columns=["nsd", *tolerances])
     wanted = pd.MultiIndex.from_frame(cases[keys])
     if not measured.index.is_unique or set(measured.index) != set(wanted):
         raise UserError(
             f"{path} does not contain each case and label of summary.json exactly once; remove it "
             "and run again"
         )
-    measured = measured.reindex(wanted).rename(columns={"tolerance_mm": "nsd_tolerance_mm"})
+    measured = measured.reindex(wanted).rename(columns=tolerances)
     return cases.join(measured.reset_index(drop=True))
 
 

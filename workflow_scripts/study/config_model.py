@@ -83,7 +83,8 @@ class OwnTask(Section):
     made that keep each group together. With `null`, folds come from a `splits_final.json` next
     to `dataset.json`, or else nnU-Net draws them over cases."""
     nsd_tolerance_mm: Annotated[float, Keywords(exclusiveMinimum=0)] | None = None
-    """Tolerance of the normalised surface distance in mm; with `null` there is none."""
+    """Tolerance of the normalised surface distance in mm, or in pixels for images without a spacing
+    (`.png`, `.bmp`, 2D `.tif`); with `null` there is none."""
 
 
 class Override(TypedDict, total=False):
@@ -92,9 +93,9 @@ class Override(TypedDict, total=False):
     __pydantic_config__ = CLOSED  # type: ignore[misc]
 
     patch_size: Annotated[
-        list[Annotated[int, Keywords(minimum=4)]], Keywords(minItems=3, maxItems=3)
+        list[Annotated[int, Keywords(minimum=4)]], Keywords(minItems=2, maxItems=3)
     ]
-    """Patch size in voxels, in the order of the preprocessed array's axes."""
+    """Patch size in voxels, in the order of the preprocessed array's axes; two numbers in 2D."""
     batch_size: Count
     """Patches per batch. nnU-Net's own planner never goes below 2."""
     features_per_stage: Annotated[list[Count], Keywords(minItems=2)]
@@ -111,9 +112,9 @@ class Planning(Section):
     """Planner class of nnU-Net."""
     gpu_memory_target_gb: Annotated[float, Keywords(exclusiveMinimum=0)] | None = None
     """GPU memory that is planned for, in GB. `null` is the planner's own target."""
-    configuration: Literal["3d_fullres", "3d_lowres"] = "3d_fullres"
-    """Configuration of the plans that is trained. `2d` is not available, because the curricula
-    grow 3D patches."""
+    configuration: Literal["3d_fullres", "3d_lowres", "2d"] = "3d_fullres"
+    """Configuration of the plans that is trained. nnU-Net plans `2d` for all data ([how
+    to](../how-to/2d.md)), the others only for 3D images."""
     overrides: dict[Literal["all"] | Task, Annotated[Override, Keywords(minProperties=1)]] = field(
         default_factory=dict
     )
@@ -127,7 +128,7 @@ class Validation(Section):
 
     mirroring: bool = True
     """Test-time augmentation by mirroring, nnU-Net's default (8 predictions per window in
-    3D)."""
+    3D, 4 in 2D)."""
 
 
 Margin = Annotated[float, Keywords(exclusiveMinimum=0, exclusiveMaximum=1)]

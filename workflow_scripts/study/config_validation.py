@@ -220,6 +220,27 @@ def _cross_check(config: dict[str, Any], shipped: list[str]) -> Iterator[str]:
     for task in config["comparison"]["task_margins"]:
         if task not in config["tasks"]:
             yield f"comparison.task_margins: {task!r} is not among the study's tasks"
+    yield from _check_axes(config)
+
+
+def _check_axes(config: dict[str, Any]) -> Iterator[str]:
+    """Yield problems: patch sizes with too many or too few axes for the planned configuration."""
+    configuration = config["planning"]["configuration"]
+    axes = 2 if configuration == "2d" else 3
+    sizes = {
+        f"planning.overrides.{task}.patch_size": override.get("patch_size")
+        for task, override in config["planning"]["overrides"].items()
+    }
+    for name, arm in config["arms"].items():
+        for number, stage in enumerate(arm["parameters"].get("stage_list") or []):
+            key = f"arms.{name}.parameters.stage_list[{number}].patch_size"
+            sizes[key] = stage["patch_size"]
+    for key, size in sizes.items():
+        if size and len(size) != axes:
+            yield (
+                f"{key}: {size} has {len(size)} axes, but planning.configuration {configuration} "
+                f"has {axes}"
+            )
 
 
 def _check_tasks(config: dict[str, Any], shipped: list[str]) -> Iterator[str]:

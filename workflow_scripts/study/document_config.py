@@ -109,7 +109,8 @@ def _allowed(subschema: dict[str, Any]) -> str:
     kinds = subschema["type"] if isinstance(subschema["type"], list) else [subschema["type"]]
     text = _KINDS[kinds[0]]
     if "maxItems" in subschema:
-        text = f"{subschema['maxItems']} values"
+        least, most = subschema.get("minItems", 0), subschema["maxItems"]
+        text = f"{most} values" if least == most else f"{least} to {most} values"
     if "items" in subschema:
         text += f": {_allowed(subschema['items'])}"
     for bound, sign in {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤"}.items():

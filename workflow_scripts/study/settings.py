@@ -29,7 +29,7 @@ class TrainingSettings:
     AVX512-BF16) bf16 autocast; else fp32."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """Order of the network's weights in memory. It affects speed and rounding only. `auto`:
-    `channels_last` on a CPU for networks whose first stage has fewer than 16 features, else
+    `channels_last` on a CPU for 3D networks whose first stage has fewer than 16 features, else
     `contiguous` ([speed](../results/performance.md))."""
     deterministic: bool = False
     """Compute the same bits each time on one machine: two runs, or a run that was killed and

@@ -269,8 +269,11 @@ class ScheduledDataLoader(nnUNetDataLoader):
         stage = self._schedule.stage_of_batch(number)
         plan = self._plan = self._plans[stage]
         self.batch_size = plan.stage.batch_size
-        self.patch_size, self.final_patch_size = plan.initial_patch_size, plan.stage.patch_size
-        self.need_to_pad = np.subtract(plan.initial_patch_size, plan.stage.patch_size).astype(int)
+        # As nnU-Net does, take a 2D patch from a volume as a box of one slice.
+        slices = (1,) * self.patch_size_was_2d
+        self.patch_size = (*slices, *plan.initial_patch_size)
+        self.final_patch_size = (*slices, *plan.stage.patch_size)
+        self.need_to_pad = np.subtract(self.patch_size, self.final_patch_size).astype(int)
         self.transforms = plan.transforms
         word = int(np.random.SeedSequence((*self._seed, number)).generate_state(1)[0])
         random.seed(word)
@@ -316,11 +319,15 @@ class ScheduledDataLoader(nnUNetDataLoader):
                 else:
                     lower = [start + margin for start, margin in zip(box, inset, strict=True)]
                     copy_crop(data, seg, lower, images[sample], labels[sample])
+
+        def tensor(boxes: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(boxes[:, :, 0] if self.patch_size_was_2d else boxes)
+
         return Crops(
-            torch.from_numpy(images),
-            torch.from_numpy(labels),
-            torch.from_numpy(wide_images),
-            torch.from_numpy(wide_labels),
+            tensor(images),
+            tensor(labels),
+            tensor(wide_images),
+            tensor(wide_labels),
             placement,
             draws.numbers,
             draws.noise.initial_seed(),

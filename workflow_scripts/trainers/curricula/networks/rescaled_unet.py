@@ -49,9 +49,9 @@ class RescaledUNet(nn.Module):
 
     Stage 0 is the stock one. Before every further stage of the encoder, the features are resized to
     `stage_sizes` (linear interpolation); its convolutions have a stride of 1. The decoder projects
-    with a 1x1x1 convolution, resizes to the size of the skip connection, and continues as the stock
-    one. The projection commutes with the resizing and is cheapest before it. The input can have any
-    size; the output has the same size.
+    with a convolution of one voxel, resizes to the size of the skip connection, and continues as
+    the stock one. The projection commutes with the resizing and is cheapest before it. The input
+    can have any size; the output has the same size.
 
     Attributes:
         scale_factor: size of a stage relative to the one above; may be changed at any time.

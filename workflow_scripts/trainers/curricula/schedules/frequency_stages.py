@@ -2,8 +2,8 @@
 
 EfficientTrain++ (Wang et al., arXiv 2405.08768) starts with the low frequencies of every image and
 weak augmentation. In ten stages the frequencies grow from 96 of 224 to all of them, and the
-augmentation's magnitude from 0 to 9. Here the fractions apply to a 3D patch, whose field of view
-stays as planned. Files and lines below refer to the authors' repository,
+augmentation's magnitude from 0 to 9. Here the fractions apply to the planned patch, in 3D or
+2D, whose field of view stays. Files and lines below refer to the authors' repository,
 github.com/LeapLabTHU/EfficientTrain, at commit 2b9011c.
 """
 
@@ -109,9 +109,7 @@ def plan_bands(
             size = tuple(kept_size(n, u, fraction) for n, u in zip(planned, units, strict=True))
         batch = plan.batch_size
         if settings.large_batches_early:
-            batch = batch * prod(planned) // prod(size)
-            if settings.max_batch is not None:
-                batch = max(plan.batch_size, min(batch, settings.max_batch))
+            batch = plan.limited(batch * prod(planned) // prod(size), settings.max_batch)
         repeats = replay and size != planned
         stages.append(
             Stage(

@@ -10,6 +10,7 @@ from .patch_plan import PatchPlan
 def grow_in_turn(plan: PatchPlan) -> list[tuple[int, ...]]:
     """Grow one axis by one unit per stage, in the order 1, 2, 0, 1, 2, 0, ... (PGPS, MICCAI).
 
+    In 2D, which the authors do not train, the order is 1, 0, 1, 0, ...
     The smallest patch is one unit on every axis, except two on axis 0: a bottleneck of a single
     voxel has no variance for InstanceNorm to divide by.
     """

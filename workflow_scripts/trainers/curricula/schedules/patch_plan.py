@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+LARGEST_2D_BATCH = 1024
+"""Samples of a batch in 2D unless an arm sets `max_batch`. The planned batches of small images have
+hundreds of samples (366 of 56×40 for MSD Task04), and thousands of the smallest patch would fit."""
+
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """A patch and batch that the network accepts.
+    """A patch and batch that the network accepts, in 3D or 2D.
 
     Attributes:
         patch_size: voxels per axis, in nnU-Net's axis order; each a multiple of 2**pooling.
@@ -61,19 +65,27 @@ class PatchPlan:
         """Voxels per axis that the network reduces to one: every patch is a multiple of them."""
         return tuple(2**count for count in self.pooling)
 
+    def limited(self, batch: int, max_batch: int | None) -> int:
+        """Return a batch of at most `max_batch` samples, but no fewer than planned.
+
+        None is no limit in 3D, and `LARGEST_2D_BATCH` in 2D.
+        """
+        if max_batch is None and len(self.patch_size) == 2:
+            max_batch = LARGEST_2D_BATCH
+        return batch if max_batch is None else max(self.batch_size, min(batch, max_batch))
+
 
 def count_poolings(strides: Sequence[Sequence[int] | int]) -> tuple[int, ...]:
     """Return the number of stride-2 stages per axis from a plan's `arch_kwargs.strides`.
 
-    Raises ValueError for a stride other than 1 or 2.
+    A single number is the stride of all axes (three, if there are only such numbers). Raises
+    ValueError for a stride other than 1 or 2.
     """
-    per_axis = list(zip(*[_as_tuple(stride) for stride in strides], strict=True))
+    axes = next((len(stride) for stride in strides if not isinstance(stride, int)), 3)
+    listed = [(stride,) * axes if isinstance(stride, int) else stride for stride in strides]
+    per_axis = [tuple(map(int, values)) for values in zip(*listed, strict=True)]
     for axis, values in enumerate(per_axis):
         unknown = set(values) - {1, 2}
         if unknown:
             raise ValueError(f"axis {axis} has a stride of {max(unknown)}; only 1 and 2 are known")
     return tuple(values.count(2) for values in per_axis)
-
-
-def _as_tuple(stride: Sequence[int] | int) -> tuple[int, ...]:
-    return (int(stride),) * 3 if isinstance(stride, int) else tuple(int(s) for s in stride)

@@ -91,8 +91,7 @@ def plan_stages(plan: PatchPlan, settings: CurriculumSettings) -> list[Stage]:
         batches = plus_batches(sizes, batch, min(seed, batch))
     elif curriculum == "progressive_performance":
         batches = [batch * prod(planned) // prod(size) for size in sizes]
-    if settings.max_batch is not None:
-        batches = [max(batch, min(wanted, settings.max_batch)) for wanted in batches]
+    batches = [plan.limited(wanted, settings.max_batch) for wanted in batches]
     return [Stage(size, count) for size, count in zip(sizes, batches, strict=True)]
 
 

@@ -114,9 +114,9 @@ class ListedStage:
     __pydantic_config__ = CLOSED
 
     patch_size: Annotated[
-        list[Annotated[int, Keywords(minimum=1)]], Keywords(minItems=3, maxItems=3)
+        list[Annotated[int, Keywords(minimum=1)]], Keywords(minItems=2, maxItems=3)
     ]
-    """Patch size in voxels, in the order of the preprocessed array's axes."""
+    """Patch size in voxels, in the order of the preprocessed array's axes; two numbers in 2D."""
     batch_size: Annotated[int, Keywords(minimum=1)]
     """Patches per batch."""
     epochs: Annotated[int, Keywords(minimum=1)]
@@ -142,7 +142,8 @@ class GrowthSettings(TrainerSettings):
     batch is 1). The default is the authors'; `null` is the planned batch, which is the maximum."""
     max_batch: Annotated[int, Keywords(minimum=1)] | None = None
     """Largest batch of the small patches (`progressive_plus`, `progressive_performance`,
-    `large_batches_early`); `null` is no limit."""
+    `large_batches_early`); `null` is no limit in 3D and 1024 in 2D. The planned batch is never
+    reduced."""
     one_voxel_bottleneck: Annotated[bool, FIDELITY] = True
     """`false` leaves out the journal's smallest patch, at which the network's bottleneck is a
     single voxel."""
