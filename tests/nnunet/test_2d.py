@@ -19,7 +19,8 @@ from workflow_scripts.common.files import write_json
 from workflow_scripts.common.nnunet_setup import TRAINERS
 from workflow_scripts.evaluation.measure_class_balance import measure_task
 from workflow_scripts.figures.plot_patches import central_patch, plan_arms, seen
-from workflow_scripts.forecast.workload import StudyDesign, count_work, read_plan
+from workflow_scripts.forecast.plans import read_plan
+from workflow_scripts.forecast.workload import StudyDesign, count_work
 from workflow_scripts.planning.plan_overrides import override_plans
 from workflow_scripts.scale_space.baking import bake_model
 from workflow_scripts.study.settings import TrainingSettings
