@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.quick_study import quick_snakemake
 from helpers.tiny_study import CONFIG
-from helpers.tree import snakemake, write_config
+from helpers.tree import write_config
 from workflow_scripts.data.archives import extract_archive
 
 ACDC, BRATS = "Task542_ACDC", "Task543_BraTS"
@@ -58,7 +59,7 @@ def results(tmp_path_factory):
     config = write_config(folder, "real", config)
     wanted = ["tables/comparison.md", "tables/significance.csv", "figures/predictions.svg"]
     targets = [f"results/real/{name}" for name in wanted]
-    run = snakemake(folder, *targets, "--cores", 2, "--configfile", config)
+    run = quick_snakemake(folder, *targets, "--cores", 2, "--configfile", config)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder / "results/real"
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from helpers.processes import PATIENCE
-from helpers.tree import ROOT, snakemake, write_config
+from helpers.quick_study import quick_snakemake
+from helpers.tree import ROOT, write_config
 
 TASK = "Task04_Hippocampus"
 ARMS = [
@@ -56,7 +57,7 @@ def study(tmp_path_factory):
         validation={"mirroring": False},
     )
     arguments = ["--cores", 2, "--configfile", config, "--config", f"archives={ARCHIVES}"]
-    run = snakemake(folder, *arguments)
+    run = quick_snakemake(folder, *arguments)
     assert run.returncode == 0, run.stdout + run.stderr
     return SimpleNamespace(
         folder=folder,
@@ -110,7 +111,7 @@ def test_tables_and_report_have_the_real_task(study):
 
 
 def test_stock_nnunet_predicts_a_case_with_a_baked_model(study, tmp_path):
-    run = snakemake(
+    run = quick_snakemake(
         study.folder,
         "bake",
         *("--cores", 2, "--configfile", study.config),
@@ -124,7 +125,8 @@ def test_stock_nnunet_predicts_a_case_with_a_baked_model(study, tmp_path):
     shutil.copy(image, tmp_path / "images")
     predicting = [
         *("nnUNetv2_predict_from_modelfolder", "-m", model, "-f", "0", "-device", "cpu"),
-        *("-i", tmp_path / "images", "-o", tmp_path / "predictions", "-npp", "1", "-nps", "1"),
+        *("-i", tmp_path / "images", "-o", tmp_path / "predictions", "-npp", "0", "-nps", "0"),
+        "--disable_tta",
     ]
     environment = {**os.environ, "nnUNet_extTrainer": str(model / "trainers")}
     subprocess.run(predicting, env=environment, check=True, timeout=PATIENCE)
@@ -134,5 +136,5 @@ def test_stock_nnunet_predicts_a_case_with_a_baked_model(study, tmp_path):
 
 def test_the_archive_is_linked_and_where_it_lies_is_no_reason_to_train(study):
     assert (study.folder / f"resources/archives/{TASK}.tar").is_symlink()
-    run = snakemake(study.folder, "-n", "--configfile", study.config)
+    run = quick_snakemake(study.folder, "-n", "--configfile", study.config)
     assert "Nothing to be done" in run.stdout + run.stderr

@@ -260,7 +260,7 @@ def test_other_overrides_change_the_plans_but_preprocess_nothing(study):
 
 @pytest.mark.ci
 def test_a_second_seed_is_trained_beside_the_first(study):
-    """The first seed's training stays; tables, figures and pages are made from both."""
+    """The first seed's training stays; the tables are made from both."""
     short = {**study.config, "arms": {arm: study.config["arms"][arm] for arm in ARMS[:2]}}
     short["training"] = {**study.config["training"], "epochs": 1, "seed": 3}
     alone = write_config(study.folder, "seeds", short, study="seeds")
@@ -270,7 +270,7 @@ def test_a_second_seed_is_trained_beside_the_first(study):
     assert run.returncode == 0, run.stderr
     seeds = {"seeds": [3, 7]}
     both = write_config(study.folder, "seeds", short, study="seeds", **seeds)
-    arguments = [*study.workflow, "--cores", 2, "--configfile", both]
+    arguments = [*study.workflow, "tables", "--cores", 2, "--configfile", both]
     assert plan(study.folder, *arguments)[0]["train_fold"] == 2
     run = quick_snakemake(study.folder, *arguments)
     assert run.returncode == 0, run.stderr

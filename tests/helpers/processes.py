@@ -113,15 +113,21 @@ def run_forked(command, env, capture_output, text):
     assert (capture_output, text, command[1]) == (True, True, "-m")
     path = Path(command[-1])
     outputs = path.with_suffix(".out"), path.with_suffix(".err")
-    process = Forked(run_module, command[2], path, Path.cwd(), dict(env), output=outputs)
+    process = Forked(run_module, command[2:], Path.cwd(), dict(env), output=outputs)
     process.wait(PATIENCE)
     said = [output.read_text() for output in outputs]
     return subprocess.CompletedProcess(command, process.returncode, *said)
 
 
-def run_module(module, path, folder, environment):
+def start_forked(command, env, stdout, stderr, start_new_session=False):
+    """Replace `subprocess.Popen` of `python -m MODULE ...` by a process that has the imports."""
+    assert (command[1], stdout) == ("-m", stderr)
+    return Forked(run_module, command[2:], Path.cwd(), dict(env), output=Path(stdout.name))
+
+
+def run_module(words, folder, environment):
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = [module, str(path)]
+    sys.argv = list(map(str, words))
     with contextlib.chdir(folder):
-        runpy.run_module(module, run_name="__main__")
+        runpy.run_module(words[0], run_name="__main__")

@@ -14,7 +14,7 @@ from helpers.folds import PATHS, PYTHON, ROOT, Folds, kill_group
 from helpers.processes import PATIENCE
 
 pytestmark = pytest.mark.ci
-EPOCHS, ITERATIONS, VALIDATIONS = 15, 40, 2
+EPOCHS, ITERATIONS, VALIDATIONS = 15, 15, 2
 
 
 @pytest.fixture(scope="module")

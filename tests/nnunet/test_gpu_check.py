@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.processes import run_forked
+from helpers.processes import run_forked, start_forked
 from workflow_scripts.benchmark import gpu_check
 from workflow_scripts.benchmark.gpu_check import (
     FAILED,
@@ -68,6 +68,7 @@ def workdir(tiny, tmp_path, monkeypatch):
 @pytest.mark.ci
 def test_on_a_cpu_everything_passes_that_needs_no_gpu(tiny, workdir, monkeypatch):
     monkeypatch.setattr("workflow_scripts.benchmark.variants.subprocess.run", run_forked)
+    monkeypatch.setattr("workflow_scripts.benchmark.gpu_check.subprocess.Popen", start_forked)
     rows = run_checks(checks_on("cpu", tiny, workdir, ARMS))
     outcomes = {row["check"]: row["outcome"] for row in rows}
     impossible = {name for name, outcome in outcomes.items() if outcome == IMPOSSIBLE}
