@@ -98,6 +98,24 @@ def test_costs_by_hand(by_hand):
     assert by_hand.loc[by_hand["label"] != "", "training_seconds"].isna().all()
 
 
+def test_memory_and_waiting_are_told(tmp_path):
+    study = FakeStudy(tmp_path, tasks=(A, B), arms=("constant", "random"), folds=(0, 1))
+    runs, cases = tables(study)
+    first = (runs["fold"] == 0) & (runs["task"] == A)
+    runs["process_peak_mb"] = 2048 + 1024 * ((runs["arm"] == "random") & first)
+    runs["wait_share"] = 0.3 * ((runs["arm"] == "random") & (runs["task"] == A))
+    table = compare(runs, cases, "constant", study.tasks, study.arms)
+    assert row(table, A, "random")["wait_share"] == pytest.approx(0.3)
+    assert row(table, OVERALL, "random")["wait_share"] == pytest.approx(0.15)
+    assert row(table, OVERALL, "random")["process_peak_mb"] == 3072
+    page = " ".join(to_markdown(table).split())
+    assert "Largest memory of a training: process 3.0 GiB (random)." in page
+    assert "waiting for batches: random 15 %." in page
+    # Runs of earlier versions have neither.
+    older = compare(*tables(study), "constant", study.tasks, study.arms)
+    assert "memory" not in to_markdown(older)
+
+
 def test_a_tie_is_at_least_as_good(by_hand):
     """Task A has the same fold values in another order: equal up to rounding."""
     overall = row(by_hand, OVERALL, "progressive")

@@ -38,6 +38,9 @@ STEPS = Steps(
     iterations=7,
     skipped_steps=1,
     loss_scale=1024.0,
+    wait_seconds=0.5,
+    process_peak_mb=900.0,
+    device_peak_mb=2000.0,
 )
 COMMON = {"attempt": 2, "seconds": 9.0, "compile_seconds": 0.5, "reading": READING}
 ENTRIES = [
@@ -231,6 +234,9 @@ LINES = {
         iterations=5,
         skipped_steps=0,
         loss_scale=None,
+        wait_seconds=0.1,
+        process_peak_mb=500.0,
+        device_peak_mb=None,
         **READ,
     ),
     "case": work(1, "validation", partial=True, case="a", **READ),

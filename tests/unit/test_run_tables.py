@@ -381,6 +381,25 @@ def test_compilation_is_no_training_time(tmp_path):
     assert describe(three_attempts(), tmp_path)["skipped_steps"] is None, "of earlier versions"
 
 
+def test_waiting_is_summed_and_the_largest_memory_kept(tmp_path):
+    used = [(2.0, 900.0, 4000.0), (1.0, 950.0, 4100.0), (0.5, 940.0, 3000.0)]
+    names = ("wait_seconds", "process_peak_mb", "device_peak_mb")
+    part, end, alone = (
+        epoch(1, n, 1.0, iterations=5, train_seconds=7.0, **dict(zip(names, values, strict=True)))
+        for n, values in zip((0, 0, 1), used, strict=True)
+    )
+    entries = [start(1), {**part, "partial": True}, end, alone, work(1, "validation", 1.0)]
+    table = epochs_table(entries)
+    assert table[list(names)].to_numpy().tolist() == [[3.0, 950.0, 4100.0], [0.5, 940.0, 3000.0]]
+    (stage,) = stages_table(table).to_dict("records")
+    assert [stage[name] for name in names] == [3.5, 950.0, 4100.0]
+    record = describe(entries, tmp_path)
+    assert record["wait_share"] == pytest.approx(3.5 / 21)
+    assert (record["process_peak_mb"], record["device_peak_mb"]) == (950, 4100)
+    for missing in ("wait_share", "process_peak_mb", "device_peak_mb"):
+        assert describe(three_attempts(), tmp_path)[missing] is None, "of earlier versions"
+
+
 def test_a_loss_that_is_not_finite_is_an_empty_cell():
     table = epochs_table([start(1), {**epoch(1, 0, 1.0), "train_loss": None}])
     assert table["train_loss"].isna().all()

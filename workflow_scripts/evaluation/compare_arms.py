@@ -39,6 +39,10 @@ COSTS = (
     "training_gflop",
     "validation_seconds",
 )
+USED = {"wait_share": mean_of_all, "process_peak_mb": "max", "device_peak_mb": "max"}
+"""Columns of runs.csv that tell what a training used, and how they are summarised."""
+LONG_WAIT = 0.1
+"""Share of the training time from which waiting for batches is worth a note."""
 COLUMNS = [
     "task",
     "arm",
@@ -56,6 +60,7 @@ COLUMNS = [
     *(column for cost in COSTS for column in (cost, f"{cost}_relative")),
     "tasks",
     "at_least_as_good",
+    *USED,
     "energy_source",
     "energy_measured",
     "electricity",
@@ -104,9 +109,10 @@ def compare(
     """Return one row per task (or overall), arm and label, with the columns `COLUMNS`.
 
     Means and std are over the trainings (every fold with every seed); one training has no std.
-    Costs are in the foreground row (empty label). `overall` is the mean over tasks. Its Dice is
-    averaged over tasks for each fold and seed, and its std is that of these means. `*_relative` is
-    the value divided by the reference arm's. `cases` counts the cases of one seed.
+    Costs, waiting and peaks of memory are in the foreground row (empty label). `overall` is the
+    mean over tasks. Its Dice is averaged over tasks for each fold and seed, and its std is that of
+    these means. `*_relative` is the value divided by the reference arm's. `cases` counts the cases
+    of one seed.
     `at_least_as_good` counts the tasks (out of `tasks`) whose mean Dice is not below the reference
     arm's. Energies that were measured in different ways have no ratio, nor have emissions of
     different electricity.
@@ -138,8 +144,10 @@ def compare(
         dice_std=("dice", "std"),
     )
     table["cases"] //= table["seeds"]
-    costs = runs.groupby(["task", "arm"], as_index=False)[list(COSTS)].agg(mean_of_all)
-    totals = costs.groupby("arm", as_index=False)[list(COSTS)].agg(mean_of_all)
+    runs = runs.reindex(columns=runs.columns.union(USED, sort=False))
+    summaries = dict.fromkeys(COSTS, mean_of_all) | USED
+    costs = runs.groupby(["task", "arm"], as_index=False).agg(summaries)
+    totals = costs.groupby("arm", as_index=False).agg(summaries)
     totals["task"] = OVERALL
     costs = pd.concat([costs, totals], ignore_index=True).assign(label="")
     table = table.merge(costs, on=["task", "arm", "label"], how="left")
@@ -241,6 +249,26 @@ def energy_notes(table: pd.DataFrame) -> list[str]:
     return notes
 
 
+def usage_notes(table: pd.DataFrame) -> list[str]:
+    """Return the largest memory, and which arms waited long for their batches."""
+    rows = table[(table["task"] == OVERALL) & (table["label"] == "")].set_index("arm")
+    peaks = {"process_peak_mb": "process", "device_peak_mb": "GPU"}
+    memory = [
+        f"{name} {rows[column].max() / 1024:.1f} GiB ({rows[column].idxmax()})"
+        for column, name in peaks.items()
+        if rows[column].notna().any()
+    ]
+    notes = [f"Largest memory of a training: {', '.join(memory)}."] if memory else []
+    waits = rows.loc[rows["wait_share"] > LONG_WAIT, "wait_share"]
+    if len(waits):
+        listed = ", ".join(f"{arm} {100 * share:.0f} %" for arm, share in waits.items())
+        notes.append(
+            f"Share of the training time spent waiting for batches: {listed}. More `threads`, or "
+            "preprocessed data on a faster disk, shorten it."
+        )
+    return notes
+
+
 def cost(row: pd.Series, column: str, scale: float) -> str:
     """Return a cost with its ratio to the reference arm's in brackets."""
     text = number(row[column] * scale)
@@ -334,6 +362,7 @@ def notes(table: pd.DataFrame) -> list[str]:
             if overall["dice_mean"].isna().any()
             else []
         ),
+        *usage_notes(table),
         *energy_notes(table),
     ]
 

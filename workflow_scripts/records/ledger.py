@@ -123,6 +123,10 @@ class Steps:
         iterations: number of training iterations.
         skipped_steps: those without an update of the weights.
         loss_scale: scale of the gradient scaler, if there is one.
+        wait_seconds: part of `train_seconds` in which a step waited for its batch.
+        process_peak_mb: largest memory (MiB) of the process since it began, without the memory of
+            loading workers.
+        device_peak_mb: largest memory (MiB) that PyTorch reserved on the GPU; None on a CPU.
     """
 
     epoch: int
@@ -139,6 +143,9 @@ class Steps:
     iterations: float = math.nan
     skipped_steps: float = math.nan
     loss_scale: float | None = None
+    wait_seconds: float = math.nan
+    process_peak_mb: float = math.nan
+    device_peak_mb: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
 """The recorder of a training, which writes its ledger."""
 
 import math
+import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -65,6 +67,7 @@ class Recorder:
         self._attempt, self._after_epoch = attempt, after_epoch
         self._batches: dict[Phase, Counter[Step]] = {"train": Counter(), "val": Counter()}
         self._seconds: dict[Phase, float] = {"train": 0.0, "val": 0.0}
+        self._waited, self._step_ended = 0.0, math.nan
         self._last = began
         self._compilation = compilation_clock()
         self._compiled_before = self._compilation.seconds
@@ -91,6 +94,8 @@ class Recorder:
             observe(trainer, begin, before=partial(self._clock, phase, -1))
             observe(trainer, end, after=partial(self._clock, phase, 1))
             observe(trainer, step, before=partial(self._count, phase))
+        observe(trainer, "on_train_epoch_start", after=self._end_step)
+        observe(trainer, "train_step", before=self._end_waiting, after=self._end_step)
 
     def finish(self, phase: str) -> None:
         """Close the current piece of work as an entry without more details, and start the next."""
@@ -166,6 +171,7 @@ class Recorder:
         for steps in self._batches.values():
             steps.clear()
         self._seconds = {"train": 0.0, "val": 0.0}
+        self._waited = 0.0
 
     def _describe_steps(self) -> Steps:
         """Return the steps since the start of the epoch or its last checkpoint."""
@@ -194,6 +200,9 @@ class Recorder:
             iterations=iterations,
             skipped_steps=iterations - (self._updates.count - self._updates_before),
             loss_scale=scaler.get_scale() if scaler else None,
+            wait_seconds=self._waited,
+            process_peak_mb=_process_peak_mb(),
+            device_peak_mb=self._device_peak_mb(),
         )
 
     def _stage_of(self, epoch: int) -> tuple[int | None, Stage | None]:
@@ -212,6 +221,18 @@ class Recorder:
     def _clock(self, phase: Phase, sign: int, *_: object) -> None:
         self._seconds[phase] += sign * (time.monotonic() - self._compilation.seconds)
 
+    def _end_waiting(self, *_: object) -> None:
+        self._waited += time.monotonic() - self._step_ended
+
+    def _end_step(self, *_: object) -> None:
+        self._step_ended = time.monotonic()
+
+    def _device_peak_mb(self) -> float | None:
+        device = self._trainer.device
+        if device.type != "cuda":
+            return None
+        return float(torch.cuda.max_memory_reserved(device) / 2**20)
+
     def _count(self, phase: Phase, batch: dict[str, Any]) -> None:
         """Count a step by batch size, patch size and, if the network has one, scale factor."""
         batch_size, _, *size = batch["data"].shape
@@ -222,6 +243,12 @@ class Recorder:
 
 def _gflop(steps: Mapping[Step, int], count: Callable[..., int]) -> float:
     return sum(times * count(*step) for step, times in steps.items()) / 1e9
+
+
+def _process_peak_mb() -> float:
+    """Return the largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes; KiB on Linux
 
 
 def _finite(value: Any) -> float | None:

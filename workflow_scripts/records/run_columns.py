@@ -4,13 +4,14 @@ EPOCHS = [
     "epoch", "stage", "patch_size", "batch_size", "lr", "train_loss", "val_loss", "pseudo_dice",
     "seconds", "kwh", "kg_co2eq", "gflop", "train_seconds", "val_seconds", "train_gflop",
     "voxels_per_iteration", "attempt", "iterations", "field_of_view", "augmentation",
-    "compile_seconds", "skipped_steps", "loss_scale",
+    "compile_seconds", "skipped_steps", "loss_scale", "wait_seconds", "process_peak_mb",
+    "device_peak_mb",
 ]  # fmt: skip
 STAGES = [
     "stage", "patch_size", "batch_size", "epochs", "first_epoch", "seconds", "kwh", "kg_co2eq",
     "gflop", "train_seconds", "val_seconds", "train_gflop", "voxels_per_iteration", "train_loss",
     "pseudo_dice", "iterations", "field_of_view", "augmentation", "compile_seconds",
-    "skipped_steps",
+    "skipped_steps", "wait_seconds", "process_peak_mb", "device_peak_mb",
 ]  # fmt: skip
 ENERGY = [
     "attempt", "phase", "stage", "epochs", "seconds", "kwh", "kg_co2eq", "kwh_kept",
@@ -27,8 +28,9 @@ TABLES = {
 }
 ADDED_LATER = {
     "iterations", "field_of_view", "augmentation", "intensity_year", "compile_seconds",
-    "skipped_steps", "loss_scale", "cpu_source", "gpu_source",
-    "ram_source", "cpu_seconds", "machine_cpu_seconds", "note", "tolerance_px",
+    "skipped_steps", "loss_scale", "wait_seconds", "process_peak_mb", "device_peak_mb",
+    "cpu_source", "gpu_source", "ram_source", "cpu_seconds", "machine_cpu_seconds", "note",
+    "tolerance_px",
 }  # fmt: skip
 """Columns missing in runs of earlier versions."""
 TEXTS = {

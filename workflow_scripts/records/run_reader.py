@@ -46,7 +46,13 @@ FLAT = (
 
 NESTED = ("parameters", "patch_size", "versions", "dice_per_label", "label_names")
 OTHER = ("cases", "nan_dice", "results_folder")
-COUNTED_LATER = ("compile_seconds", "skipped_steps")
+COUNTED_LATER = (
+    "compile_seconds",
+    "skipped_steps",
+    "wait_share",
+    "process_peak_mb",
+    "device_peak_mb",
+)
 """Fields that records of earlier versions lack."""
 
 METRICS = {

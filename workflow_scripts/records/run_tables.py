@@ -41,8 +41,10 @@ TRAINED_KEYS = [
 ]  # fmt: skip
 """Keys of run.json from the start of the last attempt that trained."""
 COSTS = ["gflop", "train_seconds", "val_seconds", "train_gflop"]
-COUNTED_LATER = ["compile_seconds", "skipped_steps"]
+COUNTED_LATER = ["compile_seconds", "skipped_steps", "wait_seconds"]
 """Sums that ledgers of earlier versions lack."""
+PEAKS = ["process_peak_mb", "device_peak_mb"]
+"""Maxima that ledgers of earlier versions lack."""
 SUMMED = ["seconds", "kwh", "kg_co2eq", *COSTS]
 ENERGIES = ["kwh", "kg_co2eq", "cpu_kwh", "gpu_kwh", "ram_kwh"]
 METERED = [*ENERGIES, "cpu_seconds", "machine_cpu_seconds"]
@@ -104,6 +106,7 @@ def epochs_table(entries: Iterable[Entry]) -> pd.DataFrame:
     table = pd.DataFrame([_row_of_epoch(parts) for parts in done], columns=EPOCHS)
     table["seconds"] -= table["compile_seconds"].astype(float).fillna(0)
     floats = dict.fromkeys(("train_loss", "val_loss", "compile_seconds", "loss_scale"), float)
+    floats |= dict.fromkeys(PEAKS, float)
     return table.astype(dict.fromkeys(("stage", "batch_size", "skipped_steps"), "Int64") | floats)
 
 
@@ -121,10 +124,13 @@ def _row_of_epoch(parts: list[EpochWork]) -> dict[str, Any]:
     if len(parts) == 1:
         return row
     row |= {
-        name: sum(getattr(part.steps, name) for part in parts) for name in (*COSTS, "skipped_steps")
+        name: sum(getattr(part.steps, name) for part in parts)
+        for name in (*COSTS, "skipped_steps", "wait_seconds")
     }
     iterations = sum(steps.iterations for steps in trained)
     voxels = sum((steps.voxels_per_iteration or 0) * steps.iterations for steps in trained)
+    peaks = {name: [getattr(steps, name) for steps in trained] for name in PEAKS}
+    row |= {name: max(values) for name, values in peaks.items() if None not in values}
     return row | {
         "iterations": iterations,
         "patch_size": _common({steps.patch_size for steps in trained}, "random"),
@@ -154,6 +160,7 @@ def stages_table(epochs: pd.DataFrame) -> pd.DataFrame:
         field_of_view=("field_of_view", "first"),
         augmentation=("augmentation", "first"),
         **{column: (column, lambda values: values.sum(skipna=False)) for column in COUNTED_LATER},
+        **{column: (column, "max") for column in PEAKS},
     )
     return table.reset_index()[STAGES]
 
@@ -256,7 +263,9 @@ def describe_run(
         **{f"total_{name}": energy[name].sum(skipna=False) for name in measures},
         **conditions(energy),
         "training_gflop": epochs["train_gflop"].sum(),
-        **{name: epochs[name].sum(skipna=False) for name in COUNTED_LATER},
+        **{name: epochs[name].sum(skipna=False) for name in COUNTED_LATER[:2]},
+        "wait_share": (epochs["wait_seconds"] / epochs["train_seconds"].sum()).sum(skipna=False),
+        **{name: epochs[name].max() for name in PEAKS},
         "dice_foreground_mean": summary["foreground_mean"]["Dice"],
         "dice_per_label": {label: _known(value) for label, value in dice.items()},
         "label_names": name_labels(dataset["labels"], dice),
