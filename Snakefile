@@ -55,6 +55,11 @@ rule forecast:
         FORECAST,
 
 
+rule fit:
+    input:
+        multiext(f"{RESULTS}/forecast/fit", ".csv", ".md", ".yaml"),
+
+
 rule budget_sweep:
     input:
         multiext(f"{RESULTS}/figures/budget", ".svg", ".png"),

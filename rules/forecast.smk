@@ -15,6 +15,8 @@ OUTPUTS, in results/{study}/forecast/:
     forecast.csv         one row per task and arm
     forecast.md          totals, arms, assumptions and error on one screen
     forecast.{svg,png}   bars by arm
+    fit.csv, fit.md      epochs with which the study fits the section `fit`: `snakemake fit`
+    fit.yaml             the same as a configuration to add to that of the study
     within_budget.json   only with a budget: the limits and the forecast
     needs.json           result of the check before the first training: plans, names, disk space, GPU memory
 """
@@ -91,6 +93,30 @@ rule forecast_study:
         f"Forecasting the study {STUDY.name}"
     script:
         "../workflow_scripts/forecast/forecast_study.py"
+
+
+rule fit_study:
+    input:
+        plans=shipped("config/published/nnunet_plans.tsv"),
+        runs=shipped("config/published/nnunet_runs.tsv"),
+        loading=shipped("config/published/loading.tsv"),
+        code=code("forecast/fit_study.py"),
+    output:
+        csv=f"{RESULTS}/forecast/fit.csv",
+        md=f"{RESULTS}/forecast/fit.md",
+        yaml=f"{RESULTS}/forecast/fit.yaml",
+    log:
+        f"logs/fit_study/{STUDY.name}.log",
+    localrule: True
+    conda:
+        "../envs/nnunet.yaml"
+    params:
+        **FORECASTED,
+        fit=config["fit"],
+    message:
+        f"Fitting the study {STUDY.name}"
+    script:
+        "../workflow_scripts/forecast/fit_study.py"
 
 
 rule plot_forecast:

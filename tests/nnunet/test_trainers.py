@@ -544,7 +544,7 @@ def test_nnunet_finds_the_trainers_by_itself(tmp_path):
 
 
 NAMED_BY_CURRICULUM = {"bench", "budget_sweep", "budget_sweep_acdc", "budget_sweep_folds"}
-NAMED_BY_CURRICULUM |= {"demo", "hippocampus", "hippocampus_adamw", "paper"}
+NAMED_BY_CURRICULUM |= {"demo", "hippocampus", "hippocampus_2d", "hippocampus_adamw", "paper"}
 
 
 @pytest.mark.parametrize("name", sorted(NAMED_BY_CURRICULUM))

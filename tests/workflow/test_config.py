@@ -356,7 +356,7 @@ def test_every_former_path_names_a_configuration_that_exists():
         if path.name != "plotting.yaml":
             assert [*content["moved"]] == [str(path.relative_to(ROOT))]
             moved |= content["moved"]
-    assert {ROOT / new for new in moved.values()} == set(STUDIES)
+    assert {ROOT / new for new in moved.values()} <= set(STUDIES)
     assert [line.split()[-1] for line in problems({"moved": moved})] == [*moved.values()]
 
 

@@ -127,6 +127,7 @@ def test_every_rule_is_reached_by_a_shipped_study(tree, plans, tmp_path):
         "scales": plan(tree, "scale_space", "--configfile", "config/studies/scale_space.yaml"),
         "search": plan(tree, "search_curriculum"),
         "forecast": plan(tree, "forecast", "--config", "budget={gpu_hours: 1}"),
+        "fit": plan(tree, "fit", "--config", "fit={hours: 1}"),
         "budget": plan(tree, "--config", "budget={gpu_hours: 1}"),
         "clean": plan(tree, "clean_preprocessed", "clean_archives"),
         "own": plan(tree, *own_task(tmp_path)),

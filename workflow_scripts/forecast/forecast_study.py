@@ -1,7 +1,7 @@
 """Forecast hours, energy and emissions of a study before its first training."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,32 +138,62 @@ def calibrate(
     return found, Loading.fit(pd.read_csv(loading, sep="\t", comment="#"))
 
 
+@dataclass(frozen=True)
+class Forecaster:
+    """What the forecast of a study rests on, whatever the length of its trainings.
+
+    Attributes:
+        study: the study.
+        plans: the plan of each task; None if it is not planned yet.
+        calibration: including the power usage effectiveness.
+        loading: of batches; None if measured seconds include it.
+        kg_per_kwh: carbon intensity of the study's country.
+    """
+
+    study: ForecastStudy
+    plans: Mapping[str, Plan | None]
+    calibration: Calibration
+    loading: Loading | None
+    kg_per_kwh: float
+
+    @classmethod
+    def of(cls, study: ForecastStudy, plans: Path, runs: Path, loading: Path) -> "Forecaster":
+        """Read the published plans, runs and times of loading."""
+        listed = published_plans(plans)
+        fitted, of_batches = calibrate(study, listed, runs, loading)
+        fitted = replace(
+            fitted,
+            kwh_per_second=fitted.kwh_per_second * study.pue,
+            kwh_per_tflop=fitted.kwh_per_tflop * study.pue,
+        )
+        found = {task: study.find_plan(task, listed) for task in study.tasks}
+        intensity = energy_mix(study.country)["carbon_intensity"] / 1000
+        return cls(study, found, fitted, of_batches, intensity)
+
+    def rows(self, arms: Mapping[str, Arm]) -> pd.DataFrame:
+        """Return the forecast of some arms, as `forecast_rows`."""
+        return forecast_rows(
+            self.plans,
+            arms,
+            self.study.design,
+            self.calibration,
+            reference_arm=self.study.reference_arm,
+            kg_per_kwh=self.kg_per_kwh,
+            loading=self.loading,
+            workers=self.study.workers,
+        )
+
+
 if __name__ == "__main__":
     redirect(snakemake.log[0])
 
     nnunet_setup.configure(processes=1)
 
     study = ForecastStudy(**dict(snakemake.params.items()))
-    listed = published_plans(Path(snakemake.input.plans))
-    fitted, loading = calibrate(
-        study, listed, Path(snakemake.input.runs), Path(snakemake.input.loading)
-    )
-    fitted = replace(
-        fitted,
-        kwh_per_second=fitted.kwh_per_second * study.pue,
-        kwh_per_tflop=fitted.kwh_per_tflop * study.pue,
-    )
-    intensity = energy_mix(study.country)["carbon_intensity"] / 1000
-    table = forecast_rows(
-        {task: study.find_plan(task, listed) for task in study.tasks},
-        study.trained_arms(),
-        study.design,
-        fitted,
-        reference_arm=study.reference_arm,
-        kg_per_kwh=intensity,
-        loading=loading,
-        workers=study.workers,
-    )
+    listed = {name: Path(snakemake.input[name]) for name in ("plans", "runs", "loading")}
+    forecaster = Forecaster.of(study, **listed)
+    fitted = forecaster.calibration
+    table = forecaster.rows(study.trained_arms())
     write_csv(table, Path(snakemake.output.csv))
     Path(snakemake.output.md).write_text(
         to_markdown(
@@ -173,9 +203,9 @@ if __name__ == "__main__":
             training=study.training,
             calibration=fitted,
             country=study.country,
-            kg_per_kwh=intensity,
+            kg_per_kwh=forecaster.kg_per_kwh,
             pue=study.pue,
-            workers=study.workers if loading else None,
+            workers=study.workers if forecaster.loading else None,
             arms=study.trained_arms().values(),
         ),
         encoding="utf-8",

@@ -244,6 +244,26 @@ class Budget(Section):
 
 
 @dataclass(frozen=True)
+class Fit(Section):
+    """What `snakemake fit` makes the trainings fit into by shortening them.
+
+    [Fit a study into a budget](../how-to/fit.md) explains its table and its next step.
+    """
+
+    hours: Annotated[float, Keywords(exclusiveMinimum=0)] | None = None
+    """Hours that may pass; `null` is no limit."""
+    kwh: Annotated[float, Keywords(exclusiveMinimum=0)] | None = None
+    """Energy in kWh; `null` is no limit."""
+    kg_co2eq: Annotated[float, Keywords(exclusiveMinimum=0)] | None = None
+    """Emissions in kg CO2eq; `null` is no limit."""
+    gpus: Count = 1
+    """Devices on which trainings run side by side."""
+    per: Literal["study", "training"] = "study"
+    """What must fit: all trainings together, whose lengths keep their ratios, or each training by
+    itself, so that an arm with cheaper epochs gets more of them."""
+
+
+@dataclass(frozen=True)
 class Cluster(Section):
     """What jobs may request from a scheduler; ignored on one machine.
 
@@ -336,6 +356,7 @@ class Config(Section):
     search: Search = field(default_factory=Search)
     forecast: Forecast = field(default_factory=Forecast)
     budget: Budget = field(default_factory=Budget)
+    fit: Fit = field(default_factory=Fit)
     cluster: Cluster = field(default_factory=Cluster)
     bench: Bench = field(default_factory=Bench)
     demo_task: DemoTask = field(default_factory=DemoTask)
