@@ -10,7 +10,6 @@ from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.common.trainer_protocol import CurriculumTrainer, as_curriculum_trainer
 from workflow_scripts.records.energy_settings import EnergySettings
 from workflow_scripts.records.run_reader import without_length
-from workflow_scripts.study.config_model import PARAMETERS
 from workflow_scripts.study.config_validation import check_config
 from workflow_scripts.study.document_config import SCHEMA
 from workflow_scripts.study.settings import RunSettings, TrainingSettings
@@ -23,6 +22,7 @@ from workflow_scripts.trainers.curricula.schedules.settings import (
     CurriculumSettings,
     GrowthSettings,
 )
+from workflow_scripts.trainers.curricula.standalone.schema import PARAMETERS
 
 LENGTH = {
     "epochs": 4,

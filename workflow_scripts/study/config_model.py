@@ -12,16 +12,10 @@ from typing_extensions import TypedDict
 from workflow_scripts.records.energy_settings import EnergySettings
 from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.study.specification import Arm
-from workflow_scripts.trainers.curricula.schedules.scale_factors import ScaleSpaceSettings
 from workflow_scripts.trainers.curricula.schedules.settings import (
     CLOSED,
-    BatchSettings,
     Fraction,
-    FrequencySettings,
-    GrowthSettings,
     Keywords,
-    LowpassSettings,
-    OptimizerSettings,
     ScaleFactor,
 )
 
@@ -48,17 +42,6 @@ Md5 = Annotated[
     str, Keywords(pattern="^[0-9a-f]{32}$", description="Lower-case md5 of the archive.")
 ]
 Count = Annotated[int, Keywords(minimum=1)]
-
-
-PARAMETERS = (
-    BatchSettings,
-    GrowthSettings,
-    FrequencySettings,
-    LowpassSettings,
-    OptimizerSettings,
-    ScaleSpaceSettings,
-)
-"""Classes whose fields an arm may set as parameters of its trainer."""
 
 
 class Section:

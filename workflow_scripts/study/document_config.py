@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from workflow_scripts.study.config_schema import CLASS_DEFAULT, FIDELITY_ONLY, make_schema
+from workflow_scripts.study.config_schema import make_schema
+from workflow_scripts.trainers.curricula.standalone.schema import CLASS_DEFAULT, FIDELITY_ONLY
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "config" / "schemas" / "config.schema.yaml"

@@ -24,10 +24,15 @@ VERSIONS = {"trainer_code", "nnunet_code", "python", *DISTRIBUTIONS}
 
 
 def trainer_code_hash() -> str:
-    """Return a hash of the trainers' code, without comments, docstrings and formatting."""
+    """Return a hash of the trainers' code, without comments, docstrings and formatting.
+
+    `standalone`, the use without the workflow, is left out: no training of a study runs it.
+    """
+    folder = TRAINERS / "curricula"
     trees = [
         ast.dump(_WithoutTexts().visit(ast.parse(path.read_text())))
-        for path in sorted((TRAINERS / "curricula").rglob("*.py"))
+        for path in sorted(folder.rglob("*.py"))
+        if "standalone" not in path.relative_to(folder).parts
     ]
     return json_hash(trees)
 
