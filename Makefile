@@ -147,6 +147,6 @@ lock: .venv-lock/bin/uv
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 clean:
-	rm -rf results/demo site .pytest_cache .ruff_cache .mypy_cache .hypothesis .venv-lock
+	rm -rf results/demo site build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .venv-lock
 	rm -rf resources/archives/Task99_BrainTissue.tar resources/msd/Task99_BrainTissue
 	rm -rf resources/nnUNet_raw/Dataset099_BrainTissue resources/nnUNet_preprocessed/Dataset099_BrainTissue

@@ -22,6 +22,7 @@ from workflow_scripts.trainers.curricula.scale_space import (
     build_scale_space,
     nnUNetTrainerScaleSpace,
 )
+from workflow_scripts.trainers.curricula.standalone.model_export import plain_checkpoint
 
 NETWORK_CLASS = "rescaled_unet.RescaledUNet"
 
@@ -61,13 +62,11 @@ def bake_model(
             change = change_by_scale(network, untrained, weights_scale)
             baked["change_by_scale"][str(fold)] = change
         target = model / f"fold_{fold}" / "checkpoint_final.pth"
-        content = {
-            "network_weights": network.baked_state(weights_scale),
-            "trainer_name": rescaled_unet.nnUNetTrainerRescaledUNet.__name__,
-            "init_args": {key: init[key] for key in ("configuration", "fold")},
-            "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
-            "current_epoch": checkpoint["current_epoch"],
-        }
+        content = plain_checkpoint(
+            checkpoint,
+            network.baked_state(weights_scale),
+            rescaled_unet.nnUNetTrainerRescaledUNet.__name__,
+        )
         with replacing(target) as partial:
             torch.save(content, partial)
         plans = rescaled_plans(init["plans"], init["configuration"], scale)
