@@ -17,6 +17,7 @@ include: "rules/evaluation.smk"
 include: "rules/figures.smk"
 include: "rules/scale_space.smk"
 include: "rules/search.smk"
+include: "rules/export.smk"
 include: "rules/report.smk"
 include: "rules/benchmark.smk"
 include: "rules/cleanup.smk"
@@ -88,3 +89,8 @@ rule bake:
                 BAKED_MODEL, config, STUDY.dataset_of[task], STUDY.plans_name(task)
             )
         ],
+
+
+rule export_models:
+    input:
+        EXPORTS,

@@ -17,6 +17,9 @@ def read_register(path: str | Path) -> dict[str, dict[str, str]]:
         return {row["task"]: row for row in csv.DictReader(file, delimiter="\t")}
 
 
+MSD_CITATION = "Antonelli et al., Nature Communications 13, 2022, doi:10.1038/s41467-022-30695-9"
+"""Publication of the data of every task in `config/tables/datasets.tsv`."""
+
 DEMO_TASK = "Task99_BrainTissue"
 """The task that `make_demo_task` makes."""
 

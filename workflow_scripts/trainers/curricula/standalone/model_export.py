@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,20 @@ def plain_checkpoint(
     }
 
 
-def export_model(model: Path, out: Path, facts: Mapping[str, str] | None = None) -> Path:
+def export_model(
+    model: Path,
+    out: Path,
+    folds: Sequence[str] | None = None,
+    facts: Mapping[str, str] | None = None,
+) -> Path:
     """Write a model's folder and its zip, which plain nnU-Net installs; return the zip.
 
-    All finished folds are exported. Predictions are the same as those of the original.
+    Predictions are the same as those of the original.
 
     Args:
         model: nnU-Net's folder `{dataset}/{trainer}__{plans}__{configuration}`.
         out: folder for `{dataset}/nnUNetTrainer__{plans}__{configuration}/` and its zip.
+        folds: the exported ones; None is all that are finished.
         facts: further lines of the model's card, by what they state.
 
     Raises:
@@ -55,8 +61,9 @@ def export_model(model: Path, out: Path, facts: Mapping[str, str] | None = None)
             that of the plans, such as that of `scale_space`, which is baked instead.
     """
     model = model.resolve()
-    folds = sorted(path.parent for path in model.glob(f"fold_*/{CHECKPOINT}"))
-    if not folds or model.name.count("__") != 2:
+    finished = sorted(path.parent for path in model.glob(f"fold_*/{CHECKPOINT}"))
+    sources = [path for path in finished if folds is None or path.name[len("fold_") :] in folds]
+    if len(sources) < len(folds or "1") or model.name.count("__") != 2:
         raise ValueError(
             f"{model} is not nnU-Net's folder TRAINER__PLANS__CONFIGURATION of a finished training"
         )
@@ -64,11 +71,11 @@ def export_model(model: Path, out: Path, facts: Mapping[str, str] | None = None)
     target = out.resolve() / model.parent.name / "__".join(["nnUNetTrainer", plans, configuration])
     if (target / OF_MODEL[0]).exists():
         raise ValueError(f"{target} exists: remove it, or choose another folder")
-    copied = [*OF_MODEL, *(f"{fold.name}/{name}" for fold in folds for name in OF_FOLD)]
+    copied = [*OF_MODEL, *(f"{fold.name}/{name}" for fold in sources for name in OF_FOLD)]
     if missing := [name for name in copied if not (model / name).is_file()]:
         raise ValueError(f"{model} lacks {', '.join(missing)}: finish the training and validation")
     names = _plain_weights(model, configuration)
-    for fold in folds:
+    for fold in sources:
         checkpoint = torch.load(fold / CHECKPOINT, map_location="cpu", weights_only=False)
         weights = checkpoint["network_weights"]
         if {name: value.shape for name, value in weights.items()} != names:
@@ -82,9 +89,10 @@ def export_model(model: Path, out: Path, facts: Mapping[str, str] | None = None)
     for name in copied:
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(model / name, target / name)
-    known = {"Trainer": trainer, **_scores(folds)}
+    known = {"Trainer": trainer, **_scores(sources)}
     (target / CARD).write_text(_card(target, known | dict(facts or {})), encoding="utf-8")
-    return _zip(target, plans, configuration, tuple(fold.name[5:] for fold in folds))
+    exported = tuple(fold.name[len("fold_") :] for fold in sources)
+    return _zip(target, plans, configuration, exported)
 
 
 def _plain_weights(model: Path, configuration: str) -> dict[str, torch.Size]:
