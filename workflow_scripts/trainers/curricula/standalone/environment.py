@@ -1,5 +1,6 @@
 """Parameters of a trainer from variables of the environment, checked as in a configuration."""
 
+import json
 import os
 from typing import Any
 
@@ -39,7 +40,9 @@ def read_parameters(trainer: type) -> dict[str, Any]:
 def _read(text: str, schema: dict[str, Any]) -> Any:
     if schema.get("type") == "string":
         return text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    for read in (json.loads, yaml.safe_load):  # YAML 1.1 takes 3e-5 for a text
+        try:
+            return read(text)
+        except (ValueError, yaml.YAMLError):
+            continue
+    return text
