@@ -40,6 +40,15 @@ def test_any_arm_may_take_another_optimiser_and_rate(tiny, name):
     assert (found["lr"], found["weight_decay"]) == (0.003, 0.1)
 
 
+def test_a_class_may_set_them_as_attributes(tiny, monkeypatch):
+    from workflow_scripts.trainers.curricula.arms import nnUNetTrainerProgressivePatch
+
+    monkeypatch.setattr(nnUNetTrainerProgressivePatch, "initial_lr", 0.003)
+    monkeypatch.setattr(nnUNetTrainerProgressivePatch, "weight_decay", 0.1)
+    (found,) = groups(tiny.trainer(PROGRESSIVE))
+    assert (found["lr"], found["weight_decay"]) == (0.003, 0.1)
+
+
 def test_an_unknown_optimiser_is_named(tiny):
     with pytest.raises(ValueError, match="unknown optimizer_name 'lion'; known are sgd, adamw"):
         tiny.trainer(CONSTANT, optimizer_name="lion")

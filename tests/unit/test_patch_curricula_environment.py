@@ -69,7 +69,7 @@ def test_every_mistake_has_its_line(monkeypatch):
     set_variables(monkeypatch, max_batch="0", mirror_axes="no")
     with pytest.raises(ValueError, match="minimum") as error:
         read_parameters(TRAINER)
-    assert [line.partition(":")[0] for line in str(error.value).splitlines()] == [
+    assert sorted(line.partition(":")[0] for line in str(error.value).splitlines()) == [
         "nnUNet_curriculum_max_batch",
         "nnUNet_curriculum_mirror_axes",
     ]

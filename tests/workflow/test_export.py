@@ -19,9 +19,12 @@ def test_every_arm_and_seed_is_exported_after_its_folds(tree):
     jobs, text = plan(tree, "export_models", *HIPPOCAMPUS, *changes)
     arms = 9
     assert (jobs["export_model"], jobs["train_fold"]) == (2 * arms, 2 * 2 * arms)
-    model = "results/hippocampus/models/progressive_seed_7/Dataset004_Hippocampus"
-    assert f"{model}/Dataset004_Hippocampus__nnUNetTrainer__nnUNetPlans__3d_fullres.zip" in text
     assert "Exporting progressive_seed_7, Dataset004_Hippocampus" in text
+    model = "results/hippocampus/models/progressive_seed_7/Dataset004_Hippocampus"
+    name = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    for path in (f"{model}/Dataset004_Hippocampus__{name}.zip", f"{model}/{name}/card.md"):
+        jobs, _ = plan(tree, path, *HIPPOCAMPUS, *changes)
+        assert (jobs["export_model"], jobs["train_fold"]) == (1, 2)
 
 
 def test_networks_that_nnunet_does_not_know_are_left_to_bake(tree):

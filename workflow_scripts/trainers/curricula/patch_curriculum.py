@@ -85,9 +85,11 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
     def __init__(
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device
     ) -> None:
-        """Begin as nnU-Net does, but leave the learning rate to the chosen optimiser."""
+        """Begin as nnU-Net does, but with the class's own settings of the optimiser."""
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.initial_lr: float | None = None
+        own = OptimizerSettings.of(type(self))
+        self.initial_lr: float | None = own.initial_lr
+        self.weight_decay = own.weight_decay
 
     def initialize(self) -> None:
         """Prepare as nnU-Net does, with the initial learning rate of this arm's optimiser."""
