@@ -389,6 +389,29 @@ def test_stock_nnunet_predicts_with_the_model(study, tmp_path):
     assert set(label.get_fdata().ravel()) <= {0, 1, 2}
 
 
+def test_models_for_nnunet_alone_have_a_card(study):
+    run = quick_snakemake(study.folder, *study.arguments, "--", "export_models")
+    try:
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert {path.name for path in (study.results / "models").iterdir()} == set(ARMS)
+        for arm in ARMS:
+            (archive,) = (study.results / f"models/{arm}").glob("*/*.zip")
+            with zipfile.ZipFile(archive) as content:
+                (name,) = [name for name in content.namelist() if name.endswith("/card.md")]
+                card = content.read(name).decode()
+            assert f"| Study, arm, seed | tiny, {arm}, " in card
+            assert f"| Trainer | {TRAINERS[arm]} |" in card
+            for fact in (
+                "| Dice, fold 0 | 0.",
+                " kWh, ",
+                "| ICBM 2009a template",
+                "| Fonov et al.",
+            ):
+                assert fact in card
+    finally:
+        shutil.rmtree(study.results / "models", ignore_errors=True)
+
+
 def test_the_report_builds(study):
     run = quick_snakemake(study.folder, *study.arguments, "--report", "report.zip")
     assert run.returncode == 0, run.stderr

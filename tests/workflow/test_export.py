@@ -37,7 +37,7 @@ def test_networks_that_nnunet_does_not_know_are_left_to_bake(tree):
 def record(fold, kwh):
     names = {"study": "mine", "task": "Task04_Hippocampus", "arm": "progressive", "seed": 3}
     length = {"epochs": 100, "iterations_per_epoch": 250}
-    versions = {"nnunetv2": "2.8.1", "torch": "2.14.1"}
+    versions = {"versions": {"nnunetv2": "2.8.1", "torch": "2.14.1"}}
     cost = {"total_kwh": kwh, "total_kg_co2eq": None if kwh is None else kwh / 4}
     return {**names, **length, **versions, **cost, "fold": fold}
 
@@ -45,6 +45,7 @@ def record(fold, kwh):
 def test_the_card_names_the_training_and_the_energy_of_each_fold():
     facts = describe_training([record(0, 0.8), record(1, None)])
     assert facts["Study, arm, seed"] == "mine, progressive, 3"
+    assert facts["Software"] == "nnunetv2 2.8.1, torch 2.14.1"
     assert facts["Energy, fold 0"] == "0.8 kWh, 0.2 kg CO2eq"
     assert facts["Energy, fold 1"] == "not measured"
 

@@ -22,7 +22,7 @@ def describe_training(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         "Study, arm, seed": f"{first['study']}, {first['arm']}, {first['seed']}",
         "Task": str(first["task"]),
         "Epochs, iterations each": f"{first['epochs']}, {first['iterations_per_epoch']}",
-        "Software": f"nnunetv2 {first['nnunetv2']}, torch {first['torch']}",
+        "Software": ", ".join(f"{name} {number}" for name, number in first["versions"].items()),
     }
     for record in records:
         kwh, co2 = record["total_kwh"], record["total_kg_co2eq"]
