@@ -126,6 +126,7 @@ def test_every_rule_is_reached_by_a_shipped_study(tree, plans, tmp_path):
         "sweep": plan(tree, "budget_sweep", "--configfile", "config/studies/budget_sweep.yaml"),
         "scales": plan(tree, "scale_space", "--configfile", "config/studies/scale_space.yaml"),
         "search": plan(tree, "search_curriculum"),
+        "export": plan(tree, "export_models"),
         "forecast": plan(tree, "forecast", "--config", "budget={gpu_hours: 1}"),
         "fit": plan(tree, "fit", "--config", "fit={hours: 1}"),
         "budget": plan(tree, "--config", "budget={gpu_hours: 1}"),
