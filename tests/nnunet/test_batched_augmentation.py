@@ -46,6 +46,7 @@ from workflow_scripts.trainers.curricula.batches.spatial_transform import (
 from workflow_scripts.trainers.curricula.batches.thin_blur import blur_thin
 from workflow_scripts.trainers.curricula.patch_curriculum import initial_patch_size
 
+CONSTANT, BATCHED = "nnUNetTrainerConstantPatch", "nnUNetTrainerBatchedAugmentation"
 EFFICIENCY = "nnUNetTrainerProgressiveEfficiencyPatch"
 SMALL = (np.deg2rad(-30), np.deg2rad(30))
 ANY = (-np.pi, np.pi)
@@ -126,7 +127,10 @@ def test_affine_matrices_are_nnunet_s(axes):
 
 @pytest.mark.parametrize(
     ("patch", "labels"),
-    [((8, 8, 8), (-1, 1)), ((16, 8, 12), (0, 1)), ((12, 16, 8), (-1, 5)), ((16, 16), (-1, 3))],
+    [
+        *[((8, 8, 8), (-1, 1)), ((16, 8, 12), (0, 1)), ((12, 16, 8), (-1, 5))],
+        *[((16, 16), (-1, 3)), ((28, 32, 28), (0, 2))],
+    ],
 )
 def test_rotated_and_scaled_samples_are_nnunet_s_voxel_by_voxel(patch, labels):
     axes = len(patch)
@@ -484,13 +488,45 @@ def test_a_batch_is_a_function_of_its_seed_alone(tiny):
     assert not any(map(torch.equal, first, other))
 
 
+def test_batches_of_the_planned_patch_are_nnunet_s_unless_asked_for(tiny):
+    constant, batched = (tiny.trainer(name) for name in (CONSTANT, BATCHED))
+    (ours,), validation = batched._loading_plans()
+    assert ours.stage.patch_size == tuple(batched.configuration_manager.patch_size)
+    assert ours.batched is not None
+    assert validation.batched is None
+    assert constant._loading_plans()[0][0].batched is None
+    growing = tiny.trainer(EFFICIENCY, epochs=6, batched_planned_patch=True)
+    assert all(plan.batched for plan in growing._loading_plans()[0])
+
+
+def test_batches_of_the_planned_patch_are_distributed_as_nnunet_s(tiny):
+    """From the loader of each trainer: cropped by the same draws, augmented in two ways."""
+    found = []
+    for name in (CONSTANT, BATCHED):
+        loader = tiny.trainer(name).get_dataloaders()[0].data_loader
+        batches = [next(loader) for _ in range(150)]
+        targets = [b["target"][0] if isinstance(b["target"], list) else b["target"] for b in batches]
+        found.append((torch.cat([b["data"] for b in batches]), torch.cat(targets).float()))
+    for one, other in zip(*found, strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        for statistic in (
+            lambda x: x.mean((1, 2, 3, 4)),
+            lambda x: x.std((1, 2, 3, 4)),
+            lambda x: x.amin((1, 2, 3, 4)),
+            lambda x: (x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3, 4)),
+            lambda x: x[:, 0, 0, 0, 0],
+        ):
+            assert ks_2samp(statistic(one), statistic(other)).pvalue > UNLIKELY
+
+
+@pytest.mark.parametrize("name", [EFFICIENCY, BATCHED])
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_on_the_training_s_device_the_same_batches_are_made(tiny, monkeypatch, workers):
+def test_on_the_training_s_device_the_same_batches_are_made(tiny, monkeypatch, workers, name):
     """The device is the CPU here, so the bits are the same; on a GPU, the noise differs."""
     monkeypatch.setenv("nnUNet_n_proc_DA", workers)
     found = []
     for on_device in (False, True):
-        trainer = tiny.trainer(EFFICIENCY, epochs=6, iterations=2, augment_on_device=on_device)
+        trainer = tiny.trainer(name, epochs=6, iterations=2, augment_on_device=on_device)
         training, validation = trainer.get_dataloaders()
         assert isinstance(training, DeviceBatches) == on_device
         found.append([next(training) for _ in range(12)])

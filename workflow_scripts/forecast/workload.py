@@ -132,8 +132,9 @@ def count_work(
         final = val = table.validation_step(size.batch_size, size.patch_size)
     each = iterations_of_stages(schedule)
     train = sum(n * flop[stage] for n, stage in zip(each, schedule.stages, strict=True))
-    at_once = parameters.get(
-        "batched_augmentation", getattr(trainer, "batched_augmentation", False)
+    at_once, planned_too = (
+        parameters.get(name, getattr(trainer, name, False))
+        for name in ("batched_augmentation", "batched_planned_patch")
     )
     channels = len(plan.dataset["channel_names"])
     of_stages = [
@@ -143,7 +144,7 @@ def count_work(
             loads=1 / stage.replay,
             samples=stage.batch_size,
             megavoxels=channels * stage.batch_size * math.prod(stage.loaded_size) / 1e6,
-            together=at_once and stage.loaded_size != planned.patch_size,
+            together=at_once and (planned_too or stage.loaded_size != planned.patch_size),
         )
         for n, stage in zip(each, schedule.stages, strict=True)
     ]

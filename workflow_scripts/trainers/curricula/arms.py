@@ -9,6 +9,12 @@ class nnUNetTrainerConstantPatch(nnUNetTrainerPatchCurriculum):
     """Constant patch size: nnU-Net's own training (the reference of every comparison)."""
 
 
+class nnUNetTrainerBatchedAugmentation(nnUNetTrainerPatchCurriculum):
+    """nnU-Net's own training, whose batches are augmented at once instead of sample by sample."""
+
+    batched_planned_patch = True
+
+
 class nnUNetTrainerProgressivePatch(nnUNetTrainerPatchCurriculum):
     """Progressive growing of the patch size (PGPS; Fischer et al., MICCAI 2024, section 2)."""
 

@@ -225,6 +225,7 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             plans = [
                 plan
                 if plan.stage.patch_size == planned.patch_size
+                and not self._batches.batched_planned_patch
                 else replace(
                     plan,
                     batched=BatchedAugmentation(plan.transforms),

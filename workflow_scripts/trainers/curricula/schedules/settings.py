@@ -204,6 +204,10 @@ class BatchSettings(TrainerSettings):
     """`true` augments all samples of a batch together if the patches are smaller than the planned
     one, which is many times as fast; `false` augments them one by one, as nnU-Net does. The
     distribution of the results is the same."""
+    batched_planned_patch: bool = False
+    """`true` augments batches of the planned patch together as well, as
+    `nnUNetTrainerBatchedAugmentation` does. With `false`, what `constant` sees is nnU-Net's own
+    augmentation to the bit."""
     augment_on_device: bool = False
     """`true` augments those batches on the GPU, for machines with few cores per GPU; `false` leaves
     it to the processes that load them. The added noise then comes from another random

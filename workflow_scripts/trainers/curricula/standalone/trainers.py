@@ -10,6 +10,7 @@ from .environment import read_parameters
 
 ARMS: dict[str, type[nnUNetTrainerPatchCurriculum]] = {
     "constant": arms.nnUNetTrainerConstantPatch,
+    "batched_augmentation": arms.nnUNetTrainerBatchedAugmentation,
     "progressive": arms.nnUNetTrainerProgressivePatch,
     "progressive_plus": arms.nnUNetTrainerProgressivePlusPatch,
     "random": arms.nnUNetTrainerRandomPatch,
