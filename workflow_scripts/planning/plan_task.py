@@ -1,11 +1,14 @@
 """Plan a task with one of nnU-Net's experiment planners."""
 
+from typing import Any
+
 from workflow_scripts.common import nnunet_setup
 from workflow_scripts.common.console import redirect
+from workflow_scripts.common.files import read_json, write_json
 
 
 def plan_task(dataset: str, planner: str, plans: str, gpu_memory_target_gb: float | None) -> None:
-    """Write nnU-Net's plans for a dataset.
+    """Write nnU-Net's plans for a dataset, with preprocessed data of their own.
 
     Args:
         dataset: name of nnU-Net's dataset folder.
@@ -22,6 +25,20 @@ def plan_task(dataset: str, planner: str, plans: str, gpu_memory_target_gb: floa
         gpu_memory_target_in_gb=gpu_memory_target_gb,
         overwrite_plans_name=plans,
     )
+    file = nnunet_setup.PREPROCESSED / dataset / f"{plans}.json"
+    write_json(name_data(read_json(file)), file)
+
+
+def name_data(plans: dict[str, Any]) -> dict[str, Any]:
+    """Return nnU-Net's plans, changed in place so that the data have their name.
+
+    The planners of residual encoders name those of the plain U-Net, whose folder nnU-Net deletes
+    when it preprocesses them again.
+    """
+    for name, configuration in plans["configurations"].items():
+        if "data_identifier" in configuration:
+            configuration["data_identifier"] = f"{plans['plans_name']}_{name}"
+    return plans
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ def validate(
 
         return training, _Cases(left, before, after)
 
+    # The workflow trains no cascade; nnU-Net would need the data of its second network.
+    trainer.configuration_manager.configuration.pop("next_stage", None)
     trainer.do_split = split
     try:
         trainer.perform_actual_validation(False)
