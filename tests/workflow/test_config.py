@@ -276,6 +276,12 @@ MISTAKES = {
         "config: arms.mine.parameters.stage_list[0].patch_size: [8, 8] has 2 axes, but "
         "planning.configuration 3d_fullres has 3",
     ),
+    "the cascade": (
+        {"planning": {"configuration": "3d_cascade_fullres"}},
+        "config: planning.configuration: 3d_cascade_fullres is not trained, because its network "
+        "needs the predictions of all five folds of a finished 3d_lowres training as input. Train "
+        "3d_lowres and 3d_fullres, as two studies",
+    ),
     "misspelt name of an override": (
         {"planning": {"overrides": {"al": {"batch_size": 2}}}},
         "config: planning.overrides: 'al' is unknown; did you mean all?",

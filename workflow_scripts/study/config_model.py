@@ -92,12 +92,14 @@ class Planning(Section):
     planner: Literal[
         "ExperimentPlanner", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL"
     ] = "ExperimentPlanner"
-    """Planner class of nnU-Net."""
+    """Planner class of nnU-Net: for its plain U-Net, or for one with a residual encoder that fits
+    8 (M), 24 (L) or 40 GB (XL) of GPU memory."""
     gpu_memory_target_gb: Annotated[float, Keywords(exclusiveMinimum=0)] | None = None
     """GPU memory that is planned for, in GB. `null` is the planner's own target."""
     configuration: Literal["3d_fullres", "3d_lowres", "2d"] = "3d_fullres"
     """Configuration of the plans that is trained. nnU-Net plans `2d` for all data ([how
-    to](../how-to/2d.md)), the others only for 3D images."""
+    to](../how-to/2d.md)), `3d_fullres` for 3D images, and `3d_lowres` for large ones. The cascade
+    is not trained: its second network needs the predictions of all folds of the first."""
     overrides: dict[Literal["all"] | Task, Annotated[Override, Keywords(minProperties=1)]] = field(
         default_factory=dict
     )

@@ -77,7 +77,7 @@ def _explain(error: ValidationError, schema: dict[str, Any]) -> Iterator[str]:
             subschema = error.schema["properties"][key]
             yield f"{_dot(path, key)} is missing. {subschema['description']}"
     elif rule in ("enum", "anyOf"):
-        yield f"{path}: {not_among(value, _names(error))}"
+        yield f"{path}: {_REFUSED.get(str(value)) or not_among(value, _names(error))}"
     elif rule == "uniqueItems":
         twice = [item for index, item in enumerate(value) if item in value[:index]]
         yield f"{path}: {twice[0]!r} is listed twice"
@@ -90,6 +90,13 @@ def _explain(error: ValidationError, schema: dict[str, Any]) -> Iterator[str]:
     else:
         yield f"{path}: {error.message}"
 
+
+_REFUSED = {
+    "3d_cascade_fullres": "3d_cascade_fullres is not trained, because its network needs the "
+    "predictions of all five folds of a finished 3d_lowres training as input. Train 3d_lowres and "
+    "3d_fullres, as two studies"
+}
+"""Values of nnU-Net that are no option here, with the reason and the way around."""
 
 _KINDS = {
     "array": "a list",
