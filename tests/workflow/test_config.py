@@ -96,6 +96,17 @@ def test_an_arm_s_own_length_replaces_that_of_the_section_training():
     assert study.training("constant") == study.training("progressive") | own
 
 
+def test_another_network_has_plans_of_its_own():
+    config = load("demo")
+    check_config(config, SCHEMA_PATH)
+    study = Study(config, {})
+    (task,) = study.tasks
+    before = study.plans_name(task), study.overrides(task)
+    config["planning"]["network"] = "primus_s"
+    assert study.overrides(task) == {"network": "primus_s", **before[1]}
+    assert study.plans_name(task) != before[0]
+
+
 def test_defaults_are_filled_at_every_level_and_not_shared():
     first, second = load("paper"), load("paper")
     check_config(first, SCHEMA_PATH)

@@ -238,7 +238,7 @@ def unmeasured(device: str) -> Calibration:
         kwh_per_second=math.nan,
         kwh_per_tflop=math.nan,
         notes=[
-            "The published runs are of a GPU in 3D and say nothing about a "
+            "The published runs are of U-Nets on a GPU in 3D and say nothing about a "
             f"{device}. {HOW_TO_MEASURE}"
         ],
         device=device,

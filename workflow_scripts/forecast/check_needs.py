@@ -164,7 +164,8 @@ def check_needs(
     faults += check_disk(wanted)
     faults += check_names({task: Path(path) for task, path in study.splits.items()})
     refuse(study.study, faults)
-    largest = max((need.total for need in memory.values()), default=None)
+    known = [need.total for need in memory.values() if not math.isnan(need.total)]
+    largest = max(known, default=None)
     return {
         "preprocessed_bytes": data,
         "checkpoint_bytes": checkpoints,

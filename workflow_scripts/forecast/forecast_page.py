@@ -1,5 +1,6 @@
 """The forecast as a page of one screen: totals, arms, assumptions, error."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -138,10 +139,13 @@ def loading_note(known: Any, workers: int) -> str:
 
 def memory_note(known: Any) -> str:
     """Return a note on the GPU memory: the largest need, and what comes on top of the plans."""
+    largest = known["gpu_memory_gb"].max()
+    if math.isnan(largest):
+        return "GPU memory is not estimated: nnU-Net has no estimate for a transformer."
     beyond = known.groupby("arm", sort=False)["beyond_plan_gb"].max()
     more = ", ".join(f"{arm} {number(size)} GB" for arm, size in beyond.items() if size > 0)
     return (
-        f"GPU memory, estimated: at most {number(known['gpu_memory_gb'].max())} GB. On top of what "
+        f"GPU memory, estimated: at most {number(largest)} GB. On top of what "
         f"nnU-Net planned for: {more or 'nothing'}."
     )
 

@@ -130,10 +130,14 @@ def calibrate(
     """
     if study.calibration == "measured":
         return calibration.measured([Path(path).parent for path in study.runs]), None
-    in_2d, on_cpu = study.configuration == "2d", study.device == "cpu"
-    if in_2d or on_cpu:
-        device = "CPU" if on_cpu else "GPU"
-        return calibration.unmeasured(f"{device} in 2D" if in_2d else device), None
+    unlike = ""
+    if study.configuration == "2d":
+        unlike = " in 2D"
+    elif any("network" in overrides for overrides in study.overrides.values()):
+        unlike = " with a transformer"
+    on_cpu = study.device == "cpu"
+    if unlike or on_cpu:
+        return calibration.unmeasured(f"{'CPU' if on_cpu else 'GPU'}{unlike}"), None
     found = calibration.published(pd.read_csv(runs, sep="\t"), published_work(published))
     return found, Loading.fit(pd.read_csv(loading, sep="\t", comment="#"))
 

@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from workflow_scripts.forecast.plans import Plan
 from workflow_scripts.forecast.workload import StudyDesign, build_network, fit_arm
+from workflow_scripts.trainers.curricula.networks.primus import is_primus
 from workflow_scripts.trainers.curricula.schedules.settings import CurriculumSettings
 
 REFERENCE = {
@@ -37,7 +38,7 @@ class GpuMemory:
     """Estimated GPU memory of a training, in GB.
 
     Attributes:
-        plan: nnU-Net's own estimate for the planned patch and batch.
+        plan: nnU-Net's own estimate for the planned patch and batch; NaN for a transformer.
         replay: batches that a low-frequency arm keeps on the GPU.
         hypernetwork: weights, gradients and optimiser states beyond those of the plan's network.
     """
@@ -106,7 +107,9 @@ def estimate_memory(
         (s.batch_size * math.prod(s.patch_size) for s in schedule.stages if s.replay > 1), default=0
     )
     return GpuMemory(
-        plan=_planned_memory(json.dumps([plan.plans, plan.dataset]), design.configuration),
+        plan=math.nan
+        if is_primus(chosen)
+        else _planned_memory(json.dumps([plan.plans, plan.dataset]), design.configuration),
         replay=kept * voxels * bytes_per_voxel / GB,
         hypernetwork=hypernetwork,
     )

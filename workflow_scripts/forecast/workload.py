@@ -17,6 +17,7 @@ from workflow_scripts.common.trainer_protocol import mirrors
 from workflow_scripts.forecast.plans import Plan
 from workflow_scripts.records.flop_counter import FlopTable
 from workflow_scripts.study.settings import TrainingSettings
+from workflow_scripts.trainers.curricula.networks.primus import is_primus
 from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
 from workflow_scripts.trainers.curricula.schedules.planner import iterations_of_stages
 from workflow_scripts.trainers.curricula.schedules.scale_factors import ScaleSpaceSettings
@@ -179,9 +180,23 @@ def fit_arm(
         planned = PatchPlan.of(PlansManager(plan.plans).get_configuration(configuration))
         schedule = plan_arm(plan.plans, configuration, trainer, parameters, length)
         network = trainer.network_settings(parameters) if has_schedule(trainer) else None
+        if is_primus(PlansManager(plan.plans).get_configuration(configuration)):
+            check_primus(trainer, parameters, network)
     except ValueError as error:
         raise UserError(f"{plan.plans['dataset_name']}, {trainer.__name__}: {error}") from None
     return planned, schedule, network
+
+
+def check_primus(
+    trainer: Any, parameters: Mapping[str, Any], network: ScaleSpaceSettings | None
+) -> None:
+    """Raise ValueError if an arm cannot train the transformer."""
+    if network:
+        raise ValueError("it rescales the stages of a U-Net, which planning.network does not have")
+    if not has_schedule(trainer):
+        raise ValueError("planning.network needs one of the workflow's own trainers")
+    if "optimizer_name" in parameters:
+        raise ValueError("the network of planning.network has its own optimiser")
 
 
 def training_flop(table: FlopTable, stages: Iterable[Stage]) -> dict[Stage, float]:

@@ -15,6 +15,15 @@ PER_STAGE = (
 )
 
 
+PRIMUS = {
+    "primus_s": {"embed_dim": 396, "eva_depth": 12, "eva_numheads": 6},
+    "primus_b": {"embed_dim": 792, "eva_depth": 12, "eva_numheads": 12},
+    "primus_m": {"embed_dim": 864, "eva_depth": 16, "eva_numheads": 12},
+    "primus_l": {"embed_dim": 1056, "eva_depth": 24, "eva_numheads": 16},
+}
+"""Sizes of nnU-Net's transformer (`nnUNet_Primus_S_Trainer` and the others)."""
+
+
 def why_planned(plans: dict[str, Any]) -> str:
     """Return what to do if nnU-Net planned only 2D networks, as the end of a message."""
     only_2d = list(plans["configurations"]) == ["2d"]
@@ -33,11 +42,13 @@ def override_plans(
         plans: content of nnU-Net's plans file.
         name: name of the new plans.
         configuration: such as `3d_fullres`.
-        overrides: any of `patch_size`, `batch_size`, `features_per_stage`.
+        overrides: any of `network` (a name in `PRIMUS`), `patch_size`, `batch_size`,
+            `features_per_stage`.
 
     Raises:
-        UserError: there is no such configuration, there are more stages than planned, or the
-            network cannot pool the patch size as often as it must.
+        UserError: there is no such configuration, there are more stages than planned, the
+            network cannot pool the patch size as often as it must, or it is a transformer in 2D or
+            with features per stage.
     """
     if configuration not in plans["configurations"]:
         raise UserError(
@@ -48,6 +59,17 @@ def override_plans(
     plans = copy.deepcopy(plans)
     plans["plans_name"] = name
     chosen = plans["configurations"][configuration]
+    if network := overrides.get("network"):
+        if configuration == "2d" or "features_per_stage" in overrides:
+            raise UserError(
+                f"planning.network: {network} is for 3D, and has no features_per_stage to override"
+            )
+        chosen["architecture"] = {
+            "network_class_name": "dynamic_network_architectures.architectures.primus.Primus",
+            # Its tokens are as large as what three poolings reduce to one voxel.
+            "arch_kwargs": {**PRIMUS[network], "strides": [[1] * 3, *[[2] * 3] * 3]},
+            "_kw_requires_import": [],
+        }
     kwargs = chosen["architecture"]["arch_kwargs"]
     if features := overrides.get("features_per_stage"):
         planned = kwargs["n_stages"]
@@ -61,7 +83,8 @@ def override_plans(
                 kwargs[key] = kwargs[key][: len(features)]
         kwargs["n_conv_per_stage_decoder"] = kwargs["n_conv_per_stage_decoder"][: len(features) - 1]
         kwargs["n_stages"], kwargs["features_per_stage"] = len(features), list(features)
-    if size := overrides.get("patch_size"):
+    size = overrides.get("patch_size") or (chosen["patch_size"] if network else None)
+    if size:
         if len(size) != len(chosen["patch_size"]):
             raise UserError(
                 f"planning.overrides: patch_size {list(size)} has {len(size)} axes, but the "

@@ -94,6 +94,10 @@ class Planning(Section):
     ] = "ExperimentPlanner"
     """Planner class of nnU-Net: for its plain U-Net, or for one with a residual encoder that fits
     8 (M), 24 (L) or 40 GB (XL) of GPU memory."""
+    network: Literal["primus_s", "primus_b", "primus_m", "primus_l"] | None = None
+    """nnU-Net's transformer Primus in one of its sizes, instead of the planner's U-Net (`null`), in
+    3D. Patches are multiples of 8. It keeps its own optimiser, warm-up of 50 epochs and clipping,
+    which an arm's `optimizer_name` cannot change. `scale_space` needs a U-Net."""
     gpu_memory_target_gb: Annotated[float, Keywords(exclusiveMinimum=0)] | None = None
     """GPU memory that is planned for, in GB. `null` is the planner's own target."""
     configuration: Literal["3d_fullres", "3d_lowres", "2d"] = "3d_fullres"

@@ -163,8 +163,9 @@ class Study:
 
     def overrides(self, task: str) -> dict[str, Any]:
         """Return the changes that the configuration makes to a task's plans."""
-        chosen = self.config["planning"]["overrides"]
-        merged = {**chosen.get("all", {}), **chosen.get(task, {})}
+        planning = self.config["planning"]
+        chosen = planning["overrides"]
+        merged = {"network": planning["network"], **chosen.get("all", {}), **chosen.get(task, {})}
         return {key: value for key, value in merged.items() if value is not None}
 
     def plans_name(self, task: str) -> str:

@@ -16,9 +16,10 @@ import torch.distributed as dist
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.primus.primus_trainers import AbstractPrimus
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from .batches.batched_augmentation import BatchedAugmentation
 from .batches.loading import (
@@ -32,6 +33,7 @@ from .batches.loading import (
 )
 from .batches.thin_blur import blur_thin
 from .networks.instance_norm import allow_one_voxel
+from .networks.primus import build_primus, is_primus
 from .resumable import ResumableTrainer
 from .schedules.patch_plan import PatchPlan
 from .schedules.planner import plan_schedule
@@ -52,6 +54,10 @@ SCALING_OF_SPATIAL_AUGMENTATION = (0.85, 1.25)
 OPTIMIZERS = {"sgd": (nnUNetTrainer, 1e-2), "adamw": (nnUNetTrainerAdam, 1e-3)}
 """nnU-Net's trainer that makes each optimiser (its AdamW uses `amsgrad`), and the initial learning
 rate if an arm sets no `initial_lr`: nnU-Net's, and that of `nnUNetTrainerAdam1en3`."""
+
+
+PRIMUS_LEARNING_RATE, PRIMUS_WEIGHT_DECAY, PRIMUS_WARM_UP = 3e-4, 5e-2, 50
+"""Those of nnU-Net's Primus trainers; the warm-up is in epochs."""
 
 
 @attributes_of(GrowthSettings, BatchSettings, OptimizerSettings)
@@ -90,6 +96,12 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         own = OptimizerSettings.of(type(self))
         self.initial_lr: float | None = own.initial_lr
         self.weight_decay = own.weight_decay
+        self._primus = is_primus(self.configuration_manager)
+        if self._primus:
+            self.enable_deep_supervision = False
+            self.weight_decay = PRIMUS_WEIGHT_DECAY
+            self.training_stage: str | None = None
+            self.warmup_duration_whole_net = PRIMUS_WARM_UP
 
     def initialize(self) -> None:
         """Prepare as nnU-Net does, with the initial learning rate of this arm's optimiser."""
@@ -101,8 +113,34 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         """Return nnU-Net's own optimiser with the given name, and its learning rate schedule."""
         return self._optimizer[0].configure_optimizers(self)
 
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> Any:
+        """Return the plan's network, as nnU-Net does; Primus takes patches of several sizes."""
+        if is_primus(configuration_manager):
+            return build_primus(configuration_manager, num_input_channels, num_output_channels)
+        return nnUNetTrainer.build_network_architecture(
+            plans_manager,
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
+        )
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Switch deep supervision as nnU-Net does; Primus has none."""
+        if not self._primus:
+            super().set_deep_supervision_enabled(enabled)
+
     @property
     def _optimizer(self) -> tuple[Any, float]:
+        if self._primus:
+            return AbstractPrimus, PRIMUS_LEARNING_RATE
         return OPTIMIZERS[OptimizerSettings.of(self).optimizer_name]
 
     @property
@@ -152,6 +190,26 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
             outputs = len(self._get_deep_supervision_scales() or [1])
             compile_every_size(len(self.stages), outputs)
         super().on_train_start()
+
+    def on_train_epoch_start(self) -> None:
+        """Begin an epoch; Primus changes from warm-up to decay as in nnU-Net."""
+        if self._primus:
+            warm = self.current_epoch < self.warmup_duration_whole_net
+            self.optimizer, self.lr_scheduler = AbstractPrimus.configure_optimizers(
+                self, "warmup_all" if warm else "train"
+            )
+        super().on_train_epoch_start()
+
+    def _update(self, batch: dict) -> dict:
+        """Update the weights as nnU-Net does; Primus has its own clipping, and drops paths."""
+        if not self._primus:
+            return super()._update(batch)
+        if self.batch_seed is not None:
+            # Paths are drawn for each iteration, so a resumed training drops the same ones.
+            iteration = self.schedule().iterations_before(self.current_epoch) + self.iterations_done
+            words = np.random.SeedSequence((self.batch_seed, 2, self.local_rank, iteration))
+            torch.manual_seed(int(words.generate_state(1)[0]))
+        return AbstractPrimus.train_step(self, batch)
 
     def train_step(self, batch: dict) -> dict:
         """Train one step; let a bottleneck of one voxel pass InstanceNorm's check."""

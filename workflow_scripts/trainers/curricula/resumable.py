@@ -81,10 +81,14 @@ class ResumableTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict) -> dict:
         """Train one step as nnU-Net does; stop after it if requested."""
-        result = super().train_step(batch)
+        result = self._update(batch)
         self._outputs += (result,)
         self._between_steps()
         return result
+
+    def _update(self, batch: dict) -> dict:
+        """Update the weights as nnU-Net's trainer does."""
+        return super().train_step(batch)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """End the training part of an epoch with the outputs of all its iterations."""

@@ -14,6 +14,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from ..networks.primus import is_primus
+
 CHECKPOINT = "checkpoint_final.pth"
 CARD = "card.md"
 OF_MODEL = ("plans.json", "dataset.json", "dataset_fingerprint.json")
@@ -57,8 +59,9 @@ def export_model(
         facts: further lines of the model's card, by what they state.
 
     Raises:
-        ValueError: a folder that is no finished model, is exported already, or whose network is not
-            that of the plans, such as that of `scale_space`, which is baked instead.
+        ValueError: a folder that is no finished model, is exported already, or whose network is a
+            transformer or not that of the plans, such as that of `scale_space`, which is baked
+            instead.
     """
     model = model.resolve()
     finished = sorted(path.parent for path in model.glob(f"fold_*/{CHECKPOINT}"))
@@ -100,6 +103,11 @@ def _plain_weights(model: Path, configuration: str) -> dict[str, torch.Size]:
     plans, dataset = (json.loads((model / name).read_text("utf-8")) for name in OF_MODEL[:2])
     manager = PlansManager(plans)
     planned = manager.get_configuration(configuration)
+    if is_primus(planned):
+        raise ValueError(
+            f"{model}: nnU-Net's own trainer does not build a transformer from plans, so it cannot "
+            "use this model alone. Predict with the trainers of this package (nnUNet_extTrainer)"
+        )
     with torch.device("meta"):
         network = nnUNetTrainer.build_network_architecture(
             manager,
