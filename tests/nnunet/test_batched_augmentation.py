@@ -505,7 +505,9 @@ def test_batches_of_the_planned_patch_are_distributed_as_nnunet_s(tiny):
     for name in (CONSTANT, BATCHED):
         loader = tiny.trainer(name).get_dataloaders()[0].data_loader
         batches = [next(loader) for _ in range(150)]
-        targets = [b["target"][0] if isinstance(b["target"], list) else b["target"] for b in batches]
+        targets = [
+            b["target"][0] if isinstance(b["target"], list) else b["target"] for b in batches
+        ]
         found.append((torch.cat([b["data"] for b in batches]), torch.cat(targets).float()))
     for one, other in zip(*found, strict=True):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)

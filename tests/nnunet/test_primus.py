@@ -19,7 +19,7 @@ from workflow_scripts.common.files import write_json
 from workflow_scripts.common.hardware import Hardware, prepare_network
 from workflow_scripts.common.nnunet_setup import TRAINERS, find_trainer
 from workflow_scripts.forecast.forecast_page import memory_note
-from workflow_scripts.forecast.forecast_study import calibrate
+from workflow_scripts.forecast.forecaster import calibrate
 from workflow_scripts.forecast.gpu_memory import check_memory, estimate_memory
 from workflow_scripts.forecast.plans import read_plan
 from workflow_scripts.forecast.workload import StudyDesign, count_work

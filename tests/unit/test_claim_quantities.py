@@ -5,10 +5,23 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
-from workflow_scripts.evaluation.check_claims import measured_text
-from workflow_scripts.evaluation.claim_quantities import Estimate, estimate
-from workflow_scripts.evaluation.claims import UNDECIDED, Quantity, holds, reach_verdict
+from helpers.tree import ROOT
+from workflow_scripts.evaluation.check_claims import TEXTS, measured_text
+from workflow_scripts.evaluation.claim_quantities import (
+    COST_RATIOS,
+    TARGET_RATIOS,
+    Estimate,
+    estimate,
+)
+from workflow_scripts.evaluation.claims import (
+    MEASURED_COSTS,
+    UNDECIDED,
+    Quantity,
+    holds,
+    reach_verdict,
+)
 
 TASKS, FOLDS = 10, 5
 SUBSET = [f"t{number}" for number in range(4)]
@@ -22,6 +35,25 @@ CLAIMED = {
     "time_ratio": Quantity("time_ratio", 1, "at_most", 0),
     "time_to_target": Quantity("time_to_target", 1, "at_most", 0),
 }
+
+
+def test_every_quantity_can_be_printed_and_costs_need_the_same_machine():
+    """What a new quantity needs besides its estimate, or every study's claims would fail."""
+    schema = yaml.safe_load((ROOT / "config/schemas/claims.schema.yaml").read_text())
+    known = find_enum(schema, "time_ratio")
+    assert set(TEXTS) == set(known)
+    assert {*COST_RATIOS, *TARGET_RATIOS} - MEASURED_COSTS == {"flop_ratio"}
+
+
+def find_enum(node, member):
+    """Return the list of allowed values in a schema that contains `member`."""
+    if isinstance(node, dict):
+        if member in node.get("enum", ()):
+            return node["enum"]
+        node = list(node.values())
+    if isinstance(node, list):
+        return next(filter(None, (find_enum(child, member) for child in node)), None)
+    return None
 
 
 def study(rng, seeds=3, gain=0.0, of_subset=0.0, noise=0.004, spread=1.0, cost=1.0):

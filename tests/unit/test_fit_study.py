@@ -82,7 +82,9 @@ def test_no_arm_gets_more_than_it_has():
 
 
 def test_what_cannot_fit_is_refused_with_its_least_cost():
-    with pytest.raises(UserError, match=r"fit\.hours is 0\.6, but even one epoch of constant .*0\.7"):
+    with pytest.raises(
+        UserError, match=r"fit\.hours is 0\.6, but even one epoch of constant .*0\.7"
+    ):
         fit_arms(rows, ARMS, 100, limits("training", hours=0.6))
 
 

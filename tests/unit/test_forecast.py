@@ -23,7 +23,7 @@ from workflow_scripts.common.nnunet_setup import find_trainer
 from workflow_scripts.forecast import calibration
 from workflow_scripts.forecast.check_budget import check_budget
 from workflow_scripts.forecast.forecast_page import length_text, to_markdown, total_line
-from workflow_scripts.forecast.forecast_study import forecast_rows, published_work
+from workflow_scripts.forecast.forecaster import forecast_rows, published_work
 from workflow_scripts.forecast.plans import Plan, cases_of_fold, find_plan, published_plans
 from workflow_scripts.forecast.plot_forecast import plot_forecast
 from workflow_scripts.forecast.workload import (
@@ -676,6 +676,7 @@ OPTIONS = [
     *[(trainer, "faithful_augmentation_per_stage", True) for trainer in OF_PATCHES],
     *[(trainer, "batched_augmentation", False) for trainer in OF_PATCHES],
     ("nnUNetTrainerProgressivePatch", "augment_on_device", True),
+    ("nnUNetTrainerBatchedAugmentation", "batched_planned_patch", False),
     *[(trainer, "mirror_axes", "none") for trainer in OF_PATCHES],
     ("nnUNetTrainerProgressivePatch", "pacing", "volume"),
     ("nnUNetTrainerProgressivePerformancePatch", "max_batch", 20),

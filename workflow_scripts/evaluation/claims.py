@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.paired_statistics import LEVEL
 from workflow_scripts.evaluation.claim_quantities import (
+    COST_RATIOS,
     FEWEST_TASKS,
     OVER_SEEDS,
     TARGET_RATIOS,
@@ -30,7 +31,7 @@ INSUFFICIENT = "not enough evidence"
 """The study lacks conditions of the claim."""
 TARGET_LEVEL = 0.99
 """Share of the reference's final pseudo Dice. At 100 %, noise in its last epochs would decide."""
-MEASURED_COSTS = {"time_ratio", "co2_ratio", *TARGET_RATIOS}
+MEASURED_COSTS = {*COST_RATIOS, *TARGET_RATIOS} - {"flop_ratio"}
 """Quantities that can only be compared on the same machine."""
 HARDWARE = ["device", "precision", "threads", "cpu_model", "gpu_model"]
 Trainings = Mapping[RunKey, pd.DataFrame]

@@ -14,7 +14,7 @@ from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import write_csv
 from workflow_scripts.common.formatting import bullets, number, pipe_table
 from workflow_scripts.forecast.calibration import HOW_TO_MEASURE
-from workflow_scripts.forecast.forecast_study import Forecaster
+from workflow_scripts.forecast.forecaster import Forecaster
 from workflow_scripts.forecast.planned_study import ForecastStudy
 from workflow_scripts.study.specification import Arm
 

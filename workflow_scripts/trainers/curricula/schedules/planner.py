@@ -8,7 +8,7 @@ from collections import Counter
 from .custom_stages import listed_stages
 from .frequency_stages import LOW_FREQUENCY, plan_bands, spread
 from .patch_plan import PatchPlan
-from .schedule import Schedule, pace, plan_stages
+from .schedule import DRAWN, Schedule, pace, plan_stages
 from .settings import CurriculumSettings, TrainingLength
 
 COUNTED_DRAWS = 10_000
@@ -35,7 +35,7 @@ def plan_schedule(
         tuple(stages),
         epochs,
         length.iterations_per_epoch,
-        length.seed if curriculum == "random" else None,
+        length.seed if curriculum in DRAWN else None,
         each,
         equal_compute=LOW_FREQUENCY.get(curriculum, False),
     )

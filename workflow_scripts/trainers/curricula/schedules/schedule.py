@@ -30,6 +30,8 @@ CURRICULA = (
     "progressive_efficiency",
     "progressive_performance",
 )
+DRAWN = ("random",)
+"""Curricula that draw the stage of each iteration instead of going through the stages in turn."""
 
 
 @dataclass(frozen=True)
