@@ -125,7 +125,7 @@ def test_stock_nnunet_predicts_a_case_with_a_baked_model(study, tmp_path):
     shutil.copy(image, tmp_path / "images")
     predicting = [
         *("nnUNetv2_predict_from_modelfolder", "-m", model, "-f", "0", "-device", "cpu"),
-        *("-i", tmp_path / "images", "-o", tmp_path / "predictions", "-npp", "0", "-nps", "0"),
+        *("-i", tmp_path / "images", "-o", tmp_path / "predictions", "-npp", "1", "-nps", "1"),
         "--disable_tta",
     ]
     environment = {**os.environ, "nnUNet_extTrainer": str(model / "trainers")}

@@ -26,6 +26,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from scipy.stats import binomtest, ks_2samp
 
+from workflow_scripts.trainers.curricula import patch_curriculum
 from workflow_scripts.trainers.curricula.batches.augmentation_strength import weaken
 from workflow_scripts.trainers.curricula.batches.batch import Batch, Draws
 from workflow_scripts.trainers.curricula.batches.batched_augmentation import (
@@ -488,7 +489,7 @@ def test_a_batch_is_a_function_of_its_seed_alone(tiny):
     assert not any(map(torch.equal, first, other))
 
 
-def test_batches_of_the_planned_patch_are_nnunet_s_unless_asked_for(tiny):
+def test_batches_of_the_planned_patch_are_nnunet_s_unless_asked_for(tiny, monkeypatch):
     constant, batched = (tiny.trainer(name) for name in (CONSTANT, BATCHED))
     (ours,), validation = batched._loading_plans()
     assert ours.stage.patch_size == tuple(batched.configuration_manager.patch_size)
@@ -497,6 +498,8 @@ def test_batches_of_the_planned_patch_are_nnunet_s_unless_asked_for(tiny):
     assert constant._loading_plans()[0][0].batched is None
     growing = tiny.trainer(EFFICIENCY, epochs=6, batched_planned_patch=True)
     assert all(plan.batched for plan in growing._loading_plans()[0])
+    monkeypatch.setattr(patch_curriculum, "LARGEST_BATCHED_PLAN", 16 * 8 * 8 - 1)
+    assert batched._loading_plans()[0][0].batched is None, "larger patches are faster one by one"
 
 
 def test_batches_of_the_planned_patch_are_distributed_as_nnunet_s(tiny):

@@ -39,6 +39,7 @@ def requests(tmp_path, monkeypatch):
             "own_tasks": {FAKE: {}},
             "planning": {
                 "planner": "ExperimentPlanner",
+                "network": None,
                 "gpu_memory_target_gb": None,
                 "configuration": "3d_fullres",
                 "overrides": {},

@@ -67,7 +67,7 @@ def test_drawn_sizes_have_no_epochs(plans, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--arm", "progresive"], "unknown arm 'progresive'; known are constant, progressive, "),
+        (["--arm", "progresive"], "unknown arm 'progresive'; known are constant, "),
         (["--arm", "random", "--configuration", "2d"], "Requested configuration 2d not found"),
     ],
 )

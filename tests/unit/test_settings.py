@@ -46,7 +46,10 @@ def test_a_trainer_has_the_defaults_of_its_settings(kind):
             for field in fields(settings)
             if getattr(kind, field.name) != field.default
         }
-        assert set(differing) <= {"curriculum", "training_oversample_foreground_percent"}
+        assert set(differing) <= {
+            *("curriculum", "training_oversample_foreground_percent"),
+            "batched_planned_patch",
+        }
 
 
 def test_a_value_that_a_field_does_not_list_is_refused():

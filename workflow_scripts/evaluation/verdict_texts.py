@@ -32,7 +32,7 @@ MARKS = {BETTER: "▲", KEPT: "✓", UNDECIDED: "?", WORSE: "▽", LOST: "✗", 
 MEANINGS = {
     BETTER: "the interval is above 0",
     KEPT: "above −margin",
-    UNDECIDED: "it holds 0 and −margin",
+    UNDECIDED: "it holds 0 and −margin, or there are too few seeds or cases",
     WORSE: "below 0, on both sides of −margin",
     LOST: "below −margin",
     NO_VERDICT: "no verdict: a network has not learned",

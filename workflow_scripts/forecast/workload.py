@@ -18,6 +18,7 @@ from workflow_scripts.forecast.plans import Plan
 from workflow_scripts.records.flop_counter import FlopTable
 from workflow_scripts.study.settings import TrainingSettings
 from workflow_scripts.trainers.curricula.networks.primus import is_primus
+from workflow_scripts.trainers.curricula.patch_curriculum import LARGEST_BATCHED_PLAN
 from workflow_scripts.trainers.curricula.schedules.patch_plan import PatchPlan
 from workflow_scripts.trainers.curricula.schedules.planner import iterations_of_stages
 from workflow_scripts.trainers.curricula.schedules.scale_factors import ScaleSpaceSettings
@@ -137,6 +138,7 @@ def count_work(
         parameters.get(name, getattr(trainer, name, False))
         for name in ("batched_augmentation", "batched_planned_patch")
     )
+    batched_plan = planned_too and math.prod(planned.patch_size) <= LARGEST_BATCHED_PLAN
     channels = len(plan.dataset["channel_names"])
     of_stages = [
         StageWork(
@@ -145,7 +147,7 @@ def count_work(
             loads=1 / stage.replay,
             samples=stage.batch_size,
             megavoxels=channels * stage.batch_size * math.prod(stage.loaded_size) / 1e6,
-            together=at_once and (planned_too or stage.loaded_size != planned.patch_size),
+            together=at_once and (batched_plan or stage.loaded_size != planned.patch_size),
         )
         for n, stage in zip(each, schedule.stages, strict=True)
     ]

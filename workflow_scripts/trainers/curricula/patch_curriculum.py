@@ -56,6 +56,10 @@ OPTIMIZERS = {"sgd": (nnUNetTrainer, 1e-2), "adamw": (nnUNetTrainerAdam, 1e-3)}
 rate if an arm sets no `initial_lr`: nnU-Net's, and that of `nnUNetTrainerAdam1en3`."""
 
 
+LARGEST_BATCHED_PLAN = 2**14
+"""Maximum voxels of a planned patch that is augmented as a batch (`batched_planned_patch`): larger
+ones are faster one by one (docs/results/performance.md)."""
+
 PRIMUS_LEARNING_RATE, PRIMUS_WEIGHT_DECAY, PRIMUS_WARM_UP = 3e-4, 5e-2, 50
 """Those of nnU-Net's Primus trainers; the warm-up is in epochs."""
 
@@ -280,10 +284,13 @@ class nnUNetTrainerPatchCurriculum(ResumableTrainer):
         ]
         planned = Stage(tuple(configuration.patch_size), configuration.batch_size)
         if self._batches.batched_augmentation:
+            planned_too = (
+                self._batches.batched_planned_patch
+                and prod(planned.patch_size) <= LARGEST_BATCHED_PLAN
+            )
             plans = [
                 plan
-                if plan.stage.patch_size == planned.patch_size
-                and not self._batches.batched_planned_patch
+                if plan.stage.patch_size == planned.patch_size and not planned_too
                 else replace(
                     plan,
                     batched=BatchedAugmentation(plan.transforms),

@@ -206,8 +206,8 @@ class BatchSettings(TrainerSettings):
     distribution of the results is the same."""
     batched_planned_patch: bool = False
     """`true` augments batches of the planned patch together as well, as
-    `nnUNetTrainerBatchedAugmentation` does. With `false`, what `constant` sees is nnU-Net's own
-    augmentation to the bit."""
+    `nnUNetTrainerBatchedAugmentation` does, up to 16,384 voxels: larger ones are faster one by one.
+    With `false`, what `constant` sees is nnU-Net's own augmentation to the bit."""
     augment_on_device: bool = False
     """`true` augments those batches on the GPU, for machines with few cores per GPU; `false` leaves
     it to the processes that load them. The added noise then comes from another random
