@@ -152,7 +152,9 @@ def printed_difference(differences):
     return f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f})".replace("-", "−")
 
 
-@pytest.mark.parametrize(("number", "name"), [(0, "task04_runs"), (1, "task04_adamw_runs")])
+@pytest.mark.parametrize(
+    ("number", "name"), [(0, "task04_runs"), (1, "task04_adamw_runs"), (2, "task04_2d_runs")]
+)
 def test_the_nine_arms_are_those_of_the_rows(number, name):
     runs = rows(name).set_index("seed")
     reference = runs[runs["arm"] == "constant"]
@@ -223,8 +225,9 @@ def test_one_comparison_of_the_sweep_is_decided():
     assert "One comparison is decided: on ACDC, `progressive_efficiency` is behind at 704" in page
 
 
-def test_means_over_cases_are_those_of_the_trainings():
-    runs, cases = rows("task04_adamw_runs"), rows("task04_adamw_cases")
+@pytest.mark.parametrize("study", ["task04_adamw", "task04_2d"])
+def test_means_over_cases_are_those_of_the_trainings(study):
+    runs, cases = rows(f"{study}_runs"), rows(f"{study}_cases")
     keys = ["arm", "seed"]
     labels = cases[cases["label"] != "merged"].groupby([*keys, "label"])["dice"].mean()
     merged = cases[cases["label"] == "merged"].groupby(keys)["dice"].mean()
