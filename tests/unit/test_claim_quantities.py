@@ -43,6 +43,8 @@ def test_every_quantity_can_be_printed_and_costs_need_the_same_machine():
     known = find_enum(schema, "time_ratio")
     assert set(TEXTS) == set(known)
     assert {*COST_RATIOS, *TARGET_RATIOS} - MEASURED_COSTS == {"flop_ratio"}
+    with pytest.raises(ValueError, match="no estimate of the quantity kwh"):
+        estimate("kwh", study(np.random.default_rng(1)))
 
 
 def find_enum(node, member):

@@ -87,7 +87,9 @@ def estimate(
         return _mean_of_ratios(tasks, arm, reference, level)
     if quantity == "dice_ratio":
         return _ratio_of_means(tasks, arm, reference, level)
-    return _tasks_better(tasks, arm - reference, level)
+    if quantity == "tasks_better":
+        return _tasks_better(tasks, arm - reference, level)
+    raise ValueError(f"no estimate of the quantity {quantity}")
 
 
 def _trainings(pairs: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -202,7 +202,7 @@ class BatchSettings(TrainerSettings):
     for each patch size, as the authors' trainers do; `false` keeps that of the planned patch."""
     batched_augmentation: bool = True
     """`true` augments all samples of a batch together if the patches are smaller than the planned
-    one, which is many times as fast; `false` augments them one by one, as nnU-Net does. The
+    one, which is many times faster; `false` augments them one by one, as nnU-Net does. The
     distribution of the results is the same."""
     batched_planned_patch: bool = False
     """`true` augments batches of the planned patch together as well, as
