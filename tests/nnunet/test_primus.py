@@ -18,6 +18,7 @@ from workflow_scripts.common.errors import UserError
 from workflow_scripts.common.files import write_json
 from workflow_scripts.common.hardware import Hardware, prepare_network
 from workflow_scripts.common.nnunet_setup import TRAINERS, find_trainer
+from workflow_scripts.forecast.check_needs import check_plans
 from workflow_scripts.forecast.forecast_page import memory_note
 from workflow_scripts.forecast.forecaster import calibrate
 from workflow_scripts.forecast.gpu_memory import check_memory, estimate_memory
@@ -27,6 +28,7 @@ from workflow_scripts.planning import plan_overrides
 from workflow_scripts.planning.plan_overrides import PRIMUS, override_plans
 from workflow_scripts.records.flop_counter import FlopTable
 from workflow_scripts.study.settings import TrainingSettings
+from workflow_scripts.study.specification import Arm
 from workflow_scripts.trainers.curricula.networks.primus import (
     PATCH_EMBEDDING,
     REGULARISATION,
@@ -321,6 +323,18 @@ def test_the_forecast_counts_it_at_every_size(task):
     memory = estimate_memory(plan, trainer, {}, design_of())
     assert np.isnan(memory.total)
     assert check_memory({("task", "arm"): memory}, 1.0) == []
+
+
+def test_the_estimated_size_of_a_checkpoint_is_that_of_its_tensors(task):
+    plan = read_plan(task.folder / f"{task.plans_name}.json")
+    sizes, _, faults = check_plans({"task": plan}, {"arm": Arm(CONSTANT)}, design_of())
+    assert faults == []
+    trainer = task.trainer(CONSTANT, epochs=1, iterations=1)
+    trainer.run_training()
+    states = trainer.optimizer.state_dict()["state"].values()
+    stored = [*trainer.network.parameters(), *(v for state in states for v in state.values())]
+    found = sum(4 * tensor.numel() for tensor in stored if tensor.numel() > 1)
+    assert sizes["task", "arm"] == pytest.approx(found, rel=1e-3)
 
 
 def test_its_memory_and_time_are_not_estimated():

@@ -166,7 +166,11 @@ def test_a_case_that_the_memory_cannot_hold_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "kind", "options"),
-    [("sgd", torch.optim.SGD, {"momentum": 0.99}), ("adamw", torch.optim.AdamW, {"amsgrad": True})],
+    [
+        ("sgd", torch.optim.SGD, {"momentum": 0.99}),
+        ("adamw", torch.optim.AdamW, {"amsgrad": True}),
+        ("primus", torch.optim.AdamW, {"amsgrad": False}),
+    ],
 )
 def test_the_states_of_an_optimiser_are_those_that_torch_stores(name, kind, options):
     """With the options of nnU-Net's trainers."""
@@ -175,4 +179,4 @@ def test_the_states_of_an_optimiser_are_those_that_torch_stores(name, kind, opti
     weight.sum().backward()
     optimiser.step()
     stored = [value for value in optimiser.state[weight].values() if value.shape == weight.shape]
-    assert len(stored) == module.STATES.get(name, 1)
+    assert len(stored) == module.STATES[name]

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dynamic_network_architectures.architectures.primus import Primus
+
 from workflow_scripts.common import nnunet_setup
 from workflow_scripts.common.console import redirect
 from workflow_scripts.common.errors import UserError
@@ -55,7 +57,8 @@ def check_plans(
                 plan.plans, plan.dataset, design.configuration, build, settings
             )
             weights = sum(weight.numel() for weight in network.parameters())
-            states = STATES.get(arm.parameters.get("optimizer_name", ""), 1)
+            own = "primus" if isinstance(network, Primus) else "sgd"
+            states = STATES[arm.parameters.get("optimizer_name", own)]
             sizes[task, name] = 4 * weights * (1 + states)
     return sizes, memory, faults
 

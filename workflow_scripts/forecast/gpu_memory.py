@@ -26,8 +26,8 @@ REFERENCE = {
 `REFERENCE_GB`, by axes (`UNet_reference_val_2d` and `_3d` of nnU-Net's planners)."""
 REFERENCE_BATCH, REFERENCE_GB = {2: 12, 3: 2}, 8
 GB = 2**30
-STATES = {"adamw": 3}
-"""States that an optimiser stores per weight: AdamW with AMSGrad 3, SGD with momentum 1."""
+STATES = {"sgd": 1, "adamw": 3, "primus": 2}
+"""States that an optimiser stores per weight: SGD its momentum; AdamW two, three with AMSGrad."""
 MADE = 4
 """Copies of the primary network's weights while a hypernetwork makes them: their change, the sum,
 and the gradients of both."""
@@ -90,7 +90,7 @@ def estimate_memory(
         )[0]
         weights = sum(weight.numel() for weight in network.parameters())
         primary = sum(weight.numel() for weight in network.primary.parameters())
-        copies = 2 + STATES.get(parameters.get("optimizer_name", ""), 1)
+        copies = 2 + STATES[parameters.get("optimizer_name", "sgd")]
         hypernetwork = 4 * (copies * (weights - primary) + MADE * primary) / GB
     channels = len(plan.dataset.get("channel_names", plan.dataset.get("modality", {})))
     labels = manager.get_label_manager(plan.dataset)
