@@ -20,6 +20,7 @@ FOLDS = 2
 HOURS = {"constant": 0.2, "progressive": 0.1, "low_frequency": 0.15}
 """Hours of an epoch of a training; the final validation takes another 0.5."""
 STAGES = {"constant": 1, "progressive": 4, "low_frequency": 3}
+FULL = {"constant": 100, "progressive": 100, "low_frequency": 60}
 ARMS = {name: Arm("a trainer", epochs=60 if name == "low_frequency" else None) for name in HOURS}
 
 
@@ -53,54 +54,49 @@ def test_bisection_finds_the_largest():
 def test_a_study_keeps_the_ratios_of_its_arms():
     # Per epoch of constant: 2 × (0.2 + 0.1 + 0.6 × 0.15) = 0.78 h; 3 h for the final validations.
     limit = limits(hours=3 + 0.78 * 50)
-    epochs = fit_arms(rows, ARMS, 100, limit)
+    epochs = fit_arms(rows, ARMS, FULL, limit)
     assert epochs == {"constant": 50, "progressive": 48, "low_frequency": 30}
     assert used(epochs, limit)["hours"] <= limit.limits["hours"]
     # With two devices half of the hours pass.
-    assert fit_arms(rows, ARMS, 100, limits(gpus=2, hours=(3 + 0.78 * 50) / 2)) == epochs
+    assert fit_arms(rows, ARMS, FULL, limits(gpus=2, hours=(3 + 0.78 * 50) / 2)) == epochs
     # But never less than the longest training takes.
-    assert fit_arms(rows, ARMS, 100, limits(gpus=90, hours=0.5 + 0.2 * 10))["constant"] == 10
+    assert fit_arms(rows, ARMS, FULL, limits(gpus=90, hours=0.5 + 0.2 * 10))["constant"] == 10
 
 
 def test_cheaper_arms_get_more_epochs_if_each_training_must_fit():
     limit = limits("training", hours=5.5)
-    epochs = fit_arms(rows, ARMS, 100, limit)
+    epochs = fit_arms(rows, ARMS, FULL, limit)
     assert epochs == {"constant": 25, "progressive": 48, "low_frequency": 33}
 
 
 def test_the_tightest_limit_counts():
-    both = fit_arms(rows, ARMS, 100, limits("training", hours=5.5, kwh=0.5 * 2.5))
+    both = fit_arms(rows, ARMS, FULL, limits("training", hours=5.5, kwh=0.5 * 2.5))
     assert both["constant"] == 10
 
 
 def test_no_arm_gets_more_than_it_has():
-    assert fit_arms(rows, ARMS, 100, limits(hours=1e6)) == {
-        "constant": 100,
-        "progressive": 100,
-        "low_frequency": 60,
-    }
+    assert fit_arms(rows, ARMS, FULL, limits(hours=1e6)) == FULL
 
 
 def test_what_cannot_fit_is_refused_with_its_least_cost():
     with pytest.raises(
         UserError, match=r"fit\.hours is 0\.6, but even one epoch of constant .*0\.7"
     ):
-        fit_arms(rows, ARMS, 100, limits("training", hours=0.6))
+        fit_arms(rows, ARMS, FULL, limits("training", hours=0.6))
 
 
 def test_without_a_limit_or_costs_it_says_what_to_do():
     with pytest.raises(UserError, match="set `hours`, `kwh` or `kg_co2eq`"):
         limits()
     with pytest.raises(UserError, match=r"costs of Task98_A are unknown\. Plan first"):
-        fit_arms(lambda arms: rows(arms).assign(hours=float("nan")), ARMS, 100, limits(hours=1))
+        fit_arms(lambda arms: rows(arms).assign(hours=float("nan")), ARMS, FULL, limits(hours=1))
 
 
 def test_table_page_and_configuration():
     epochs = {"constant": 10, "progressive": 8, "low_frequency": 6}
     limit = limits(hours=20, gpus=2)
     fitted = rows({name: Arm("a trainer", epochs=count) for name, count in epochs.items()})
-    full = {name: arm.epochs or 100 for name, arm in ARMS.items()}
-    table = fit_table(fitted, epochs, full).set_index("arm")
+    table = fit_table(fitted, epochs, FULL).set_index("arm")
     assert table.loc["constant", "iterations"] == 2500
     assert table.loc["constant", "share_of_papers"] == 0.01
     assert table.loc["progressive", "hours"] == pytest.approx(2 * (0.5 + 0.8))

@@ -70,9 +70,9 @@ class Limits:
                 used[name] = max(total / self.gpus, largest) if name == "hours" else total
         return used
 
-    def exceeded(self, rows: pd.DataFrame) -> list[str]:
-        """Return the limited quantities of which the trainings of a forecast use too much."""
-        return [name for name, value in self.used(rows).items() if value > self.limits[name]]
+    def exceeded(self, used: Mapping[str, float]) -> list[str]:
+        """Return the quantities of which the trainings use too much."""
+        return [name for name, value in used.items() if value > self.limits[name]]
 
 
 def largest(fits: Callable[[int], bool], upper: int) -> int:
@@ -84,26 +84,58 @@ def largest(fits: Callable[[int], bool], upper: int) -> int:
     return low
 
 
-def fit_arms(
+def fit_together(
     rows: Callable[[Mapping[str, Arm]], pd.DataFrame],
     arms: Mapping[str, Arm],
-    configured: int,
+    full: Mapping[str, int],
     limits: Limits,
 ) -> dict[str, int]:
-    """Return the epochs of each arm with which the trainings fit.
-
-    No arm gets more epochs than it has in the configuration. Epochs are rounded down to a multiple
-    of the arm's stages where there are enough, so that every stage keeps its share.
+    """Return the epochs of arms that are shortened by the same factor.
 
     Args:
         rows: forecasts arms, as `Forecaster.rows`.
-        arms: the study's arms.
-        configured: epochs of the arms that set none themselves.
+        arms: these arms.
+        full: their epochs in the configuration, which they get at most.
         limits: what must fit.
+
+    Raises UserError if not even one epoch fits.
+    """
+    most = max(full[name] for name in arms)
+
+    def epochs(count: int) -> dict[str, int]:
+        return {name: max(1, round(full[name] * count / most)) for name in arms}
+
+    def used(count: int) -> dict[str, float]:
+        lengths = epochs(count)
+        return limits.used(
+            rows({name: replace(arm, epochs=lengths[name]) for name, arm in arms.items()})
+        )
+
+    count = largest(lambda count: not limits.exceeded(used(count)), most)
+    if count:
+        return epochs(count)
+    least = used(1)
+    over = limits.exceeded(least)[0]
+    raise UserError(
+        f"fit.{over} is {limits.limits[over]:g}, but even one epoch of {', '.join(arms)} with the "
+        f"final validation takes {number(least[over])} {LIMITS[over]}. Use fewer tasks, folds, "
+        "seeds or arms, or a shorter epoch (`iterations_per_epoch`)"
+    )
+
+
+def fit_arms(
+    rows: Callable[[Mapping[str, Arm]], pd.DataFrame],
+    arms: Mapping[str, Arm],
+    full: Mapping[str, int],
+    limits: Limits,
+) -> dict[str, int]:
+    """Return the epochs of each arm with which the trainings fit, as `fit_together`.
+
+    Epochs are rounded down to a multiple of the arm's stages where there are enough, so that every
+    stage keeps its share.
 
     Raises UserError if costs are unknown, or not even one epoch fits.
     """
-    full = {name: arm.epochs or configured for name, arm in arms.items()}
     whole = rows(arms)
     unknown = whole.loc[whole[list(limits.limits)].isna().any(axis=1), "task"].unique()
     if len(unknown):
@@ -111,30 +143,10 @@ def fit_arms(
             f"fit: the costs of {', '.join(unknown)} are unknown. Plan first (`snakemake plans`). "
             f"If no run was measured on such a device: {HOW_TO_MEASURE}"
         )
-
-    def shortened(names: list[str], scale: float) -> dict[str, Arm]:
-        return {
-            name: replace(arms[name], epochs=max(1, round(scale * full[name]))) for name in names
-        }
-
+    alone = [{name: arm} for name, arm in arms.items()]
     epochs: dict[str, int] = {}
-    groups = [[name] for name in arms] if limits.per == "training" else [list(arms)]
-    for names in groups:
-        most = max(full[name] for name in names)
-
-        def fits(count: int, names: list[str] = names, most: int = most) -> bool:
-            return not limits.exceeded(rows(shortened(names, count / most)))
-
-        count = largest(fits, most)
-        if not count:
-            least = limits.used(rows(shortened(names, 1 / most)))
-            over = next(name for name in least if least[name] > limits.limits[name])
-            raise UserError(
-                f"fit.{over} is {limits.limits[over]:g}, but even one epoch of {', '.join(names)} "
-                f"with the final validation takes {number(least[over])} {LIMITS[over]}. Use fewer "
-                "tasks, folds, seeds or arms, or a shorter epoch (`iterations_per_epoch`)"
-            )
-        epochs |= {name: arm.epochs or 1 for name, arm in shortened(names, count / most).items()}
+    for group in alone if limits.per == "training" else [arms]:
+        epochs |= fit_together(rows, group, full, limits)
     stages = whole.groupby("arm")["stages"].agg(["min", "max"])
     for name, count in epochs.items():
         fewest, most = stages.loc[name]
@@ -143,7 +155,9 @@ def fit_arms(
     return epochs
 
 
-def fit_table(rows: pd.DataFrame, epochs: Mapping[str, int], full: Mapping[str, int]) -> Any:
+def fit_table(
+    rows: pd.DataFrame, epochs: Mapping[str, int], full: Mapping[str, int]
+) -> pd.DataFrame:
     """Return one row per arm: epochs, iterations of a training, and costs of all its trainings.
 
     Args:
@@ -163,7 +177,7 @@ def fit_table(rows: pd.DataFrame, epochs: Mapping[str, int], full: Mapping[str, 
     return table.reset_index()
 
 
-def to_markdown(table: Any, limits: Limits, used: Mapping[str, float], study: str) -> str:
+def to_markdown(table: pd.DataFrame, limits: Limits, used: Mapping[str, float], study: str) -> str:
     """Return the table, what is used of each limit, and what such a length means."""
     printed = pd.DataFrame(
         {
@@ -221,10 +235,11 @@ if __name__ == "__main__":
     planned = ForecastStudy(**params)
     listed = {name: Path(snakemake.input[name]) for name in ("plans", "runs", "loading")}
     forecaster = Forecaster.of(planned, **listed)
-    study_arms, length = planned.trained_arms(), planned.training["epochs"]
-    found = fit_arms(forecaster.rows, study_arms, length, chosen)
+    study_arms = planned.trained_arms()
+    configured = {n: arm.epochs or planned.training["epochs"] for n, arm in study_arms.items()}
+    found = fit_arms(forecaster.rows, study_arms, configured, chosen)
     fitted = forecaster.rows({n: replace(arm, epochs=found[n]) for n, arm in study_arms.items()})
-    result = fit_table(fitted, found, {n: arm.epochs or length for n, arm in study_arms.items()})
+    result = fit_table(fitted, found, configured)
     write_csv(result, Path(snakemake.output.csv))
     page = to_markdown(result, chosen, chosen.used(fitted), planned.study)
     Path(snakemake.output.md).write_text(page, encoding="utf-8")
